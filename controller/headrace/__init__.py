@@ -1,0 +1,1 @@
+"""Headrace: an endpoint picker and an InferencePool gateway controller for Kubernetes."""

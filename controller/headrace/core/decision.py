@@ -1,0 +1,48 @@
+"""What became of a request: where it goes, or why it goes nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes.
+
+    `endpoints` are keys (`ip:port`), best first: the rest is the fallback list. Empty means "no opinion": the gateway
+    chooses (a pick that failed open). `model` is the name to put into the body, None to leave it as it came."""
+
+    endpoints: tuple[str, ...]
+    model: str | None = None
+
+    @property
+    def destination(self) -> str:
+        """The list as header and metadata carry it, `ip:port[,ip:port...]`."""
+        return ",".join(self.endpoints)
+
+
+class RefusalReason(StrEnum):
+    """Why a request was not served; the value of the reason header."""
+
+    BAD_REQUEST = "bad-request"
+    BODY_TOO_LARGE = "body-too-large"
+    NO_ENDPOINTS = "rejected-no-endpoints"
+    SATURATED = "rejected-saturated"
+    TTL_EXPIRED = "rejected-ttl-expired"
+    SHUTTING_DOWN = "rejected-shutting-down"
+    EVICTED = "evicted"
+    PICK_DEADLINE = "pick-deadline"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that is answered with an error instead of being sent on.
+
+    `message` is shown to the client: no address, no name of a Pod."""
+
+    status: int
+    reason: RefusalReason
+    message: str
+    retry_after_seconds: int | None = None

@@ -1,0 +1,115 @@
+"""An estimate of which prompt prefixes each endpoint's cache holds: what was sent where, least recently used forgotten.
+
+Prompts are cut into blocks and the blocks hashed in a chain, so that equal hashes mean equal beginnings. For each hash
+one integer has a bit per endpoint. Source: the reference picker's approximate prefix index; chained hashes as in vLLM's
+automatic prefix caching."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import xxhash
+
+from headrace.scheduling import PrefixSettings
+
+_hash = xxhash.xxh3_64_intdigest
+
+# Entries over all endpoints. One costs about 150 bytes with its share of both tables.
+MAX_ENTRIES = 1_000_000
+_FEWEST_PER_ENDPOINT = 512
+
+
+def block_hashes(model: str, prompt: bytes, settings: PrefixSettings) -> list[int]:
+    """The chained hashes of a prompt's whole blocks; the model's name starts the chain (caches are per adapter)."""
+    size = settings.block_bytes
+    chained = _hash(model.encode("utf-8", "replace"))
+    hashes = []
+    for start in range(0, min(len(prompt) // size, settings.max_blocks) * size, size):
+        chained = _hash(prompt[start : start + size], chained)
+        hashes.append(chained)
+    return hashes
+
+
+class PrefixIndex:
+    """Block hash to endpoints, and per endpoint the order in which blocks were last used."""
+
+    def __init__(self, settings: PrefixSettings, *, max_entries: int = MAX_ENTRIES) -> None:
+        self.settings = settings
+        self._max_entries = max_entries
+        self._masks: dict[int, int] = {}
+        self._used: dict[str, OrderedDict[int, None]] = {}
+        self._bits: dict[str, int] = {}
+        self._keys: dict[int, str] = {}
+        self._free_bits: list[int] = []
+
+    def __len__(self) -> int:
+        """How many distinct blocks are known."""
+        return len(self._masks)
+
+    def add(self, key: str) -> None:
+        """An endpoint joins, with nothing cached."""
+        if key in self._bits:
+            return
+        bit = self._free_bits.pop() if self._free_bits else len(self._bits)
+        self._bits[key] = bit
+        self._keys[bit] = key
+        self._used[key] = OrderedDict()
+
+    def remove(self, key: str) -> None:
+        """An endpoint leaves; its bit may be given to another."""
+        bit = self._bits.pop(key, None)
+        if bit is None:
+            return
+        for block in self._used.pop(key):
+            self._clear(block, 1 << bit)
+        del self._keys[bit]
+        self._free_bits.append(bit)
+
+    def matches(self, hashes: Sequence[int]) -> dict[str, int]:
+        """How many of the first blocks each endpoint should have; endpoints with none are left out."""
+        if not hashes:
+            return {}
+        masks = self._masks
+        found: dict[str, int] = {}
+        alive = masks.get(hashes[0], 0)
+        length = 0
+        while alive:
+            length += 1
+            after = alive & masks.get(hashes[length], 0) if length < len(hashes) else 0
+            lost = alive & ~after
+            while lost:
+                lowest = lost & -lost
+                found[self._keys[lowest.bit_length() - 1]] = length
+                lost ^= lowest
+            alive = after
+        return found
+
+    def insert(self, hashes: Sequence[int], key: str) -> None:
+        """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them."""
+        used = self._used.get(key)
+        if used is None:
+            return
+        mask = 1 << self._bits[key]
+        masks = self._masks
+        for block in reversed(hashes):
+            if block in used:
+                used.move_to_end(block)
+            else:
+                used[block] = None
+                masks[block] = masks.get(block, 0) | mask
+        limit = min(self.settings.blocks_per_endpoint, max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits)))
+        while len(used) > limit:
+            block, _ = used.popitem(last=False)
+            self._clear(block, mask)
+
+    def entries(self, key: str) -> int:
+        """How many blocks an endpoint is thought to hold."""
+        return len(self._used.get(key, ()))
+
+    def _clear(self, block: int, mask: int) -> None:
+        left = self._masks[block] & ~mask
+        if left:
+            self._masks[block] = left
+        else:
+            del self._masks[block]

@@ -1,0 +1,194 @@
+"""Reads the servers' /metrics pages: often where requests go, rarely where none do, over one connection per Pod.
+
+A page costs the picker and the server CPU, so the pace follows the use that is made of it: `busy_seconds` between the
+pages of endpoints that got requests lately, at most `max_pages_per_second` over the pool, `idle_seconds` for the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+
+import aiohttp
+
+from headrace.core import Endpoint, endpoint_key
+from headrace.datalayer.engines import Engine, engine_of
+from headrace.datalayer.metrics_page import NoMetrics, parse_page
+from headrace.datalayer.store import EndpointRecord, EndpointStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrapeSettings:
+    """Times in seconds. `stale_seconds`: after that long without a page, a server's own word no longer counts."""
+
+    busy_seconds: float = 0.2
+    idle_seconds: float = 5.0
+    timeout_seconds: float = 2.0
+    stale_seconds: float = 2.0
+    max_pages_per_second: float = 100.0
+    # A page of vLLM 0.32.0 is about 55 KB.
+    max_page_bytes: int = 8 << 20
+    jitter: float = 0.2
+    scheme: str = "http"
+    path: str = ""
+    port: int = 0
+
+
+def interval(settings: ScrapeSettings, *, busy: bool, busy_endpoints: int, failures: int, rng: Random) -> float:
+    """Seconds until an endpoint's next page. Failing servers are asked less and less often, up to `idle_seconds`."""
+    seconds = settings.idle_seconds
+    if busy:
+        seconds = max(settings.busy_seconds, busy_endpoints / settings.max_pages_per_second)
+    if failures:
+        seconds = min(settings.idle_seconds, max(seconds, settings.busy_seconds * 2 ** min(failures, 10)))
+    return seconds * (1.0 + settings.jitter * (2.0 * rng.random() - 1.0))
+
+
+class Scraper:
+    """One task per endpoint. `clock` is the store's clock."""
+
+    def __init__(
+        self,
+        store: EndpointStore,
+        settings: ScrapeSettings,
+        *,
+        clock: Callable[[], float],
+        rng: Random,
+        on_page: Callable[[float, bool], None] = lambda seconds, ok: None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._on_page = on_page
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._wakes: dict[str, asyncio.Event] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def adjust(self, endpoints: Iterable[Endpoint]) -> None:
+        """Scrape exactly these endpoints. An address that changed hands is started anew."""
+        wanted = {f"{endpoint.key} {endpoint.uid}": endpoint for endpoint in endpoints}
+        for name in [name for name in self._tasks if name not in wanted]:
+            self._tasks.pop(name).cancel()
+            self._wakes.pop(name.partition(" ")[0], None)
+        for name, endpoint in wanted.items():
+            if name not in self._tasks:
+                wake = self._wakes[endpoint.key] = asyncio.Event()
+                task = asyncio.create_task(self._watch(endpoint, wake), name=f"scrape {endpoint.key}")
+                task.add_done_callback(_report_fault)
+                self._tasks[name] = task
+
+    def wake(self, key: str) -> None:
+        """An idle endpoint got a request: its next page is wanted soon."""
+        event = self._wakes.get(key)
+        if event is not None:
+            event.set()
+
+    async def close(self) -> None:
+        """Stop every task and close the connections."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _watch(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
+        failures = 0
+        while True:
+            record = self._store.get(endpoint.key)
+            if record is None:
+                return
+            failures = 0 if await self.scrape(record) else failures + 1
+            busy = self._is_busy(record)
+            wake.clear()
+            seconds = interval(
+                self._settings, busy=busy, busy_endpoints=self._busy_endpoints(), failures=failures, rng=self._rng
+            )
+            if busy or failures:
+                await asyncio.sleep(seconds)
+                continue
+            try:
+                async with asyncio.timeout(seconds):
+                    await wake.wait()
+                # Not at once: the request that woke us has to arrive first.
+                await asyncio.sleep(self._settings.busy_seconds)
+            except TimeoutError:
+                pass
+
+    async def scrape(self, record: EndpointRecord) -> bool:
+        """One page of one endpoint, into its record. False if none came."""
+        settings = self._settings
+        asked_at = self._clock()
+        try:
+            page, note = await self._fetch(record.endpoint)
+            metrics = parse_page(page, engine_of(record.endpoint.labels))
+        except (aiohttp.ClientError, OSError, TimeoutError, NoMetrics, ValueError) as error:
+            text = "timed out" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"[:200]
+            if not record.scrape_error:
+                logger.warning("metrics of %s are not readable: %s", record.endpoint.key, text)
+            since = record.scraped_at
+            record.scrape_failed(text, stale=since is None or self._clock() - since > settings.stale_seconds)
+            self._on_page(self._clock() - asked_at, False)
+            return False
+        if record.scrape_error and not note:
+            logger.info("metrics of %s are readable again", record.endpoint.key)
+        record.scraped(metrics, asked_at, note)
+        self._on_page(self._clock() - asked_at, True)
+        return True
+
+    async def _fetch(self, endpoint: Endpoint) -> tuple[bytes, str]:
+        """The page, and what is wrong with it: one over the limit is cut at its last whole line."""
+        settings = self._settings
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=1, keepalive_timeout=75.0),
+                timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
+                # Uncompressed: the page is small next to what unpacking it costs, and cannot grow on the way in.
+                headers={"accept-encoding": "identity", "accept": "text/plain"},
+                auto_decompress=False,
+            )
+        url = page_url(endpoint, engine_of(endpoint.labels), settings)
+        async with self._session.get(url, allow_redirects=False) as answer:
+            if answer.status != 200:
+                raise ValueError(f"status {answer.status}")
+            pieces: list[bytes] = []
+            size = 0
+            async for piece in answer.content.iter_any():
+                pieces.append(piece)
+                size += len(piece)
+                if size > settings.max_page_bytes:
+                    answer.close()
+                    page = b"".join(pieces)[: settings.max_page_bytes]
+                    return page[: page.rfind(b"\n") + 1], f"the page is over {settings.max_page_bytes} bytes: cut off"
+            return b"".join(pieces), ""
+
+    def _is_busy(self, record: EndpointRecord) -> bool:
+        """Whether its load changes: requests on the way, or lately."""
+        if record.in_flight > 0:
+            return True
+        metrics = record.metrics
+        if metrics is not None and ((metrics.running or 0) > 0 or (metrics.waiting or 0) > 0):
+            return True
+        return record.last_pick_at is not None and self._clock() - record.last_pick_at < self._settings.idle_seconds
+
+    def _busy_endpoints(self) -> int:
+        return sum(1 for record in self._store.records() if record.in_flight > 0)
+
+
+def page_url(endpoint: Endpoint, engine: Engine, settings: ScrapeSettings) -> str:
+    """Where an endpoint's page is."""
+    port = settings.port or endpoint.port
+    return f"{settings.scheme}://{endpoint_key(endpoint.address, port)}{settings.path or engine.path}"
+
+
+def _report_fault(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("%s ended: a fault in the picker", task.get_name(), exc_info=task.exception())

@@ -1,0 +1,195 @@
+"""What is known of each endpoint, in one place with one owner, and the states that decisions are made from.
+
+Load is what a server last said of itself, corrected by the requests the picker has sent it and seen finish since that
+page was asked for: gauges are old by up to a scrape interval, and a burst fits into one."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Set
+from itertools import islice
+
+from headrace.core import Endpoint
+from headrace.datalayer.metrics_page import ServerMetrics
+from headrace.scheduling import EndpointState
+
+# Changes since the last page kept per endpoint. Only a server whose metrics fail for long gets here, and for such a
+# server the changes are not used.
+_MOST_CHANGES = 20_000
+# Names that clients choose: only those that turn out to be adapters matter, and no server holds this many.
+_MOST_MODELS = 256
+
+
+class EndpointRecord:
+    """One endpoint's account. Times are seconds of the store's clock."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.metrics: ServerMetrics | None = None
+        self.fresh = False
+        # When the last good page was asked for, and why the last attempt failed ("" if it did not).
+        self.scraped_at: float | None = None
+        self.scrape_error = ""
+        self.in_flight = 0
+        self.in_flight_bytes = 0
+        self.last_pick_at: float | None = None
+        self.changed = True
+        # Models by last use, newest last; and those with requests on the way.
+        self._used: OrderedDict[str, None] = OrderedDict()
+        self._models_sent: Counter[str] = Counter()
+        self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)
+        self._delta = 0
+
+    def started(self, model: str, size: int, now: float) -> None:
+        """A request was sent here."""
+        self.in_flight += 1
+        self.in_flight_bytes += size
+        self.last_pick_at = now
+        if model:
+            self._models_sent[model] += 1
+            self._used[model] = None
+            self._used.move_to_end(model)
+            if len(self._used) > _MOST_MODELS:
+                self._used.popitem(last=False)
+        self._changes.append((now, 1))
+        self._delta += 1
+        self.changed = True
+
+    def finished(self, model: str, size: int, now: float) -> None:
+        """A request that was sent here is over."""
+        self.in_flight -= 1
+        self.in_flight_bytes -= size
+        if model:
+            self._models_sent[model] -= 1
+            if self._models_sent[model] <= 0:
+                del self._models_sent[model]
+        self._changes.append((now, -1))
+        self._delta -= 1
+        self.changed = True
+
+    def scraped(self, metrics: ServerMetrics, asked_at: float, note: str = "") -> None:
+        """A page has come that was asked for at `asked_at`. `note` says what is wrong with it, if anything."""
+        self.metrics = metrics
+        self.fresh = True
+        self.scraped_at = asked_at
+        self.scrape_error = note
+        while self._changes and self._changes[0][0] <= asked_at:
+            self._changes.popleft()
+        self._delta = sum(change for _, change in self._changes)
+        self.changed = True
+
+    def scrape_failed(self, error: str, *, stale: bool) -> None:
+        """No page has come. `stale`: what is known is too old to use from now on."""
+        self.scrape_error = error
+        if stale and self.fresh:
+            self.fresh = False
+            self.changed = True
+
+    def state(self, usual_running: int, adapters: Set[str]) -> EndpointState:
+        """This endpoint now. `usual_running` is what the pool's other servers run: without metrics of its own, that
+        many of its requests are taken as running and the rest as waiting. `adapters` are the pool's adapters."""
+        metrics = self.metrics
+        if self.fresh and metrics is not None:
+            scraped_running, scraped_waiting = metrics.running or 0, metrics.waiting or 0
+            waiting = max(0, scraped_waiting + self._delta)
+            running = max(0, min(scraped_running, scraped_running + scraped_waiting + self._delta))
+        else:
+            running = min(self.in_flight, usual_running)
+            waiting = self.in_flight - running
+        known = metrics or ServerMetrics()
+        sent = frozenset(self._models_sent) & adapters
+        return EndpointState(
+            key=self.endpoint.key,
+            endpoint=self.endpoint,
+            waiting=waiting,
+            running=running,
+            kv_usage=known.kv_usage or 0.0,
+            in_flight=self.in_flight,
+            in_flight_bytes=self.in_flight_bytes,
+            # What was sent there is, or is about to be, in use: the server's own list tells it later, if at all.
+            running_adapters=known.running_adapters | sent if sent else known.running_adapters,
+            waiting_adapters=known.waiting_adapters,
+            resident_adapters=self._resident(known.max_adapters, adapters) if adapters else frozenset(),
+            max_adapters=known.max_adapters,
+            models=known.models,
+            fresh=self.fresh,
+        )
+
+    def _resident(self, slots: int, adapters: Set[str]) -> frozenset[str]:
+        """The adapters last used here, as many as the server holds: it keeps them when their requests are done, and
+        then no longer reports them."""
+        used = (model for model in reversed(self._used) if model in adapters)
+        return frozenset(islice(used, max(1, slots)))
+
+
+class EndpointStore:
+    """The pool's endpoints. Not safe for threads: one event loop owns it."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, EndpointRecord] = {}
+        self._states: dict[str, EndpointState] = {}
+        self._snapshot: tuple[EndpointState, ...] | None = ()
+        self._adapters: set[str] = set()
+
+    def replace(self, endpoints: Iterable[Endpoint]) -> tuple[list[Endpoint], list[Endpoint]]:
+        """Make these the pool's endpoints. What is known of those that stay is kept; returns who came and who went.
+
+        An address taken over by another Pod is a new endpoint."""
+        wanted = {endpoint.key: endpoint for endpoint in endpoints}
+        gone: list[Endpoint] = []
+        for key, record in list(self._records.items()):
+            new = wanted.get(key)
+            if new is None or new.uid != record.endpoint.uid or new.pod_name != record.endpoint.pod_name:
+                gone.append(record.endpoint)
+                del self._records[key]
+                self._states.pop(key, None)
+            elif new != record.endpoint:
+                record.endpoint = new
+                record.changed = True
+        came = [endpoint for key, endpoint in wanted.items() if key not in self._records]
+        for endpoint in came:
+            self._records[endpoint.key] = EndpointRecord(endpoint)
+        self._records = {key: self._records[key] for key in wanted}
+        self._snapshot = None
+        return came, gone
+
+    def get(self, key: str) -> EndpointRecord | None:
+        """The record of `ip:port`, if it is in the pool."""
+        return self._records.get(key)
+
+    def records(self) -> tuple[EndpointRecord, ...]:
+        """Every record, in the pool's order."""
+        return tuple(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def snapshot(self) -> tuple[EndpointState, ...]:
+        """The state of every endpoint, in the pool's order."""
+        changed = [record for record in self._records.values() if record.changed]
+        if not changed and self._snapshot is not None:
+            return self._snapshot
+        for record in changed:
+            if record.metrics is not None and not record.metrics.known_adapters <= self._adapters:
+                self._adapters |= record.metrics.known_adapters
+        usual = self._usual_running() if any(not record.fresh for record in changed) else 0
+        for record in changed:
+            self._states[record.endpoint.key] = record.state(usual, self._adapters)
+            record.changed = False
+        states = self._states
+        self._snapshot = tuple([states[key] for key in self._records])
+        return self._snapshot
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Every name that a server of the pool has reported as an adapter's. As of the last snapshot."""
+        return frozenset(self._adapters)
+
+    def is_adapter(self, model: str) -> bool:
+        """Whether a server of the pool has reported this name as an adapter's. As of the last snapshot."""
+        return model in self._adapters
+
+    def _usual_running(self) -> int:
+        """The mean number of requests that servers with metrics run."""
+        counts = [r.metrics.running or 0 for r in self._records.values() if r.fresh and r.metrics is not None]
+        return sum(counts) // len(counts) if counts else 0

@@ -1,0 +1,225 @@
+"""Prometheus metrics: the reference picker's names (v1.5.0) where they fit, our own under `headrace_epp_`.
+
+Labels whose values clients choose are capped at 1,000 values: the next ones are counted as `other`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headrace.core import Endpoint
+from headrace.datalayer.ledger import Ledger
+from headrace.datalayer.prefix import PrefixIndex
+from headrace.datalayer.store import EndpointStore
+
+MAX_LABEL_VALUES = 1000
+OTHER = "other"
+
+_FAST = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+_REQUEST = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+_BYTES = tuple(float(64 * 4**n) for n in range(12))
+_RATIO = tuple(n / 10 for n in range(11))
+
+
+class CappedLabel:
+    """The values of one client-derived label; past the cap every new one is `other`."""
+
+    def __init__(self, limit: int = MAX_LABEL_VALUES) -> None:
+        self._limit = limit
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        if len(self._seen) >= self._limit:
+            return OTHER
+        self._seen.add(value)
+        return value
+
+
+class Metrics:
+    """Every metric of the process, in a registry of its own."""
+
+    def __init__(self, pool_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self.pool_name = pool_name
+        self._model = CappedLabel()
+        self._by_model: dict[str, tuple[Counter, Histogram]] = {}
+        self._attempts_to: dict[tuple[str, str], Counter] = {}
+        model = ("model_name", "target_model_name")
+        objective, extension, own = "inference_objective", "inference_extension", "headrace_epp"
+        registry = self.registry
+        self._requests = Counter(
+            f"{objective}_request_total", "Requests picked for.", (*model, "priority"), registry=registry
+        )
+        self._errors = Counter(
+            f"{objective}_request_error_total",
+            "Requests that were refused, or answered with a status of 400 or more.",
+            (*model, "error_code"),
+            registry=registry,
+        )
+        self._duration = Histogram(
+            f"{objective}_request_duration_seconds",
+            "From the pick to the end of the response.",
+            model,
+            buckets=_REQUEST,
+            registry=registry,
+        )
+        self._request_sizes = Histogram(
+            f"{objective}_request_sizes", "Request bodies in bytes.", model, buckets=_BYTES, registry=registry
+        )
+        self.scheduling_seconds = Histogram(
+            f"{extension}_scheduler_e2e_duration_seconds", "A decision.", buckets=_FAST, registry=registry
+        )
+        self._attempts = Counter(
+            f"{extension}_scheduler_attempts_total",
+            "Decisions, by their result and endpoint.",
+            ("status", "target_model_name", "pod_name", "namespace", "port"),
+            registry=registry,
+        )
+        self.prefix_hit_ratio = Histogram(
+            f"{extension}_prefix_indexer_hit_ratio",
+            "Blocks of a prompt expected in the picked endpoint's cache, of all its blocks.",
+            buckets=_RATIO,
+            registry=registry,
+        )
+        self.prefix_hit_bytes = Histogram(
+            f"{extension}_prefix_indexer_hit_bytes",
+            "Bytes of a prompt expected in the picked endpoint's cache.",
+            buckets=_BYTES,
+            registry=registry,
+        )
+        self.streams = Gauge(f"{own}_streams_inflight", "ext_proc streams that are open.", ("kind",), registry=registry)
+        self.stream_errors = Counter(
+            f"{own}_stream_errors_total", "Streams ended for an error.", ("reason",), registry=registry
+        )
+        self.served_elsewhere = Counter(
+            f"{own}_served_elsewhere_total",
+            "Responses from another endpoint than the first one picked.",
+            registry=registry,
+        )
+        self.unobserved = Counter(
+            f"{own}_unobserved_requests_total", "Picks of which no stream ever told the end.", registry=registry
+        )
+        self.failure_mode_answers = Counter(
+            f"{own}_failure_mode_answers_total",
+            "Picks not made in time, or failed, and answered by the pool's failure mode.",
+            ("mode", "cause"),
+            registry=registry,
+        )
+        self.refused = Counter(f"{own}_refused_total", "Requests refused.", ("reason",), registry=registry)
+        self.pages = Counter(
+            f"{own}_metrics_pages_total", "Metrics pages asked of model servers.", ("result",), registry=registry
+        )
+        self.page_seconds = Histogram(
+            f"{own}_metrics_page_seconds", "Time to get and read a metrics page.", buckets=_FAST, registry=registry
+        )
+
+    def picked(self, model: str, endpoint: Endpoint, size: int) -> None:
+        """A request was sent to an endpoint."""
+        name = self._model(model)
+        requests, sizes = self._of_model(name)
+        requests.inc()
+        sizes.observe(size)
+        attempts = self._attempts_to.get((name, endpoint.key))
+        if attempts is None:
+            labels = ("success", name, endpoint.pod_name, endpoint.namespace, str(endpoint.port))
+            attempts = self._attempts_to[name, endpoint.key] = self._attempts.labels(*labels)
+        attempts.inc()
+
+    def _of_model(self, name: str) -> tuple[Counter, Histogram]:
+        """The series that every request of a model adds to; looking them up costs more than adding."""
+        found = self._by_model.get(name)
+        if found is None:
+            found = self._requests.labels(name, name, "0"), self._request_sizes.labels(name, name)
+            self._by_model[name] = found
+        return found
+
+    def not_picked(self, model: str, status: int, reason: str) -> None:
+        """A request was refused."""
+        name = self._model(model)
+        self._requests.labels(name, name, "0").inc()
+        self._errors.labels(name, name, str(status)).inc()
+        self._attempts.labels("failure", name, "", "", "").inc()
+        self.refused.labels(reason).inc()
+
+    def answered(self, model: str, status: int) -> None:
+        """A model server answered with a status."""
+        if status >= 400:
+            name = self._model(model)
+            self._errors.labels(name, name, str(status)).inc()
+
+    def ended(self, model: str, seconds: float) -> None:
+        """A request is over."""
+        name = self._model(model)
+        self._duration.labels(name, name).observe(seconds)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """An endpoint left the pool: its series go with it, or a pool of short-lived Pods would pile them up."""
+        self._attempts_to = {key: child for key, child in self._attempts_to.items() if key[1] != endpoint.key}
+        self._attempts.remove_by_labels(
+            {"pod_name": endpoint.pod_name, "namespace": endpoint.namespace, "port": str(endpoint.port)}
+        )
+
+
+class PoolCollector(Collector):
+    """Metrics of the pool as it is when somebody asks."""
+
+    def __init__(self, pool_name: str, store: EndpointStore, ledger: Ledger, index: PrefixIndex) -> None:
+        self._pool_name = pool_name
+        self._store = store
+        self._ledger = ledger
+        self._index = index
+
+    def collect(self) -> Iterable[Metric]:
+        """The pool's gauges."""
+        states = self._store.snapshot()
+        count = len(states)
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            family = GaugeMetricFamily(f"inference_pool_{name}", text, labels=("name",))
+            family.add_metric((self._pool_name,), value)
+            return family
+
+        def mean(total: float) -> float:
+            return total / count if count else 0.0
+
+        yield gauge("ready_pods", "Endpoints that are ready.", count)
+        yield gauge(
+            "average_kv_cache_utilization", "Mean used share of KV cache.", mean(sum(s.kv_usage for s in states))
+        )
+        yield gauge("average_queue_size", "Mean number of waiting requests.", mean(sum(s.waiting for s in states)))
+        yield gauge(
+            "average_running_requests", "Mean number of running requests.", mean(sum(s.running for s in states))
+        )
+        queue = GaugeMetricFamily(
+            "inference_pool_per_pod_queue_size", "Waiting requests.", labels=("name", "model_server_pod")
+        )
+        in_flight = GaugeMetricFamily(
+            "headrace_epp_inflight_requests", "Requests sent and not seen to end.", labels=("endpoint",)
+        )
+        fresh = GaugeMetricFamily(
+            "headrace_epp_endpoint_metrics_fresh", "1 where the server's metrics are usable.", labels=("endpoint",)
+        )
+        for state in states:
+            queue.add_metric((self._pool_name, state.endpoint.pod_name), state.waiting)
+            in_flight.add_metric((state.key,), state.in_flight)
+            fresh.add_metric((state.key,), 1.0 if state.fresh else 0.0)
+        yield queue
+        yield in_flight
+        yield fresh
+        size = GaugeMetricFamily("inference_extension_prefix_indexer_size", "Distinct blocks in the prefix index.")
+        size.add_metric((), len(self._index))
+        yield size
+        running = GaugeMetricFamily(
+            "inference_objective_running_requests", "Requests in flight.", labels=("model_name",)
+        )
+        for model, number in self._ledger.by_model().items():
+            running.add_metric((model,), number)
+        yield running
+        total = GaugeMetricFamily("headrace_epp_ledger_requests", "Requests in the in-flight account.")
+        total.add_metric((), len(self._ledger))
+        yield total

@@ -1,0 +1,236 @@
+"""The running picker: builds every shared object, starts the servers, drains on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import grpc.aio
+from aiohttp import web
+
+from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
+from headrace.datalayer.scraper import Scraper, ScrapeSettings
+from headrace.epp import status
+from headrace.epp.config_file import load_config
+from headrace.epp.director import Director
+from headrace.epp.health import Health
+from headrace.epp.metrics import Metrics, PoolCollector
+from headrace.epp.options import Options
+from headrace.epp.service import ExtProcService
+from headrace.epp.tls import server_credentials
+from headrace.scheduling import SchedulingConfig
+
+logger = logging.getLogger(__name__)
+
+# Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
+_MESSAGE_OVERHEAD = 1 << 20
+_EXPIRE_SECONDS = 1.0
+
+
+class CannotServe(RuntimeError):  # noqa: N818
+    """What is needed to serve is missing; the message says what, and what to do."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the servers listen, once they do."""
+
+    grpc: int
+    health: int
+    metrics: int
+
+
+class Process:
+    """One picker. `run` serves until it is told to stop."""
+
+    def __init__(self, options: Options) -> None:
+        config = load_config(options.config_file) if options.config_file is not None else SchedulingConfig()
+        for note in config.notes:
+            logger.warning("%s: %s", options.config_file, note)
+        self._options = options
+        self._metrics = Metrics(options.pool_name or "static")
+        rng = Random()
+        self.director = Director(
+            config=config,
+            metrics=self._metrics,
+            clock=time.monotonic,
+            rng=rng,
+            pick_deadline=options.pick_deadline,
+            decisions_kept=options.decisions_kept,
+        )
+        director = self.director
+        self._metrics.registry.register(
+            PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
+        )
+        self._scraper = Scraper(
+            director.store,
+            ScrapeSettings(
+                busy_seconds=options.refresh_metrics_interval,
+                idle_seconds=options.idle_metrics_interval,
+                stale_seconds=options.metrics_staleness_threshold,
+            ),
+            clock=time.monotonic,
+            rng=rng,
+            on_page=self._page_read,
+        )
+        director.on_pick = self._scraper.wake
+        self._health = Health(self._is_ready)
+        self._draining = False
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drain and end; told a second time, end at once."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def run(self, on_listening: Callable[[Ports], None] = lambda ports: None) -> None:
+        """Serve until `stop`, then drain. Raises CannotServe, and InvalidCertificate."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                server, ports = await stack.enter_async_context(self._servers())
+                stack.push_async_callback(self._scraper.close)
+                watch = await self._pool_source(stack)
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                background = [
+                    tasks.create_task(self._expire(), name="expire"),
+                    tasks.create_task(watch, name="watch the pool"),
+                ]
+                logger.info("serving", extra={"ports": vars(ports), "pool": self._metrics.pool_name})
+                on_listening(ports)
+                await self._stop.wait()
+                await self._drain(server)
+                for task in background:
+                    task.cancel()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        logger.info("stopped")
+
+    async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
+        """The pool, or one of its Pods, changed."""
+        await self._replace(endpoints, pool.failure_mode)
+
+    async def _replace(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
+        was_ready = self._is_ready()
+        self.director.replace_endpoints(endpoints, failure_mode)
+        self._scraper.adjust(endpoints)
+        if self._is_ready() != was_ready:
+            await self._health.changed()
+
+    async def _pool_source(self, stack: contextlib.AsyncExitStack) -> Coroutine[Any, Any, None]:
+        """What keeps the pool's endpoints up to date. Raises CannotServe."""
+        options = self._options
+        if options.endpoints:
+            return self._replace(options.endpoints, options.static_failure_mode)
+        # Imported here: the Kubernetes client takes longer to load than everything else together.
+        from headrace.epp.watch import watch_pool
+        from headrace.kube.client import ConfigurationError, connect
+
+        try:
+            client = await connect(options.kubeconfig)
+        except ConfigurationError as error:
+            raise CannotServe(str(error)) from None
+        stack.push_async_callback(client.close)
+        return watch_pool(client, options, self)
+
+    def _is_ready(self) -> bool:
+        return self.director.synced and not self._draining
+
+    def _page_read(self, seconds: float, ok: bool) -> None:
+        self._metrics.pages.labels("ok" if ok else "error").inc()
+        self._metrics.page_seconds.observe(seconds)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_SECONDS)
+            self.director.expire()
+
+    @contextlib.asynccontextmanager
+    async def _servers(self) -> AsyncIterator[tuple[grpc.aio.Server, Ports]]:
+        options = self._options
+        limit = options.max_body_bytes + _MESSAGE_OVERHEAD
+        grpc_options = [
+            # Two processes on one port would share its connections and each know half of what is in flight.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+            ("grpc.max_concurrent_streams", 1 << 20),
+            # Above 1,000 calls that wait for a handler gRPC drops some at random. A burst is what admission is for.
+            ("grpc.server.max_pending_requests", 1 << 20),
+            ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+            # Envoy probes an idle connection every second (HTTP/2 keepalive); gRPC would close it as abuse.
+            ("grpc.http2.min_ping_interval_without_data_ms", 100),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        service = ExtProcService(self.director, max_body_bytes=options.max_body_bytes)
+        server = grpc.aio.server(options=grpc_options)
+        server.add_generic_rpc_handlers((service.handler(), self._health.handler()))
+        address = endpoint_key(options.bind_address, options.grpc_port)
+        if options.secure_serving:
+            credentials = server_credentials(options.cert_path, reload=options.enable_cert_reload)
+            grpc_port = _bind(lambda: server.add_secure_port(address, credentials), "grpc-port", options.grpc_port)
+        else:
+            grpc_port = _bind(lambda: server.add_insecure_port(address), "grpc-port", options.grpc_port)
+        health = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health.add_generic_rpc_handlers((self._health.handler(),))
+        health_address = endpoint_key(options.bind_address, options.grpc_health_port)
+        health_port = _bind(
+            lambda: health.add_insecure_port(health_address), "grpc-health-port", options.grpc_health_port
+        )
+        runner = web.AppRunner(status.application(self.director, self._is_ready), access_log=None)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, options.bind_address, options.metrics_port)
+            try:
+                await site.start()
+            except OSError:
+                raise _taken("metrics-port", options.metrics_port) from None
+            await server.start()
+            await health.start()
+            metrics_port = runner.addresses[0][1]
+            yield server, Ports(grpc_port, health_port, metrics_port)
+        finally:
+            await server.stop(0)
+            await health.stop(0)
+            await runner.cleanup()
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest."""
+        options = self._options
+        logger.info("draining", extra={"delay_seconds": options.drain_delay, "timeout_seconds": options.drain_timeout})
+        self._draining = True
+        await self._health.changed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(options.drain_delay):
+                await self._stop_now.wait()
+        stopping = asyncio.create_task(server.stop(options.drain_timeout), name="stop the server")
+        now = asyncio.create_task(self._stop_now.wait(), name="told to stop at once")
+        await asyncio.wait((stopping, now), return_when=asyncio.FIRST_COMPLETED)
+        now.cancel()
+        await server.stop(0)
+        await stopping
+
+
+def _bind(add_port: Callable[[], int], flag: str, wanted: int) -> int:
+    """The port that a gRPC server is bound to. Raises CannotServe."""
+    try:
+        return add_port()
+    except RuntimeError:  # all that gRPC says
+        raise _taken(flag, wanted) from None
+
+
+def _taken(flag: str, wanted: int) -> CannotServe:
+    return CannotServe(f"--{flag}={wanted}: the port is taken; stop what listens there, or give another port")

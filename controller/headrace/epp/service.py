@@ -1,0 +1,160 @@
+"""The ext_proc gRPC service: carries bytes between streams and conversations, and tells the director what they saw.
+
+Registered with raw bytes for messages (no protobuf classes of gRPC's own): the conversation reads and writes them."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+
+from headrace.datalayer.ledger import InFlight
+from headrace.epp.director import Director
+from headrace.extproc import ConversationSettings, ExtProcStream, MalformedMessage, ProtocolViolation
+from headrace.extproc.events import (
+    Event,
+    PickNeeded,
+    RequestObserved,
+    RequestRefused,
+    ResponseEnded,
+    ResponseStarted,
+)
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+# gRPC metadata with which a gateway says that responses are observed by a filter of their own. Without it, the first
+# observation stream says so for the rest of the process's life.
+OBSERVED_METADATA = "x-headrace-observed"
+
+
+class StreamSession:
+    """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
+
+    def __init__(self, director: Director, settings: ConversationSettings, *, observed: bool = False) -> None:
+        self._director = director
+        self._observed = observed
+        if observed:
+            director.ledger.expect_observers()
+        self._stream = ExtProcStream(settings)
+        self._entry: InFlight | None = None
+        self._covers_response = False
+        self._response_seen = False
+
+    @property
+    def observing(self) -> bool:
+        """Whether the stream only watches."""
+        return self._stream.observing
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, once it is known."""
+        return self._stream.request_id
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stream has nothing left to do and should end now.
+
+        In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
+        and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its stream;
+        the gateway takes that as "no more processing"."""
+        if self._covers_response or not self._stream.request_done:
+            return False
+        return self._observed or self._director.ledger.observers_seen
+
+    async def feed(self, raw: bytes) -> list[bytes]:
+        """The answers to one message; waits where a decision waits. Raises MalformedMessage or ProtocolViolation."""
+        answers = self._stream.feed(raw)
+        while events := self._stream.take_events():
+            for event in events:
+                if isinstance(event, PickNeeded):
+                    answers += await self._pick(event)
+                else:
+                    self._note(event)
+        return answers
+
+    def end(self) -> None:
+        """The stream is over, in whatever way."""
+        entry = self._entry
+        if entry is None:
+            return
+        # A stream that does not see the response ends before it: then an observer, or the clock, ends the request.
+        if self._stream.observing or self._covers_response or (self._response_seen and not entry.observed):
+            self._director.finish(entry)
+
+    async def _pick(self, event: PickNeeded) -> list[bytes]:
+        picked = await self._director.decide(event)
+        self._entry = picked.entry
+        self._covers_response = event.covers_response
+        try:
+            return self._stream.resume(picked.outcome)
+        except BaseException:
+            if picked.entry is not None:
+                self._director.finish(picked.entry)
+            raise
+
+    def _note(self, event: Event) -> None:
+        director = self._director
+        if isinstance(event, RequestObserved):
+            self._entry = director.observed(event.request_id, event.destination)
+        elif isinstance(event, ResponseStarted):
+            self._response_seen = True
+            if self._entry is not None and not (self._entry.observed and not self._stream.observing):
+                director.response_started(self._entry, event.served, event.status)
+        elif isinstance(event, ResponseEnded):
+            if self._entry is not None:
+                director.finish(self._entry)
+        elif isinstance(event, RequestRefused):
+            director.metrics.not_picked("", event.status, event.reason)
+
+
+class ExtProcService:
+    """`envoy.service.ext_proc.v3.ExternalProcessor`."""
+
+    def __init__(self, director: Director, *, max_body_bytes: int) -> None:
+        self._director = director
+        self._settings = ConversationSettings(new_request_id=lambda: str(uuid.uuid4()), max_body_bytes=max_body_bytes)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._process)
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": method})
+
+    async def _process(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        observed = any(
+            name == OBSERVED_METADATA and value == "true" for name, value in context.invocation_metadata() or ()
+        )
+        session = StreamSession(self._director, self._settings, observed=observed)
+        metrics = self._director.metrics
+        kind = ""
+        try:
+            while True:
+                raw = await context.read()
+                if not isinstance(raw, bytes):  # grpc.aio.EOF
+                    return
+                answers = await session.feed(raw)
+                if not kind:
+                    kind = "observe" if session.observing else "pick"
+                    metrics.streams.labels(kind).inc()
+                for answer in answers:
+                    await context.write(answer)
+                if session.complete:
+                    return
+        except (MalformedMessage, ProtocolViolation) as error:
+            metrics.stream_errors.labels("protocol").inc()
+            logger.warning("the gateway broke the protocol: %s", error, extra={"request_id": session.request_id})
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except grpc.aio.AbortError:
+            raise
+        except Exception:  # one stream's fault stays that stream's
+            metrics.stream_errors.labels("fault").inc()
+            logger.exception("a stream failed: a fault in the picker", extra={"request_id": session.request_id})
+            await context.abort(grpc.StatusCode.INTERNAL, "a fault in the endpoint picker; its log has the details")
+        finally:
+            if kind:
+                metrics.streams.labels(kind).dec()
+            session.end()

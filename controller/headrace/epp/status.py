@@ -1,0 +1,90 @@
+"""The picker's HTTP port: metrics, health, and what it knows and did, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from headrace.epp.director import Director
+
+_MOST_DECISIONS = 1000
+
+
+def application(director: Director, is_ready: Callable[[], bool]) -> web.Application:
+    """The HTTP application."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(director.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
+
+    async def alive(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n") if is_ready() else web.Response(status=503, text="not ready\n")
+
+    async def endpoints(_: web.Request) -> web.Response:
+        return _json(endpoint_list(director))
+
+    async def decisions(request: web.Request) -> web.Response:
+        text = request.query.get("limit", "100")
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_DECISIONS:
+            return _json({"error": f"limit={text[:20]}: give a number of 1 to {_MOST_DECISIONS}"}, status=400)
+        found = director.decisions.find(request_id=request.query.get("request_id", ""), limit=int(text))
+        return _json({"decisions": found})
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/healthz", alive)
+    app.router.add_get("/readyz", ready)
+    app.router.add_get("/debug/endpoints", endpoints)
+    app.router.add_get("/debug/decisions", decisions)
+    return app
+
+
+def endpoint_list(director: Director) -> dict[str, Any]:
+    """Every endpoint, as the picker sees it now."""
+    now = director.clock()
+    listed = []
+    for state in director.store.snapshot():
+        record = director.store.get(state.key)
+        age = None if record is None or record.scraped_at is None else round(now - record.scraped_at, 3)
+        listed.append(
+            {
+                "endpoint": state.key,
+                "pod": state.endpoint.pod_name,
+                "namespace": state.endpoint.namespace,
+                "rank": state.endpoint.rank,
+                "waiting": state.waiting,
+                "running": state.running,
+                "in_flight": state.in_flight,
+                "kv_usage": state.kv_usage,
+                "running_adapters": sorted(state.running_adapters),
+                "waiting_adapters": sorted(state.waiting_adapters),
+                "resident_adapters": sorted(state.resident_adapters),
+                "max_adapters": state.max_adapters,
+                "models": sorted(state.models),
+                "metrics_fresh": state.fresh,
+                "metrics_age_seconds": age,
+                "metrics_error": record.scrape_error if record is not None else "",
+                "prefix_blocks": director.index.entries(state.key),
+            }
+        )
+    return {
+        "pool": director.metrics.pool_name,
+        "synced": director.synced,
+        "failure_mode": director.failure_mode.value,
+        "profile": director.profile.name,
+        "adapters": sorted(director.store.adapters),
+        "endpoints": listed,
+    }
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    body = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return web.Response(body=body, status=status, content_type="application/json")

@@ -1,0 +1,184 @@
+"""What a request's body says that matters to a pick: model, prompt, streaming. Bodies themselves are never logged.
+
+Covers OpenAI completions, chat completions, responses and embeddings, Anthropic messages, vLLM and SGLang generate.
+Anything else passes through unread and is still routed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+# Paths, by their end, whose bodies must be JSON objects: what else is sent there, no model server could answer.
+_JSON_PATHS = (
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/embeddings",
+    "/v1/messages",
+    "/messages/count_tokens",
+    "/inference/v1/generate",
+)
+# The standard library reads what orjson refuses (NaN, lone surrogates) and model servers accept, but slowly: bodies
+# up to this size get the second reading, larger ones pass through unread.
+_SECOND_READING_BYTES = 1 << 20
+_MODEL_FIELD = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
+_MAX_MODEL_LENGTH = 1024
+
+
+class UnreadableBody(ValueError):  # noqa: N818
+    """A body that no model server could answer; the message is for the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyFacts:
+    """What the pick needs of a body. `model` "" and `prompt` empty where it does not say."""
+
+    model: str = ""
+    prompt: bytes = b""
+    streaming: bool = False
+    max_tokens: int | None = None
+
+
+_NOTHING = BodyFacts()
+
+
+def is_json_path(path: str) -> bool:
+    """Whether requests to this path (query included) must have a JSON body."""
+    return path.partition("?")[0].rstrip("/").endswith(_JSON_PATHS)
+
+
+def read_body(body: bytes, *, path: str, content_encoding: str = "", whole: bool = True) -> BodyFacts:
+    """The facts of a request body. `whole` is false where only its beginning is at hand.
+
+    Raises UnreadableBody, and only for paths that must carry JSON; elsewhere an unreadable body has no facts."""
+    if content_encoding and content_encoding != "identity":
+        return _NOTHING
+    if not whole:
+        return _facts_of_beginning(body)
+    strict = is_json_path(path)
+    if not strict and body[:64].lstrip()[:1] != b"{":
+        return _NOTHING
+    try:
+        value = _load(body)
+    except ValueError as error:
+        if strict:
+            raise UnreadableBody(f"the body is not JSON: {error}") from None
+        return _NOTHING
+    if value is None:
+        return _NOTHING
+    try:
+        return _facts(value)
+    except UnreadableBody:
+        if strict:
+            raise
+        return _NOTHING
+
+
+def _load(body: bytes) -> Any:
+    """The body's JSON value; None for one too large for a second reading. Raises ValueError."""
+    try:
+        value = orjson.loads(body)
+    except ValueError as error:
+        if not body.strip():
+            raise ValueError("it is empty") from None
+        if len(body) > _SECOND_READING_BYTES:
+            return None
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            raise ValueError(str(error).partition(":")[0]) from None
+    # JSON's own null is as wrong as a list; None is taken by "unread".
+    return [] if value is None else value
+
+
+def _facts(value: Any) -> BodyFacts:
+    if not isinstance(value, dict):
+        raise UnreadableBody("the body must be a JSON object")
+    model = value.get("model")
+    if model is None:
+        model = ""
+    if not isinstance(model, str):
+        raise UnreadableBody("field 'model' must be text")
+    if len(model) > _MAX_MODEL_LENGTH:
+        raise UnreadableBody(f"field 'model' must be at most {_MAX_MODEL_LENGTH} characters")
+    limit = value.get("max_completion_tokens") or value.get("max_tokens") or value.get("max_output_tokens")
+    return BodyFacts(
+        model=_printable(model),
+        prompt=b"\x1f".join(_prompt_parts(value)),
+        streaming=value.get("stream") is True,
+        max_tokens=limit if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 else None,
+    )
+
+
+def _printable(text: str) -> str:
+    """Text that can be encoded: a lone surrogate becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _prompt_parts(value: dict[str, Any]) -> Iterator[bytes]:
+    """What the server's prefix cache will see, in order: the salt that separates caches, tools, system, messages."""
+    for name in ("cache_salt", "tools", "system", "instructions"):
+        if value.get(name):
+            yield _bytes(value[name])
+    messages = value.get("messages")
+    if isinstance(messages, list):
+        for message in messages:
+            if isinstance(message, dict):
+                yield _bytes(message.get("role"))
+                yield _bytes(message.get("content"))
+                if message.get("tool_calls"):
+                    yield _bytes(message["tool_calls"])
+        return
+    for name in ("prompt", "input", "text", "token_ids", "input_ids"):
+        if value.get(name):
+            yield _bytes(value[name])
+            return
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    if value is None:
+        return b""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # numbers and surrogates that only the second reading lets in
+        return json.dumps(value).encode("utf-8", "replace")
+
+
+def _facts_of_beginning(body: bytes) -> BodyFacts:
+    """The best of a cut body: a model named near its start, and its bytes as the prompt."""
+    if body[:64].lstrip()[:1] != b"{":
+        return _NOTHING
+    found = _MODEL_FIELD.search(body)
+    model = ""
+    if found:
+        try:
+            model = _printable(orjson.loads(found[1]))
+        except ValueError:
+            model = ""
+    return BodyFacts(model=model, prompt=body, streaming=re.search(rb'"stream"\s*:\s*true', body) is not None)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The JSON object `body` with its `model` replaced, every other byte kept where that is possible.
+
+    Raises ValueError if the body is not a JSON object."""
+    value = orjson.loads(body)
+    if not isinstance(value, dict):
+        raise ValueError("the body must be a JSON object")
+    wanted = {**value, "model": model}
+    written = orjson.dumps(model)
+    # A text "model" may also occur in a message: each candidate is tried, and only the right one gives what is wanted.
+    for number, found in enumerate(_MODEL_FIELD.finditer(body)):
+        if number == 8:
+            break
+        changed = body[: found.start(1)] + written + body[found.end(1) :]
+        if orjson.loads(changed) == wanted:
+            return changed
+    return orjson.dumps(wanted)

@@ -1,0 +1,394 @@
+"""One request's ext_proc conversation: serialized ProcessingRequests in, serialized ProcessingResponses out.
+
+No I/O and no clock. Where a pick is needed, `feed` puts a PickNeeded among the events and the conversation waits;
+`resume` goes on with what was decided. Messages that come meanwhile are kept and answered afterwards, in order.
+
+Every transition is in one table, `_TRANSITIONS`: what is not in it is the proxy's error, except that a refused request
+ignores what was already on its way.
+
+Where the pick is answered follows from the gateway's `protocol_config` (proposal 004; ext_proc.proto):
+
+=====================  ================================================================================
+request ends w/ headers  in the headers' answer
+NONE, STREAMED           in the headers' answer: the pick comes from headers alone, bodies pass by
+BUFFERED, ..._PARTIAL    headers continue at once, the pick is in the body's answer
+FULL_DUPLEX_STREAMED     nothing until the body is whole, then headers, body pieces, trailers, in this order
+GRPC                     as STREAMED, each piece sent on as it came
+=====================  ================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, auto
+from functools import lru_cache
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from headrace.core import Decision, Refusal, RefusalReason, Request
+from headrace.extproc import answers, names
+from headrace.extproc.body import BodyFacts, UnreadableBody, read_body, with_model
+from headrace.extproc.events import (
+    Event,
+    PickNeeded,
+    RequestRefused,
+    ResponseChunk,
+    ResponseEnded,
+    ResponseStarted,
+)
+from headrace.extproc.metadata import read_headers, served_endpoint, subset_hint
+from headrace.extproc.wire import Kind, MalformedMessage, Message
+
+
+class BodyMode(IntEnum):
+    """`ProcessingMode.BodySendMode` of the ext_proc filter."""
+
+    NONE = 0
+    STREAMED = 1
+    BUFFERED = 2
+    BUFFERED_PARTIAL = 3
+    FULL_DUPLEX_STREAMED = 4
+    GRPC = 5
+
+
+class ProtocolViolation(ValueError):  # noqa: N818
+    """A message that has no place where it came. The proxy's fault: its stream cannot go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationSettings:
+    """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
+    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB."""
+
+    new_request_id: Callable[[], str]
+    max_body_bytes: int = 64 << 20
+    templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)
+
+
+class _Phase(Enum):
+    START = auto()
+    COLLECTING = auto()  # the request's body is on its way
+    PICKING = auto()  # a PickNeeded is out
+    FORWARDING = auto()  # picked; bodies and trailers of the request pass by
+    RESPONDING = auto()  # the response's headers have come
+    REFUSED = auto()
+
+
+class _Site(Enum):
+    """The answer that carries the pick."""
+
+    HEADERS = auto()
+    BODY = auto()
+    TRAILERS = auto()
+    DUPLEX = auto()
+
+
+class Conversation:
+    """The state machine of one ext_proc stream that picks."""
+
+    def __init__(self, settings: ConversationSettings) -> None:
+        self._settings = settings
+        self.events: list[Event] = []
+        self._phase = _Phase.START
+        self._site = _Site.HEADERS
+        # Without a protocol_config (older gateways) the protocol's own mode is meant.
+        self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
+        self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
+        self._headers: dict[str, str] = {}
+        self._headers_seen = False
+        self._subset: tuple[str, ...] | None = None
+        self._request_id = ""
+        self._request_id_is_new = False
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._body = b""
+        self._body_ended = False
+        self._trailers_ended = False
+        self._response_ended = False
+        self._backlog: list[Message] = []
+
+    def handle(self, message: Message) -> list[bytes]:
+        """The answers to one message, in the order to send them.
+
+        Raises MalformedMessage or ProtocolViolation, both the proxy's fault; the conversation is over then."""
+        if self._phase is _Phase.PICKING:
+            self._backlog.append(message)
+            return []
+        if message.protocol_config is not None:
+            self._request_mode, self._response_mode = _read_config(message.protocol_config)
+        if message.kind is None or self._phase is _Phase.REFUSED:
+            return []
+        handler = _TRANSITIONS.get((self._phase, message.kind))
+        if handler is None:
+            raise ProtocolViolation(f"{message.kind.name} while {self._phase.name}")
+        if self._phase in _BEFORE_PICK and message.metadata_context is not None and self._subset is None:
+            self._subset = subset_hint(message.metadata_context)
+        return handler(self, message)
+
+    def resume(self, outcome: Decision | Refusal) -> list[bytes]:
+        """The answers once the pick that was asked for is decided, including those to messages that came meanwhile."""
+        if self._phase is not _Phase.PICKING:
+            raise RuntimeError("no pick was asked for")
+        if isinstance(outcome, Refusal):
+            out = [self._refuse(outcome)]
+        else:
+            self._phase = _Phase.FORWARDING
+            out = self._picked(outcome)
+        backlog, self._backlog = self._backlog, []
+        for message in backlog:
+            out += self.handle(message)
+        return out
+
+    @property
+    def request_done(self) -> bool:
+        """Whether the request is picked for and nothing of it is to come that has to be answered."""
+        if self._phase is not _Phase.FORWARDING:
+            return False
+        return self._body_ended or self._trailers_ended or self._request_mode in _ONE_BODY_ANSWER
+
+    @property
+    def request_id(self) -> str:
+        """The request's id; "" before its headers."""
+        return self._request_id
+
+    # The request.
+
+    def _on_request_headers(self, message: Message) -> list[bytes]:
+        self._headers, ended = read_headers(message.content)
+        self._headers_seen = True
+        self._name_request()
+        mode = self._request_mode
+        if ended or mode in _PICK_FROM_HEADERS:
+            self._body_ended = ended
+            return self._ask(_Site.HEADERS, BodyFacts())
+        self._phase = _Phase.COLLECTING
+        if mode is BodyMode.FULL_DUPLEX_STREAMED:
+            return []
+        # Buffered: the gateway sends the body only after this answer. What clients may not send goes right away.
+        return [answers.request_headers(self._settings.templates.of("")[0])]
+
+    def _on_body_without_headers(self, message: Message) -> list[bytes]:
+        """The gateway skips request headers: the pick can only be told as metadata."""
+        self._name_request()
+        if self._request_mode in _PICK_FROM_HEADERS:
+            self._phase = _Phase.FORWARDING
+            return self._on_passing_body(message)
+        self._phase = _Phase.COLLECTING
+        return self._on_request_body(message)
+
+    def _on_request_body(self, message: Message) -> list[bytes]:
+        body = _http_body(message.content)
+        self._pieces.append(body.body)
+        self._held += len(body.body)
+        if self._held > self._settings.max_body_bytes:
+            limit = self._settings.max_body_bytes
+            return [self._refuse_here(413, RefusalReason.BODY_TOO_LARGE, f"the body is over {limit} bytes")]
+        self._body_ended = bool(body.end_of_stream)
+        if self._request_mode is BodyMode.FULL_DUPLEX_STREAMED:
+            return self._body_is_whole(_Site.DUPLEX) if self._body_ended else []
+        return self._body_is_whole(_Site.BODY)
+
+    def _on_collected_trailers(self, message: Message) -> list[bytes]:
+        self._trailers_ended = True
+        duplex = self._request_mode is BodyMode.FULL_DUPLEX_STREAMED
+        return self._body_is_whole(_Site.DUPLEX if duplex else _Site.TRAILERS)
+
+    def _body_is_whole(self, site: _Site) -> list[bytes]:
+        self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces = []
+        headers = self._headers
+        # A partly buffered body without its end may have been cut at the gateway's limit.
+        whole = self._request_mode is not BodyMode.BUFFERED_PARTIAL or self._body_ended
+        try:
+            facts = read_body(
+                self._body,
+                path=headers.get(":path", "") if headers.get(":method", "POST") == "POST" else "",
+                content_encoding=headers.get("content-encoding", ""),
+                whole=whole,
+            )
+        except UnreadableBody as error:
+            return [self._refuse_here(400, RefusalReason.BAD_REQUEST, str(error))]
+        return self._ask(site, facts)
+
+    def _name_request(self) -> None:
+        self._request_id = self._headers.get(names.REQUEST_ID, "")
+        if not self._request_id:
+            self._request_id = self._settings.new_request_id()
+            self._request_id_is_new = True
+
+    def _ask(self, site: _Site, facts: BodyFacts) -> list[bytes]:
+        self._site = site
+        self._phase = _Phase.PICKING
+        headers = {name: value for name, value in self._headers.items() if name not in names.UNTRUSTED}
+        request = Request(
+            request_id=self._request_id,
+            method=headers.get(":method", "POST"),
+            path=headers.get(":path", "/"),
+            headers=headers,
+            model=facts.model,
+            prompt=facts.prompt,
+            body_size=len(self._body),
+            streaming=facts.streaming,
+            max_tokens=facts.max_tokens,
+            objective=_first(headers, names.OBJECTIVE),
+            fairness_id=_first(headers, names.FAIRNESS_ID),
+            subset=self._subset,
+        )
+        self._headers = {}
+        self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
+        return []
+
+    def _picked(self, decision: Decision) -> list[bytes]:
+        mutation, metadata = self._settings.templates.of(decision.destination)
+        if self._request_id_is_new:
+            mutation += answers.set_header(names.REQUEST_ID, self._request_id)
+        body, self._body = self._body, b""
+        rewritten = None if decision.model is None or not body else with_model(body, decision.model)
+        if self._site is _Site.HEADERS:
+            return [answers.request_headers(mutation) + metadata]
+        if self._site is _Site.BODY:
+            return [answers.buffered_request_body(mutation, rewritten) + metadata]
+        if self._site is _Site.TRAILERS:
+            return [answers.UNCHANGED[Kind.REQUEST_TRAILERS] + metadata]
+        body = rewritten if rewritten is not None else body
+        out: list[bytes] = []
+        if self._headers_seen:
+            if not self._trailers_ended:
+                # Envoy drops the client's own content-length in this mode; some model servers want one.
+                mutation += answers.set_content_length(len(body))
+            out.append(answers.request_headers(mutation) + metadata)
+        out += answers.chunks(Kind.REQUEST_BODY, body, end_of_stream=not self._trailers_ended)
+        if self._trailers_ended:
+            out.append(answers.UNCHANGED[Kind.REQUEST_TRAILERS])
+        if not self._headers_seen and out:
+            out[0] += metadata
+        return out
+
+    def _on_passing_body(self, message: Message) -> list[bytes]:
+        """A piece of the request after the pick."""
+        if self._request_mode in (BodyMode.NONE, BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL):
+            return [answers.UNCHANGED[Kind.REQUEST_BODY]]
+        body = _http_body(message.content)
+        if self._body_ended:
+            # A second end of stream would corrupt the request: a proxy's empty echo of it is dropped.
+            if body.body:
+                raise ProtocolViolation("request body after its end of stream")
+            return []
+        self._body_ended = bool(body.end_of_stream or body.end_of_stream_without_message)
+        if self._request_mode is BodyMode.STREAMED:
+            return [answers.UNCHANGED[Kind.REQUEST_BODY]]
+        return [answers.passed_on(Kind.REQUEST_BODY, message.content)]
+
+    def _on_passing_trailers(self, message: Message) -> list[bytes]:
+        return [answers.UNCHANGED[Kind.REQUEST_TRAILERS]]
+
+    def _refuse_here(self, status: int, reason: RefusalReason, text: str) -> bytes:
+        self.events.append(RequestRefused(self._request_id, status, reason.value))
+        return self._refuse(Refusal(status, reason, text))
+
+    def _refuse(self, refusal: Refusal) -> bytes:
+        self._phase = _Phase.REFUSED
+        self._pieces = []
+        self._body = b""
+        return answers.immediate(refusal, ((names.REQUEST_ID, self._request_id),))
+
+    # The response, where the gateway sends it through this stream too.
+
+    def _on_response_headers(self, message: Message) -> list[bytes]:
+        headers, ended = read_headers(message.content)
+        self._pieces = []  # a local answer may overtake a body that was still coming
+        self._phase = _Phase.RESPONDING
+        self.events.append(started_event(headers, message.metadata_context))
+        if ended:
+            self._end_response()
+        return [answers.UNCHANGED[Kind.RESPONSE_HEADERS]]
+
+    def _on_response_body(self, message: Message) -> list[bytes]:
+        body = _http_body(message.content)
+        size = len(body.body)
+        if self._response_ended:
+            if size:
+                raise ProtocolViolation("response body after its end of stream")
+            return []
+        self.events.append(ResponseChunk(size))
+        if body.end_of_stream or body.end_of_stream_without_message:
+            self._end_response()
+        if self._response_mode is BodyMode.FULL_DUPLEX_STREAMED and size > answers.MAX_CHUNK_BYTES:
+            return list(answers.chunks(Kind.RESPONSE_BODY, body.body, end_of_stream=bool(body.end_of_stream)))
+        if self._response_mode in _DUPLEX:
+            return [answers.passed_on(Kind.RESPONSE_BODY, message.content)]
+        return [answers.UNCHANGED[Kind.RESPONSE_BODY]]
+
+    def _on_response_trailers(self, message: Message) -> list[bytes]:
+        self._end_response()
+        return [answers.UNCHANGED[Kind.RESPONSE_TRAILERS]]
+
+    def _end_response(self) -> None:
+        if not self._response_ended:
+            self._response_ended = True
+            self.events.append(ResponseEnded())
+
+
+_DUPLEX = frozenset((BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC))
+_ONE_BODY_ANSWER = frozenset((BodyMode.NONE, BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL))
+_PICK_FROM_HEADERS = frozenset((BodyMode.NONE, BodyMode.STREAMED, BodyMode.GRPC))
+_BEFORE_PICK = frozenset((_Phase.START, _Phase.COLLECTING))
+
+_TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[bytes]]] = {
+    (_Phase.START, Kind.REQUEST_HEADERS): Conversation._on_request_headers,
+    (_Phase.START, Kind.REQUEST_BODY): Conversation._on_body_without_headers,
+    (_Phase.START, Kind.REQUEST_TRAILERS): Conversation._on_passing_trailers,
+    (_Phase.START, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
+    (_Phase.START, Kind.RESPONSE_BODY): Conversation._on_response_body,
+    (_Phase.START, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    (_Phase.COLLECTING, Kind.REQUEST_BODY): Conversation._on_request_body,
+    (_Phase.COLLECTING, Kind.REQUEST_TRAILERS): Conversation._on_collected_trailers,
+    # A local answer of the gateway (a timeout, a full buffer) overtakes the body.
+    (_Phase.COLLECTING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
+    (_Phase.FORWARDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
+    (_Phase.FORWARDING, Kind.REQUEST_TRAILERS): Conversation._on_passing_trailers,
+    (_Phase.FORWARDING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
+    (_Phase.FORWARDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
+    (_Phase.FORWARDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    # A model server may answer before the request has ended.
+    (_Phase.RESPONDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
+    (_Phase.RESPONDING, Kind.REQUEST_TRAILERS): Conversation._on_passing_trailers,
+    (_Phase.RESPONDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
+    (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+}
+
+
+def started_event(headers: dict[str, str], metadata_context: bytes | None) -> ResponseStarted:
+    """The event of a response's headers."""
+    status = headers.get(":status", "")
+    return ResponseStarted(
+        status=int(status) if status.isascii() and status.isdigit() else 0,
+        served=served_endpoint(metadata_context) if metadata_context is not None else "",
+        streaming=headers.get("content-type", "").startswith("text/event-stream"),
+    )
+
+
+@lru_cache(maxsize=64)
+def _read_config(content: bytes) -> tuple[BodyMode, BodyMode]:
+    """The body modes of a serialized ProtocolConfiguration. A gateway sends the same few bytes with every request."""
+    try:
+        config = pb.ProtocolConfiguration.FromString(content)
+        return BodyMode(config.request_body_mode), BodyMode(config.response_body_mode)
+    except (DecodeError, ValueError) as error:
+        raise MalformedMessage(f"protocol_config: {error}") from None
+
+
+def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:
+    for name in candidates:
+        if headers.get(name):
+            return headers[name]
+    return ""
+
+
+def _http_body(content: bytes) -> pb.HttpBody:
+    try:
+        return pb.HttpBody.FromString(content)
+    except DecodeError as error:
+        raise MalformedMessage(f"HttpBody: {error}") from None

@@ -1,0 +1,58 @@
+"""What a stream tells its driver besides the bytes to send."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.core import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PickNeeded:
+    """The request is known; the stream waits until it is resumed with a Decision or a Refusal.
+
+    `covers_response`: this stream also sees the response to its end, so its own end is the request's end."""
+
+    request: Request
+    covers_response: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """The stream itself refused the request (an unreadable or too large body): no pick was asked for."""
+
+    request_id: str
+    status: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestObserved:
+    """An observation stream began: this request was sent with this pick (`ip:port[,...]`, "" where there is none)."""
+
+    request_id: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStarted:
+    """The response's headers. `status` is 0 if unreadable; `served` the endpoint that answered, if the gateway says."""
+
+    status: int
+    served: str
+    streaming: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseChunk:
+    """A piece of the response's body went by; `size` in bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseEnded:
+    """The response is complete."""
+
+
+Event = PickNeeded | RequestRefused | RequestObserved | ResponseStarted | ResponseChunk | ResponseEnded

@@ -1,0 +1,60 @@
+"""Headers and metadata of a ProcessingRequest as Python values."""
+
+from __future__ import annotations
+
+from envoy.config.core.v3 import base_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from headrace.extproc import names
+from headrace.extproc.wire import MalformedMessage
+
+
+def read_headers(content: bytes) -> tuple[dict[str, str], bool]:
+    """The headers of a serialized HttpHeaders, names in lower case, and whether the stream ends with them.
+
+    A header that comes several times is joined with commas. Bytes that are not UTF-8 are replaced: nothing that is
+    decided here depends on them, and the headers themselves travel on untouched. Raises MalformedMessage."""
+    try:
+        message = pb.HttpHeaders.FromString(content)
+    except DecodeError as error:
+        raise MalformedMessage(f"HttpHeaders: {error}") from None
+    headers: dict[str, str] = {}
+    for header in message.headers.headers:
+        value = header.raw_value.decode("utf-8", "replace") or header.value
+        name = header.key.lower()
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers, bool(message.end_of_stream)
+
+
+def subset_hint(metadata_context: bytes) -> tuple[str, ...] | None:
+    """The endpoints the gateway allows, from filter metadata: a list, or one text with commas. None: no hint.
+
+    A hint that is there but names nothing usable allows nothing. Raises MalformedMessage."""
+    try:
+        fields = base_pb2.Metadata.FromString(metadata_context).filter_metadata
+    except DecodeError as error:
+        raise MalformedMessage(f"Metadata: {error}") from None
+    if names.SUBSET_METADATA not in fields:
+        return None
+    hint = fields[names.SUBSET_METADATA].fields
+    if names.SUBSET not in hint:
+        return None
+    value = hint[names.SUBSET]
+    if value.WhichOneof("kind") == "list_value":
+        texts = [entry.string_value for entry in value.list_value.values]
+    else:
+        texts = [value.string_value]
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def served_endpoint(metadata_context: bytes) -> str:
+    """The endpoint that answered, from filter metadata; "" where the gateway does not say. Raises MalformedMessage."""
+    try:
+        fields = base_pb2.Metadata.FromString(metadata_context).filter_metadata
+    except DecodeError as error:
+        raise MalformedMessage(f"Metadata: {error}") from None
+    if names.LOAD_BALANCER_METADATA not in fields:
+        return ""
+    lb_fields = fields[names.LOAD_BALANCER_METADATA].fields
+    return lb_fields[names.SERVED].string_value if names.SERVED in lb_fields else ""

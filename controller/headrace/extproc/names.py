@@ -1,0 +1,23 @@
+"""Names that the endpoint picker protocol and the reference picker give to headers and metadata.
+
+Source: Gateway API Inference Extension, proposal 004 (endpoint picker protocol) 1.0.0."""
+
+from __future__ import annotations
+
+DESTINATION = "x-gateway-destination-endpoint"
+SERVED = "x-gateway-destination-endpoint-served"
+SUBSET = "x-gateway-destination-endpoint-subset"
+
+# Namespaces of filter metadata: where the pick and the served endpoint go, and where the subset hint comes from.
+LOAD_BALANCER_METADATA = "envoy.lb"
+SUBSET_METADATA = "envoy.lb.subset_hint"
+
+# Headers that a client never gets past the picker: they steer the gateway.
+UNTRUSTED = (DESTINATION, SERVED, SUBSET)
+
+REQUEST_ID = "x-request-id"
+OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+
+# On errors that the picker itself answers: why, in one word.
+DROPPED_REASON = "x-llm-d-request-dropped-reason"

@@ -1,0 +1,58 @@
+"""The entrance to the package: one object per ext_proc stream, bytes in and bytes out."""
+
+from __future__ import annotations
+
+from headrace.core import Decision, Refusal
+from headrace.extproc.conversation import Conversation, ConversationSettings
+from headrace.extproc.events import Event
+from headrace.extproc.observation import Observation
+from headrace.extproc.wire import read_message
+
+
+class ExtProcStream:
+    """One ext_proc stream, whichever sort its first message says it is."""
+
+    __slots__ = ("_machine", "_settings")
+
+    def __init__(self, settings: ConversationSettings) -> None:
+        self._settings = settings
+        self._machine: Conversation | Observation | None = None
+
+    def feed(self, raw: bytes) -> list[bytes]:
+        """Serialized ProcessingResponses to one serialized ProcessingRequest, in the order to send them.
+
+        Afterwards look at `take_events`. Raises MalformedMessage or ProtocolViolation: end the stream then."""
+        message = read_message(raw)
+        machine = self._machine
+        if machine is None:
+            machine = self._machine = Observation() if message.observability_mode else Conversation(self._settings)
+        return machine.handle(message)
+
+    def resume(self, outcome: Decision | Refusal) -> list[bytes]:
+        """The answers after a PickNeeded event, once it is decided."""
+        if self._machine is None:
+            raise RuntimeError("no pick was asked for")
+        return self._machine.resume(outcome)
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        machine = self._machine
+        if machine is None or not machine.events:
+            return []
+        events, machine.events = machine.events, []
+        return events
+
+    @property
+    def observing(self) -> bool:
+        """Whether this stream only watches."""
+        return isinstance(self._machine, Observation)
+
+    @property
+    def request_done(self) -> bool:
+        """Whether the request is picked for and nothing of it is to come that has to be answered."""
+        return isinstance(self._machine, Conversation) and self._machine.request_done
+
+    @property
+    def request_id(self) -> str:
+        """The request's id; "" before its headers."""
+        return "" if self._machine is None else self._machine.request_id

@@ -1,0 +1,1 @@
+"""InferencePools through an unmodified Envoy Gateway: the extension hook, endpoint discovery and the pools' status."""

@@ -1,0 +1,177 @@
+"""Endpoint and secret discovery (EDS, SDS; state of the world) for the Envoys: pushed on change, to those who asked.
+
+Source: Envoy, xDS REST and gRPC protocol. Resources that a stream asked for and that do not exist are answered empty,
+so that Envoy does not wait for them; nothing is answered before the informers have settled, so that a restarted
+controller never empties a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
+
+from headrace.gateway import names
+from headrace.gateway.clusters import pack
+from headrace.gateway.endpoints import assignment, picker_addresses, pool_addresses
+from headrace.gateway.metrics import Metrics
+from headrace.gateway.snapshot import Snapshot
+from headrace.gateway.trust import Trust, pool_trust, trust_secret
+
+logger = logging.getLogger(__name__)
+
+EDS_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+SDS_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+
+# Changes that come together, as those of a rollout do, go out together.
+_SETTLE_SECONDS = 0.01
+
+
+class Source(Protocol):
+    """Where resources come from."""
+
+    def resource(self, type_url: str, name: str) -> Any:
+        """The resource of that name; None while it is not known yet."""
+
+
+class SnapshotSource:
+    """Resources made from the newest snapshot."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], *, verify_by_default: bool, nothing: str) -> None:
+        self._snapshot = snapshot
+        self._verify_by_default = verify_by_default
+        self._nothing = nothing
+
+    def resource(self, type_url: str, name: str) -> Any:
+        """Never None: a name that leads nowhere has no endpoints, and trusts nobody."""
+        snapshot = self._snapshot()
+        found = names.split_resource_name(name)
+        pool = snapshot.pools.get(found[0]) if found is not None else None
+        if type_url == SDS_TYPE:
+            trust = Trust(hostname="")
+            if pool is not None:
+                trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
+            return trust_secret(name, trust, self._nothing)
+        if pool is None or found is None:
+            return assignment(name, ())
+        addresses = picker_addresses(snapshot, pool) if found[1] else pool_addresses(snapshot, pool)
+        return assignment(name, addresses)
+
+
+class Discovery:
+    """The streams. Call `changed` when resources may have changed."""
+
+    def __init__(self, source: Source, metrics: Metrics, ready: asyncio.Event) -> None:
+        self._source = source
+        self._metrics = metrics
+        self._ready = ready
+        self._waiting: set[asyncio.Event] = set()
+        self._cache: dict[tuple[str, str], bytes] = {}
+        self._closing = False
+
+    def changed(self) -> None:
+        """Wake every stream."""
+        self._cache.clear()
+        for event in self._waiting:
+            event.set()
+
+    def close(self) -> None:
+        """End every stream: the Envoys connect to another replica and keep what they know."""
+        self._closing = True
+        for event in self._waiting:
+            event.set()
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """What a gRPC server registers."""
+
+        def handler(service: str, method: str, type_url: str) -> grpc.GenericRpcHandler:
+            # gRPC takes only an asynchronous generator function for a stream of answers.
+            async def stream(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+                async for response in self._stream(requests, type_url):
+                    yield response
+
+            made: Any = grpc.stream_stream_rpc_method_handler(stream)
+            return grpc.method_handlers_generic_handler(service, {method: made})
+
+        return (
+            handler("envoy.service.endpoint.v3.EndpointDiscoveryService", "StreamEndpoints", EDS_TYPE),
+            handler("envoy.service.secret.v3.SecretDiscoveryService", "StreamSecrets", SDS_TYPE),
+        )
+
+    def _serialized(self, type_url: str, name: str) -> bytes | None:
+        # Many Envoys, and many streams of each, ask for the same: made once for each change.
+        key = (type_url, name)
+        found = self._cache.get(key)
+        if found is None:
+            resource = self._source.resource(type_url, name)
+            if resource is None:
+                return None
+            found = self._cache[key] = pack(resource).SerializeToString(deterministic=True)
+        return found
+
+    async def _stream(self, requests: AsyncIterator[bytes], type_url: str) -> AsyncIterator[bytes]:
+        await self._ready.wait()
+        wake = asyncio.Event()
+        wanted: dict[str, bytes | None] = {}  # name -> what was sent last
+        reading = asyncio.create_task(self._read(requests, wanted, wake, type_url))
+        reading.add_done_callback(lambda _: wake.set())
+        self._waiting.add(wake)
+        self._metrics.discovery_streams.labels(_kind(type_url)).inc()
+        version = 0
+        try:
+            while True:
+                await wake.wait()
+                if reading.done() or self._closing:
+                    return
+                wake.clear()
+                changed = {}
+                for name, sent in wanted.items():
+                    content = self._serialized(type_url, name)
+                    if content is not None and content != sent:
+                        changed[name] = content
+                if not changed:
+                    continue
+                wanted.update(changed)
+                version += 1
+                self._metrics.discovery_pushes.labels(_kind(type_url)).inc(len(changed))
+                response = discovery_pb2.DiscoveryResponse(
+                    version_info=str(version), nonce=str(version), type_url=type_url
+                )
+                for content in changed.values():
+                    response.resources.add().ParseFromString(content)
+                yield bytes(response.SerializeToString())
+                await asyncio.sleep(_SETTLE_SECONDS)
+        finally:
+            self._waiting.discard(wake)
+            self._metrics.discovery_streams.labels(_kind(type_url)).dec()
+            reading.cancel()
+
+    async def _read(
+        self, requests: AsyncIterator[bytes], wanted: dict[str, bytes | None], wake: asyncio.Event, type_url: str
+    ) -> None:
+        """Take requests: names to follow, acknowledgements, refusals. Ends with the stream."""
+        async for content in requests:
+            try:
+                request = discovery_pb2.DiscoveryRequest.FromString(content)
+            except DecodeError as error:
+                logger.warning("a discovery request cannot be read, its stream ends: %s", error)
+                return
+            if request.error_detail.message:
+                self._metrics.discovery_refusals.labels(_kind(type_url)).inc()
+                logger.error("Envoy refuses %s: %s", ", ".join(wanted), request.error_detail.message)
+            asked = set(request.resource_names)
+            for name in wanted.keys() - asked:
+                del wanted[name]
+            new = asked - wanted.keys()
+            wanted.update(dict.fromkeys(new))
+            if new:
+                wake.set()
+
+
+def _kind(type_url: str) -> str:
+    return "sds" if type_url == SDS_TYPE else "eds"

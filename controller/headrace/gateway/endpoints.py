@@ -1,0 +1,62 @@
+"""The answers of endpoint discovery: which endpoints a pool and its picker have, from a snapshot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from envoy.config.core.v3 import address_pb2, health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+
+from headrace.core import Pool
+from headrace.datalayer.pods import endpoints_of
+from headrace.gateway.clusters import number
+from headrace.gateway.snapshot import PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+
+Address = tuple[str, int]
+
+
+def pool_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
+    """Ready Pods of the pool, not terminating, with each of their active target ports."""
+    return tuple(sorted((found.address, found.port) for found in endpoints_of(snapshot.pods.values(), pool)))
+
+
+def picker_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
+    """The ready endpoints of the picker's Service, on the port that the pool names. Without a Service: none."""
+    try:
+        service = snapshot.picker_service(pool)
+    except UnresolvedPicker:
+        return ()
+    return tuple(sorted(set(_of_slices(snapshot, service))))
+
+
+def _of_slices(snapshot: Snapshot, service: PickerService) -> Iterable[Address]:
+    for found in snapshot.endpoint_slices.values():
+        metadata = mapping(found.get("metadata"))
+        owner = mapping(metadata.get("labels")).get("kubernetes.io/service-name")
+        if metadata.get("namespace") != service.namespace or owner != service.name:
+            continue
+        if found.get("addressType") not in ("IPv4", "IPv6"):
+            continue
+        # A Service's port leads to the slice's port of the same name; an unnamed one has the name "".
+        ports = [port for port in mappings(found.get("ports")) if (port.get("name") or "") == service.port_name]
+        for endpoint in mappings(found.get("endpoints")):
+            conditions = mapping(endpoint.get("conditions"))
+            # No answer counts as ready, says the API.
+            if conditions.get("ready") is False or conditions.get("terminating") is True:
+                continue
+            for address in endpoint.get("addresses") or ():
+                for port in ports:
+                    if isinstance(port.get("port"), int):
+                        yield str(address), port["port"]
+
+
+def assignment(name: str, addresses: Iterable[Address]) -> endpoint_pb2.ClusterLoadAssignment:
+    """Addresses as EDS says them."""
+    found = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+    # A weight, because clusters with locality weighting, as Envoy Gateway makes them, send nothing to one without.
+    locality = found.endpoints.add(load_balancing_weight=number(1))
+    for address, port in addresses:
+        socket = address_pb2.SocketAddress(address=address, port_value=port)
+        endpoint = endpoint_components_pb2.Endpoint(address=address_pb2.Address(socket_address=socket))
+        locality.lb_endpoints.add(endpoint=endpoint, health_status=health_check_pb2.HEALTHY)
+    return found

@@ -1,0 +1,75 @@
+"""Envoy Gateway's extension hook, served over gRPC."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from headrace.gateway.metrics import Metrics
+from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
+from headrace.gateway.snapshot import Snapshot
+from headrace.gateway.translate import Translation, translate
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = "envoygateway.extension.EnvoyGatewayExtension"
+_NOTES_LOGGED = 50
+
+
+class Hook:
+    """Answers PostTranslateModify from a snapshot. `on_translated` is told of each translation."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Awaitable[Snapshot]],
+        metrics: Metrics,
+        *,
+        verify_by_default: bool,
+        on_translated: Callable[[Translation], None] = lambda _: None,
+    ) -> None:
+        self._snapshot = snapshot
+        self._metrics = metrics
+        self._verify_by_default = verify_by_default
+        self._on_translated = on_translated
+        self._noted: frozenset[str] = frozenset()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        method: Any = grpc.unary_unary_rpc_method_handler(self._post_translate_modify)
+        return grpc.method_handlers_generic_handler(_SERVICE, {"PostTranslateModify": method})
+
+    async def _post_translate_modify(self, content: bytes, context: Any) -> bytes:
+        started = time.perf_counter()
+        try:
+            request = PostTranslateModifyRequest.FromString(content)
+        except DecodeError as error:
+            self._metrics.translations.labels("failed").inc()
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"PostTranslateModifyRequest cannot be read: {error}")
+            raise
+        try:
+            snapshot = await self._snapshot()
+        except RuntimeError as error:
+            # Envoy Gateway keeps the configuration that it has, and tries again.
+            self._metrics.translations.labels("failed").inc()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            raise
+        translation = translate(request, snapshot, verify_by_default=self._verify_by_default)
+        self._log(translation)
+        self._metrics.translations.labels("ok").inc()
+        self._metrics.translation_seconds.observe(time.perf_counter() - started)
+        self._metrics.translation_notes.set(len(translation.notes))
+        self._on_translated(translation)
+        return translation.response.SerializeToString(deterministic=True)
+
+    def _log(self, translation: Translation) -> None:
+        """Each problem once, until it is gone: Envoy Gateway calls for every change of anything."""
+        notes = frozenset(translation.notes)
+        for note in sorted(notes - self._noted)[:_NOTES_LOGGED]:
+            logger.warning("%s", note)
+        self._noted = notes

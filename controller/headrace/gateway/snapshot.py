@@ -1,0 +1,191 @@
+"""What the controller knows of the cluster at one moment, and the questions asked of it. Pure; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, PickerReference, Pool, parse_pool
+from headrace.gateway import names
+from headrace.gateway.names import PoolKey
+
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+POOL_KIND = "InferencePool"
+
+Object = Mapping[str, Any]
+# Objects of one kind by (namespace, name).
+Objects = Mapping[tuple[str, str], Object]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backendRef of a route's rule. `index` is its place in the rule."""
+
+    index: int
+    group: str
+    kind: str
+    namespace: str
+    name: str
+    weight: int
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether it names an InferencePool, of either group."""
+        return self.kind == POOL_KIND and self.group in (GA_GROUP, EXTENSION_GROUP)
+
+    @property
+    def pool_key(self) -> PoolKey:
+        """The key of the pool it names."""
+        return (self.group, self.namespace, self.name)
+
+
+@dataclass(frozen=True)
+class PickerService:
+    """An endpoint picker's Service, resolved. `port_name` leads to the EndpointSlices' port."""
+
+    name: str
+    namespace: str
+    port: int
+    port_name: str
+    is_ours: bool
+    cleartext: bool
+
+
+class UnresolvedPicker(Exception):  # noqa: N818
+    """A pool's endpoint picker reference that leads nowhere; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Objects as the API server gave them, keyed by (namespace, name); pools parsed.
+
+    `bad_pools` holds what cannot be used, and why."""
+
+    http_routes: Objects = field(default_factory=dict)
+    grpc_routes: Objects = field(default_factory=dict)
+    gateways: Objects = field(default_factory=dict)
+    gateway_classes: Objects = field(default_factory=dict)
+    reference_grants: Objects = field(default_factory=dict)
+    backend_tls_policies: Objects = field(default_factory=dict)
+    services: Objects = field(default_factory=dict)
+    endpoint_slices: Objects = field(default_factory=dict)
+    pods: Objects = field(default_factory=dict)
+    config_maps: Objects = field(default_factory=dict)
+    pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
+    bad_pools: Mapping[PoolKey, InvalidPool] = field(default_factory=dict)
+
+    def route(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The route of Envoy Gateway's kind name, `httproute` or `grpcroute`."""
+        kinds = {"httproute": self.http_routes, "grpcroute": self.grpc_routes}
+        return kinds.get(kind, {}).get((namespace, name))
+
+    def permits(self, route_kind: str, route_namespace: str, backend: Backend) -> bool:
+        """Whether a route may refer to this backend: the same namespace, or a ReferenceGrant there says so."""
+        if backend.namespace == route_namespace:
+            return True
+        for (namespace, _), grant in self.reference_grants.items():
+            if namespace != backend.namespace:
+                continue
+            spec = mapping(grant.get("spec"))
+            granted = any(
+                peer.get("group") == GATEWAY_GROUP
+                and peer.get("kind") == route_kind
+                and peer.get("namespace") == route_namespace
+                for peer in mappings(spec.get("from"))
+            )
+            if granted and any(
+                (target.get("group") or "") == backend.group
+                and target.get("kind") == backend.kind
+                and target.get("name") in (None, "", backend.name)
+                for target in mappings(spec.get("to"))
+            ):
+                return True
+        return False
+
+    def picker_service(self, pool: Pool) -> PickerService:
+        """The Service of a pool's endpoint picker. Raises UnresolvedPicker."""
+        picker = pool.picker
+        if picker is None:
+            raise UnresolvedPicker("the pool names no endpoint picker: set endpointPickerRef")
+        if picker.kind != "Service" or picker.group:
+            kind = f"{picker.group}/{picker.kind}" if picker.group else picker.kind
+            raise UnresolvedPicker(f"endpoint picker of kind {kind} is not supported: name a Service")
+        service = self.services.get((pool.namespace, picker.name))
+        if service is None:
+            raise UnresolvedPicker(f"there is no Service {pool.namespace}/{picker.name}: create it, or name another")
+        return _resolve(service, picker, pool.namespace)
+
+    def is_ours(self, gateway: Object, controller_name: str) -> bool:
+        """Whether a Gateway's class belongs to the controller of that name."""
+        class_name = str(mapping(gateway.get("spec")).get("gatewayClassName") or "")
+        found = self.gateway_classes.get(("", class_name))
+        return found is not None and mapping(found.get("spec")).get("controllerName") == controller_name
+
+
+def _resolve(service: Object, picker: PickerReference, namespace: str) -> PickerService:
+    spec = mapping(service.get("spec"))
+    where = f"Service {namespace}/{picker.name}"
+    if spec.get("type") == "ExternalName":
+        raise UnresolvedPicker(f"{where} is an ExternalName Service, which an endpoint picker must not be")
+    for port in mappings(spec.get("ports")):
+        if port.get("port") == picker.port:
+            annotations = mapping(mapping(service.get("metadata")).get("annotations"))
+            return PickerService(
+                name=picker.name,
+                namespace=namespace,
+                port=int(picker.port or 0),
+                port_name=str(port.get("name") or ""),
+                is_ours=annotations.get(names.PICKER_ANNOTATION) == names.PICKER_ANNOTATION_OURS,
+                cleartext=port.get("appProtocol") == "kubernetes.io/h2c",
+            )
+    raise UnresolvedPicker(f"{where} has no port {picker.port}: add it, or name another port")
+
+
+def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
+    """The backendRefs of a route's rule, with the API's defaults filled in."""
+    found = []
+    for index, reference in enumerate(mappings(rule.get("backendRefs"))):
+        weight = reference.get("weight", 1)
+        found.append(
+            Backend(
+                index=index,
+                group=str(reference.get("group") or ""),
+                kind=str(reference.get("kind") or "Service"),
+                namespace=str(reference.get("namespace") or route_namespace),
+                name=str(reference.get("name") or ""),
+                weight=weight if isinstance(weight, int) and weight >= 0 else 1,
+            )
+        )
+    return tuple(found)
+
+
+def rules_of(route: Object) -> list[Object]:
+    """The rules of a route."""
+    return list(mappings(mapping(route.get("spec")).get("rules")))
+
+
+def parse_pools(objects: Iterable[Object]) -> tuple[dict[PoolKey, Pool], dict[PoolKey, InvalidPool]]:
+    """The pools among objects, and those that cannot be used."""
+    pools: dict[PoolKey, Pool] = {}
+    bad: dict[PoolKey, InvalidPool] = {}
+    for found in objects:
+        metadata = mapping(found.get("metadata"))
+        group = str(found.get("apiVersion") or "").partition("/")[0]
+        key = (group, str(metadata.get("namespace") or "default"), str(metadata.get("name") or ""))
+        try:
+            pools[key] = parse_pool(found)
+        except InvalidPool as error:
+            bad[key] = error
+    return pools, bad
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is an object, else an empty one: objects may have been stored under another schema."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def mappings(value: object) -> Iterator[Mapping[str, Any]]:
+    """The objects in a list; nothing of what is not one."""
+    if isinstance(value, list | tuple):
+        yield from (entry for entry in value if isinstance(entry, Mapping))

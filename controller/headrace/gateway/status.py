@@ -1,0 +1,214 @@
+"""The status of InferencePools: which Gateways serve a pool, whether it is accepted, whether its picker resolves. Pure.
+
+Source: the InferencePool API, `status.parents` of v1 and `status.parent` of v1alpha2, which has no controllerName:
+there an entry is ours when the class of its Gateway is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.core import EXTENSION_GROUP, GA_GROUP, Pool
+from headrace.gateway.names import PoolKey
+from headrace.gateway.snapshot import (
+    GATEWAY_GROUP,
+    Object,
+    Snapshot,
+    UnresolvedPicker,
+    backends_of,
+    mapping,
+    mappings,
+    rules_of,
+)
+
+_MAX_MESSAGE = 1000
+_MAX_PARENTS = 32
+
+# (namespace, name) of a Gateway.
+GatewayKey = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition without its times."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+def parents_of_pools(snapshot: Snapshot, controller_name: str) -> dict[PoolKey, dict[GatewayKey, bool]]:
+    """The Gateways of ours that routes lead to each pool from; the value is whether a route of them was accepted."""
+    found: dict[PoolKey, dict[GatewayKey, bool]] = {}
+    for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
+        for (namespace, _), route in routes.items():
+            keys = {
+                backend.pool_key
+                for rule in rules_of(route)
+                for backend in backends_of(rule, namespace)
+                if backend.is_pool and snapshot.permits(kind, namespace, backend)
+            }
+            if not keys:
+                continue
+            for gateway, accepted in _parents_of_route(route, namespace, snapshot, controller_name):
+                for key in keys:
+                    parents = found.setdefault(key, {})
+                    parents[gateway] = parents.get(gateway, False) or accepted
+    return found
+
+
+def _parents_of_route(
+    route: Object, namespace: str, snapshot: Snapshot, controller_name: str
+) -> Iterator[tuple[GatewayKey, bool]]:
+    statuses = list(mappings(mapping(route.get("status")).get("parents")))
+    for reference in mappings(mapping(route.get("spec")).get("parentRefs")):
+        if reference.get("group", GATEWAY_GROUP) != GATEWAY_GROUP or reference.get("kind", "Gateway") != "Gateway":
+            continue
+        key = (str(reference.get("namespace") or namespace), str(reference.get("name") or ""))
+        gateway = snapshot.gateways.get(key)
+        if gateway is None or not snapshot.is_ours(gateway, controller_name):
+            continue
+        refused = any(
+            condition.get("type") == "Accepted" and condition.get("status") == "False"
+            for entry in statuses
+            if entry.get("controllerName") == controller_name and entry.get("parentRef") == dict(reference)
+            for condition in mappings(entry.get("conditions"))
+        )
+        yield key, not refused
+
+
+def conditions_of(snapshot: Snapshot, key: PoolKey, *, route_accepted: bool) -> tuple[Condition, ...]:
+    """Accepted and ResolvedRefs of a pool for a Gateway."""
+    pool = snapshot.pools.get(key)
+    if pool is None:
+        reason = "NotSupportedByParent" if key[0] == GA_GROUP else "NotSupportedByGateway"
+        message = str(snapshot.bad_pools.get(key, "the pool cannot be read"))
+        return (_condition("Accepted", False, reason, message),)
+    if pool.picker is None:
+        message = "endpointPickerRef is missing: the Gateway serves only pools with an endpoint picker"
+        accepted = _condition("Accepted", False, "EndpointPickerRefMissing", message)
+    elif route_accepted:
+        accepted = _condition("Accepted", True, "Accepted", "the Gateway serves this pool")
+    else:
+        message = "the Gateway accepts no route that leads to this pool: see the routes' status"
+        accepted = _condition("Accepted", False, "HTTPRouteNotAccepted", message)
+    return (accepted, _resolved(snapshot, pool))
+
+
+def _resolved(snapshot: Snapshot, pool: Pool) -> Condition:
+    try:
+        service = snapshot.picker_service(pool)
+    except UnresolvedPicker as error:
+        return _condition("ResolvedRefs", False, "InvalidExtensionRef", str(error))
+    message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}"
+    return _condition("ResolvedRefs", True, "ResolvedRefs", message)
+
+
+def _condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
+    return Condition(kind, "True" if holds else "False", reason, message[:_MAX_MESSAGE])
+
+
+def wanted_status(
+    pool: Object,
+    key: PoolKey,
+    snapshot: Snapshot,
+    parents: Mapping[GatewayKey, bool],
+    controller_name: str,
+    now: str,
+    written: frozenset[GatewayKey] = frozenset(),
+) -> dict[str, Any] | None:
+    """The status keys to write for a pool; None where nothing is to be changed.
+
+    Entries of other controllers stay, in their places. `written` are Gateways that we wrote entries for: a v1alpha2
+    entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions."""
+    field = "parents" if key[0] == GA_GROUP else "parent"
+    status = mapping(pool.get("status"))
+    old = list(mappings(status.get(field)))
+    generation = mapping(pool.get("metadata")).get("generation")
+    kept: list[dict[str, Any]] = []
+    ours: dict[GatewayKey, Mapping[str, Any]] = {}
+    for entry in old:
+        gateway = _gateway_of(entry, key[1])
+        if gateway is not None and _is_ours(entry, key[0], gateway, snapshot, controller_name, written):
+            ours[gateway] = entry
+        elif not (key[0] == EXTENSION_GROUP and parents and _is_placeholder(entry)):
+            kept.append(dict(entry))
+    wanted = list(kept)
+    for gateway in sorted(parents)[: max(0, _MAX_PARENTS - len(kept))]:
+        entry = {
+            "parentRef": {
+                "group": GATEWAY_GROUP,
+                "kind": "Gateway",
+                "namespace": gateway[0],
+                "name": gateway[1],
+            },
+            "conditions": _stamped(
+                conditions_of(snapshot, key, route_accepted=parents[gateway]), ours.get(gateway), generation, now
+            ),
+        }
+        if key[0] == GA_GROUP:
+            entry["controllerName"] = controller_name
+        wanted.append(entry)
+    if _same(wanted, [dict(entry) for entry in old]):
+        return None
+    return {field: wanted}
+
+
+def _gateway_of(entry: Object, pool_namespace: str) -> GatewayKey | None:
+    reference = mapping(entry.get("parentRef"))
+    if reference.get("kind", "Gateway") != "Gateway" or (reference.get("group") or GATEWAY_GROUP) != GATEWAY_GROUP:
+        return None
+    return (str(reference.get("namespace") or pool_namespace), str(reference.get("name") or ""))
+
+
+def _is_ours(
+    entry: Object,
+    group: str,
+    gateway: GatewayKey,
+    snapshot: Snapshot,
+    controller_name: str,
+    written: frozenset[GatewayKey],
+) -> bool:
+    if group == GA_GROUP and entry.get("controllerName"):
+        return bool(entry.get("controllerName") == controller_name)
+    found = snapshot.gateways.get(gateway)
+    return snapshot.is_ours(found, controller_name) if found is not None else gateway in written
+
+
+def _is_placeholder(entry: Object) -> bool:
+    """The entry that the v1alpha2 CRD puts in as a default, until a Gateway takes the pool."""
+    reference = mapping(entry.get("parentRef"))
+    return reference.get("kind") == "Status" and reference.get("name") == "default"
+
+
+def _stamped(
+    conditions: tuple[Condition, ...], old: Mapping[str, Any] | None, generation: object, now: str
+) -> list[dict[str, Any]]:
+    """Conditions with times: the time of the last change of their status, not of this write."""
+    known = {found.get("type"): found for found in mappings(mapping(old).get("conditions"))}
+    found = []
+    for condition in conditions:
+        before = known.get(condition.type)
+        same = before is not None and before.get("status") == condition.status and before.get("lastTransitionTime")
+        found.append(
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message,
+                "observedGeneration": generation if isinstance(generation, int) else 0,
+                "lastTransitionTime": before["lastTransitionTime"] if same and before is not None else now,
+            }
+        )
+    return found
+
+
+def _same(wanted: list[dict[str, Any]], old: list[dict[str, Any]]) -> bool:
+    """Whether nothing changes, in whatever order the entries are."""
+
+    def key(entry: Mapping[str, Any]) -> str:
+        return repr(mapping(entry.get("parentRef")).items() and sorted(map(str, entry["parentRef"].items())))
+
+    return sorted(wanted, key=key) == sorted(old, key=key)

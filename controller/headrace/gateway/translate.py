@@ -1,0 +1,360 @@
+"""What Envoy Gateway made of routes to InferencePools, made right. Pure: (request, snapshot) to response.
+
+Envoy Gateway (v1.9) takes pools for custom backends: two of them in a rule become one cluster without weights, and a
+missing one takes the valid one beside it along. So the route's action is built anew from the route object, which the
+xDS route's name leads to; Envoy Gateway's cluster of the rule is kept as the template of the pool's, so that what its
+policies ask for stays. Everything that has nothing to do with pools is passed on byte for byte."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import NamedTuple, TypeAlias
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from google.protobuf.message import DecodeError
+
+from headrace.core import Pool
+from headrace.gateway import filters, names
+from headrace.gateway.clusters import number, pack, picker_cluster, pool_cluster, seconds
+from headrace.gateway.names import PoolKey
+from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
+from headrace.gateway.snapshot import Backend, PickerService, Snapshot, UnresolvedPicker, backends_of, rules_of
+from headrace.gateway.trust import find_trust
+
+# Envoy Gateway v1.9: irRouteName and irRouteDestinationName. Tested against its real output.
+_ROUTE_NAME = re.compile(r"((httproute|grpcroute)/([^/]+)/([^/]+)/rule/(\d+))/match/")
+_KINDS = {"httproute": "HTTPRoute", "grpcroute": "GRPCRoute"}
+
+# For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
+_RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
+_RETRIES = 2
+_HOST_SELECTIONS = 5
+
+_Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
+
+
+class RuleName(NamedTuple):
+    """A route's rule, as Envoy Gateway names it."""
+
+    destination: str
+    kind: str
+    namespace: str
+    name: str
+    rule: int
+
+
+@dataclass
+class Translation:
+    """The response; the pools that are served; what could not be done, for the log."""
+
+    response: PostTranslateModifyResponse
+    pools: set[PoolKey] = field(default_factory=set)
+    unverified: set[PoolKey] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def parse_route_name(name: str) -> RuleName | None:
+    """The rule that an xDS route was made for; None for names of another shape."""
+    found = _ROUTE_NAME.match(name)
+    if found is None:
+        return None
+    destination, kind, namespace, route, index = found.groups()
+    return RuleName(destination, kind, namespace, route, int(index))
+
+
+def translate(
+    request: PostTranslateModifyRequest, snapshot: Snapshot, *, verify_by_default: bool = True
+) -> Translation:
+    """Build the response to Envoy Gateway's PostTranslateModify.
+
+    A resource that cannot be parsed, and a route whose object is unknown, pass as they are and are noted: nothing
+    here fails as a whole."""
+    work = _Work(request, snapshot, verify_by_default)
+    routes = [work.route_configuration(content) for content in request.routes]
+    listeners = [work.listener(content) for content in request.listeners]
+    clusters = [*request.clusters, *work.clusters()]
+    work.result.response = PostTranslateModifyResponse(
+        clusters=clusters, secrets=request.secrets, listeners=listeners, routes=routes
+    )
+    return work.result
+
+
+class _Work:
+    """The state of one translation."""
+
+    def __init__(self, request: PostTranslateModifyRequest, snapshot: Snapshot, verify_by_default: bool) -> None:
+        self.result = Translation(PostTranslateModifyResponse())
+        self._snapshot = snapshot
+        self._verify_by_default = verify_by_default
+        self._templates: dict[str, cluster_pb2.Cluster] = {}
+        for content in request.clusters:
+            try:
+                cluster = cluster_pb2.Cluster.FromString(content)
+            except DecodeError as error:
+                self.result.notes.append(f"a cluster cannot be read: {error}")
+                continue
+            self._templates[cluster.name] = cluster
+        self._switches: dict[tuple[PoolKey, bool], _Weight] = {}
+        self._plans: dict[PoolKey, filters.PickPlan | None] = {}
+        self._made: dict[str, cluster_pb2.Cluster] = {}
+        self._variants: dict[tuple[PoolKey, bytes], str] = {}
+        self._configurations: set[str] = set()
+
+    # Routes
+
+    def route_configuration(self, content: bytes) -> bytes:
+        """A route configuration, changed where its routes lead to pools."""
+        try:
+            configuration = route_pb2.RouteConfiguration.FromString(content)
+        except DecodeError as error:
+            self.result.notes.append(f"a route configuration cannot be read: {error}")
+            return content
+        changed = False
+        for host in configuration.virtual_hosts:
+            for route in host.routes:
+                try:
+                    changed = self._route(route) or changed
+                except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                    self.result.notes.append(f"route {route.name} is left as it is: {error!r}")
+        if not changed:
+            return content
+        self._configurations.add(configuration.name)
+        return bytes(configuration.SerializeToString(deterministic=True))
+
+    def _route(self, route: route_components_pb2.Route) -> bool:
+        rule_name = parse_route_name(route.name)
+        if rule_name is None or route.WhichOneof("action") not in ("route", "direct_response"):
+            return False
+        found = self._snapshot.route(rule_name.kind, rule_name.namespace, rule_name.name)
+        if found is None:
+            self.result.notes.append(f"route {route.name} is left as it is: its object is not known")
+            return False
+        rules = rules_of(found)
+        if rule_name.rule >= len(rules):
+            self.result.notes.append(f"route {route.name} is left as it is: the object known has {len(rules)} rules")
+            return False
+        backends = backends_of(rules[rule_name.rule], rule_name.namespace)
+        if not any(backend.is_pool for backend in backends):
+            return False
+        old = {weight.name: weight for weight in route.route.weighted_clusters.clusters}
+        plans: list[filters.PickPlan] = []
+        weights: list[_Weight] = []
+        sampled = any(self._samples(backend) for backend in backends)
+        for backend in backends:
+            if backend.weight == 0:
+                continue
+            weights += self._weights(rule_name, backend, old, plans, filters.SAMPLE_OF if sampled else 1)
+        if route.WhichOneof("action") == "direct_response":
+            # Envoy Gateway answers 500 by itself where it found no valid backend, and so it should.
+            if not plans:
+                return False
+            route.ClearField("direct_response")
+        action = route.route
+        action.ClearField("cluster")
+        if weights:
+            action.weighted_clusters.CopyFrom(route_components_pb2.WeightedCluster(clusters=weights))
+        else:
+            action.cluster = names.INVALID_CLUSTER
+        action.cluster_not_found_response_code = route_components_pb2.RouteAction.INTERNAL_SERVER_ERROR
+        if plans:
+            self._prepare(route, plans)
+        return True
+
+    def _prepare(self, route: route_components_pb2.Route, plans: Sequence[filters.PickPlan]) -> None:
+        if not route.route.HasField("retry_policy"):
+            policy = route.route.retry_policy
+            policy.retry_on = _RETRY_ON
+            policy.num_retries.value = _RETRIES
+            policy.retriable_status_codes.append(503)
+            policy.retry_back_off.base_interval.CopyFrom(seconds(0.025))
+            # Past the end of the pick's list any endpoint may be chosen: not again the one that has just failed.
+            tried = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
+            tried.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
+            policy.host_selection_retry_max_attempts = _HOST_SELECTIONS
+        if any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans):
+            limit = max(filters.BUFFER_LIMIT_BYTES, route.request_body_buffer_limit.value)
+            route.request_body_buffer_limit.value = limit
+
+    def _weights(
+        self,
+        rule: RuleName,
+        backend: Backend,
+        old: Mapping[str, _Weight],
+        plans: list[filters.PickPlan],
+        factor: int,
+    ) -> Iterable[_Weight]:
+        """The weighted clusters of one backend; one that does not resolve keeps its share, which is answered 500."""
+        share = backend.weight * factor
+        invalid = [_Weight(name=names.INVALID_CLUSTER, weight=number(share))]
+        if not backend.is_pool:
+            name = self._other_cluster(rule, backend, old)
+            if name is None:
+                return invalid
+            weight = _Weight()
+            if name in old:
+                weight.CopyFrom(old[name])
+            weight.name = name
+            weight.weight.value = share
+            return [weight]
+        if not self._snapshot.permits(_KINDS[rule.kind], rule.namespace, backend):
+            return invalid
+        plan = self._plan(backend.pool_key)
+        if plan is None:
+            return invalid
+        plans.append(plan)
+        name = self._pool_cluster(plan.pool, self._template(rule, backend))
+        if plan.service.is_ours and plan.observation is filters.Observation.SAMPLED:
+            parts = [(False, backend.weight * (factor - 1)), (True, backend.weight)]
+        else:
+            parts = [(plan.observation is filters.Observation.ALL, share)]
+        weights = []
+        for bodies, part in parts:
+            weight = _Weight()
+            weight.CopyFrom(self._switched_on(plan, bodies))
+            weight.name = name
+            weight.weight.value = part
+            weights.append(weight)
+        return weights
+
+    def _switched_on(self, plan: filters.PickPlan, bodies: bool) -> _Weight:
+        """A weighted cluster with the filters of a pool; the same for every rule."""
+        key = (names.pool_key(plan.pool), bodies)
+        found = self._switches.get(key)
+        if found is None:
+            found = self._switches[key] = _Weight()
+            for name, config in filters.cluster_filters(plan, observe_bodies=bodies).items():
+                found.typed_per_filter_config[name].CopyFrom(config)
+        return found
+
+    def _samples(self, backend: Backend) -> bool:
+        plan = self._plan(backend.pool_key) if backend.is_pool else None
+        return plan is not None and plan.service.is_ours and plan.observation is filters.Observation.SAMPLED
+
+    def _other_cluster(self, rule: RuleName, backend: Backend, old: Mapping[str, _Weight]) -> str | None:
+        """Envoy Gateway's cluster of a Service or another backend that is no pool; None: it does not resolve."""
+        own = f"{rule.destination}/backend/{backend.index}"
+        if own in self._templates:
+            return own
+        merged = f"{backend.kind.lower()}/{backend.namespace}/{backend.name}/"
+        for name in old:
+            if name.startswith(merged):
+                return name
+        return rule.destination if rule.destination in self._templates else None
+
+    # Clusters
+
+    def _plan(self, key: PoolKey) -> filters.PickPlan | None:
+        """How to pick for a pool; None where it does not exist, cannot be used, or names no picker."""
+        if key in self._plans:
+            return self._plans[key]
+        plan = None
+        pool = self._snapshot.pools.get(key)
+        if pool is None:
+            why = self._snapshot.bad_pools.get(key, "there is no such pool")
+            self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: {why}")
+        elif pool.picker is None:
+            self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: it names no picker")
+        else:
+            plan = filters.plan_pick(pool, self._service(pool))
+            self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in plan.notes]
+            self._picker_cluster(plan)
+            self.result.pools.add(key)
+        self._plans[key] = plan
+        return plan
+
+    def _service(self, pool: Pool) -> PickerService:
+        try:
+            return self._snapshot.picker_service(pool)
+        except UnresolvedPicker as error:
+            # The failure mode decides what becomes of requests while the picker is missing.
+            self.result.notes.append(f"InferencePool {'/'.join(names.pool_key(pool))}: {error}")
+            picker = pool.picker
+            name = picker.name if picker is not None else ""
+            port = (picker.port if picker is not None else None) or 0
+            return PickerService(name, pool.namespace, port, "", is_ours=False, cleartext=False)
+
+    def _picker_cluster(self, plan: filters.PickPlan) -> None:
+        trust = find_trust(self._snapshot, plan.service, verify_by_default=self._verify_by_default)
+        if not plan.service.cleartext:
+            if trust.unverified:
+                self.result.unverified.add(names.pool_key(plan.pool))
+            if trust.problem:
+                self.result.notes.append(f"InferencePool {'/'.join(names.pool_key(plan.pool))}: {trust.problem}")
+        cluster = picker_cluster(plan.pool, plan.service, trust.hostname)
+        self._made[cluster.name] = cluster
+
+    def _template(self, rule: RuleName, backend: Backend) -> cluster_pb2.Cluster | None:
+        own = self._templates.get(f"{rule.destination}/backend/{backend.index}")
+        return own if own is not None else self._templates.get(rule.destination)
+
+    def _pool_cluster(self, pool: Pool, template: cluster_pb2.Cluster | None) -> str:
+        """The name of the pool's cluster that keeps what the template says; rules of different policies have one each,
+        over the same endpoints."""
+        key = names.pool_key(pool)
+        kept = cluster_pb2.Cluster()
+        if template is not None:
+            kept.CopyFrom(template)
+        # What only names the rule is no reason for another cluster.
+        for part in ("name", "alt_stat_name", "metadata", "eds_cluster_config"):
+            kept.ClearField(part)
+        content = kept.SerializeToString(deterministic=True)
+        known = self._variants.get((key, content))
+        if known is not None:
+            return known
+        name = names.pool_cluster_name(key)
+        if name in self._made:
+            name = f"{name}/policy/{sha256(content).hexdigest()[:12]}"
+        self._made[name] = pool_cluster(pool, kept, name)
+        self._variants[(key, content)] = name
+        return name
+
+    def clusters(self) -> list[bytes]:
+        """The clusters that were added."""
+        return [cluster.SerializeToString(deterministic=True) for cluster in self._made.values()]
+
+    # Listeners
+
+    def listener(self, content: bytes) -> bytes:
+        """A listener, with our filters before its router where it serves a changed route configuration."""
+        if not self._configurations:
+            return content
+        try:
+            listener = listener_pb2.Listener.FromString(content)
+        except DecodeError as error:
+            self.result.notes.append(f"a listener cannot be read: {error}")
+            return content
+        chains = list(listener.filter_chains)
+        if listener.HasField("default_filter_chain"):
+            chains.append(listener.default_filter_chain)
+        changed = False
+        for chain in chains:
+            for network_filter in chain.filters:
+                changed = self._network_filter(network_filter) or changed
+        return bytes(listener.SerializeToString(deterministic=True)) if changed else content
+
+    def _network_filter(self, network_filter: listener_pb2.Filter) -> bool:
+        manager = http_connection_manager_pb2.HttpConnectionManager()
+        if not network_filter.typed_config.Is(manager.DESCRIPTOR):
+            return False
+        try:
+            network_filter.typed_config.Unpack(manager)
+        except DecodeError as error:
+            self.result.notes.append(f"a connection manager cannot be read: {error}")
+            return False
+        if manager.rds.route_config_name not in self._configurations or not manager.http_filters:
+            return False
+        kept = list(manager.http_filters)
+        if any(found.name == names.PICK_FILTER for found in kept):
+            return False
+        del manager.http_filters[:]
+        # The router is the last; nothing may come between the pick and it, or it would see no picked header.
+        manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
+        network_filter.typed_config.Pack(manager, deterministic=True)
+        return True

@@ -1,0 +1,196 @@
+"""The informers: which kinds are followed, where, and the snapshot that they come to.
+
+Routes, Gateways and pools are followed in the whole cluster; Pods, Services and EndpointSlices only in namespaces that
+hold a pool; of ConfigMaps only those that a BackendTLSPolicy takes a CA from."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from headrace.core import EXTENSION_GROUP, GA_GROUP
+from headrace.core.pool import VERSION_OF_GROUP
+from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, parse_pools
+from headrace.gateway.trust import config_maps_of
+from headrace.kube.client import ApiError, Resource, request
+from headrace.kube.reflector import Reflector
+
+logger = logging.getLogger(__name__)
+
+HTTP_ROUTES = Resource(GATEWAY_GROUP, "v1", "httproutes", True)
+GRPC_ROUTES = Resource(GATEWAY_GROUP, "v1", "grpcroutes", True)
+GATEWAYS = Resource(GATEWAY_GROUP, "v1", "gateways", True)
+GATEWAY_CLASSES = Resource(GATEWAY_GROUP, "v1", "gatewayclasses", False)
+REFERENCE_GRANTS = Resource(GATEWAY_GROUP, "v1beta1", "referencegrants", True)
+BACKEND_TLS_POLICIES = Resource(GATEWAY_GROUP, "v1", "backendtlspolicies", True)
+GA_POOLS = Resource(GA_GROUP, VERSION_OF_GROUP[GA_GROUP], "inferencepools", True)
+EXTENSION_POOLS = Resource(EXTENSION_GROUP, VERSION_OF_GROUP[EXTENSION_GROUP], "inferencepools", True)
+POOLS = (GA_POOLS, EXTENSION_POOLS)
+PODS = Resource("", "v1", "pods", True)
+SERVICES = Resource("", "v1", "services", True)
+ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", True)
+CONFIG_MAPS = Resource("", "v1", "configmaps", True)
+
+_EVERYWHERE = (
+    HTTP_ROUTES,
+    GRPC_ROUTES,
+    GATEWAYS,
+    GATEWAY_CLASSES,
+    REFERENCE_GRANTS,
+    BACKEND_TLS_POLICIES,
+    *POOLS,
+)
+_BESIDE_POOLS = (PODS, SERVICES, ENDPOINT_SLICES)
+# What a translation must know at its newest: Envoy Gateway calls the hook once for a change, and not again when our
+# informers have caught up with it.
+_READ_ANEW = (HTTP_ROUTES, GRPC_ROUTES, REFERENCE_GRANTS, *POOLS)
+_READ_ANEW_SECONDS = 1.0
+
+_Key = tuple[Resource, str, str]
+
+
+class Watch:
+    """The informers of the process. `on_change` is called after each batch of changes, once the first lists are in.
+
+    `settled` is set when every kind has been listed or is known to be absent, beside each pool too."""
+
+    def __init__(self, client: Any, on_change: Callable[[], None]) -> None:
+        self._client = client
+        self._on_change = on_change
+        self._reflectors: dict[_Key, Reflector] = {}
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._snapshot: Snapshot | None = None
+        self._reshape = asyncio.Event()
+        self.settled = asyncio.Event()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest state."""
+        if self._snapshot is None:
+            self._snapshot = self._take()
+        return self._snapshot
+
+    def forbidden(self) -> list[str]:
+        """The kinds that we may not read: a rule is missing in the ClusterRole."""
+        return sorted({str(key[0]) for key, found in self._reflectors.items() if found.forbidden})
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        try:
+            for resource in _EVERYWHERE:
+                self._follow((resource, "", ""))
+            await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
+            while True:
+                self._reshape.clear()
+                self._follow_what_is_named()
+                await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
+                if not self._reshape.is_set():
+                    self._check_settled()
+                await self._reshape.wait()
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _check_settled(self) -> None:
+        # Without Pods or pools that exist but may not be read, an answer would empty clusters: not ready until then.
+        needed = [found for (kind, _, _), found in self._reflectors.items() if kind in (*POOLS, *_BESIDE_POOLS)]
+        if all(found.synced or found.absent for found in needed):
+            self.settled.set()
+            self._on_change()
+        else:
+            asyncio.get_running_loop().call_later(1.0, self._reshape.set)
+
+    def _follow(self, key: _Key) -> None:
+        resource, namespace, name = key
+
+        def changed() -> None:
+            self._snapshot = None
+            if resource in (*POOLS, BACKEND_TLS_POLICIES):
+                self._reshape.set()
+            if self.settled.is_set():
+                self._on_change()
+
+        found = Reflector(
+            self._client,
+            resource,
+            namespace=namespace or None,
+            field_selector=f"metadata.name={name}" if name else None,
+            on_change=changed,
+        )
+        self._reflectors[key] = found
+        self._tasks[key] = asyncio.create_task(found.run(), name=f"reflector {resource} {namespace}/{name}")
+
+    def _follow_what_is_named(self) -> None:
+        """Start and stop informers so that they are those that pools and policies call for."""
+        namespaces = {namespace for resource in POOLS for namespace, _ in self.objects(resource)}
+        wanted: set[_Key] = {(kind, namespace, "") for kind in _BESIDE_POOLS for namespace in namespaces}
+        for (namespace, _), policy in self.objects(BACKEND_TLS_POLICIES).items():
+            if namespace in namespaces:
+                wanted |= {(CONFIG_MAPS, *found) for found in config_maps_of(policy)}
+        running = {key for key in self._reflectors if key[1]}
+        for key in wanted - running:
+            self._follow(key)
+        for key in running - wanted:
+            self._tasks.pop(key).cancel()
+            del self._reflectors[key]
+            self._snapshot = None
+
+    def objects(self, resource: Resource) -> dict[tuple[str, str], Object]:
+        """The newest known objects of a kind, by (namespace, name)."""
+        found: dict[tuple[str, str], Object] = {}
+        for (kind, _, _), reflector in self._reflectors.items():
+            if kind == resource:
+                found.update(reflector.objects)
+        return found
+
+    def _take(self, fresh: Mapping[Resource, Iterable[Object]] | None = None) -> Snapshot:
+        def objects(resource: Resource) -> dict[tuple[str, str], Object]:
+            listed = (fresh or {}).get(resource)
+            if listed is None:
+                return self.objects(resource)
+            return {(found["metadata"].get("namespace", ""), found["metadata"]["name"]): found for found in listed}
+
+        pools, bad = parse_pools(found for resource in POOLS for found in _typed(resource, objects(resource)))
+        return Snapshot(
+            http_routes=objects(HTTP_ROUTES),
+            grpc_routes=objects(GRPC_ROUTES),
+            gateways=objects(GATEWAYS),
+            gateway_classes=objects(GATEWAY_CLASSES),
+            reference_grants=objects(REFERENCE_GRANTS),
+            backend_tls_policies=objects(BACKEND_TLS_POLICIES),
+            services=objects(SERVICES),
+            endpoint_slices=objects(ENDPOINT_SLICES),
+            pods=objects(PODS),
+            config_maps=objects(CONFIG_MAPS),
+            pools=pools,
+            bad_pools=bad,
+        )
+
+    async def read_anew(self) -> Snapshot:
+        """A snapshot whose routes, grants and pools were just listed: one LIST for each kind, bounded in time.
+
+        A kind that cannot be listed in time is taken from the informer."""
+        fresh: dict[Resource, Iterable[Object]] = {}
+
+        async def read(resource: Resource) -> None:
+            if self._reflectors[(resource, "", "")].absent:
+                return
+            try:
+                async with asyncio.timeout(_READ_ANEW_SECONDS):
+                    answer = await request(self._client, "GET", resource.path())
+            except (ApiError, TimeoutError) as error:
+                logger.warning("%s cannot be listed for a translation, the informer's are used: %s", resource, error)
+                return
+            fresh[resource] = answer.get("items") or []
+
+        await asyncio.gather(*(read(resource) for resource in _READ_ANEW))
+        return self._take(fresh)
+
+
+def _typed(resource: Resource, objects: Mapping[tuple[str, str], Object]) -> Iterable[Object]:
+    # The items of a list come without kind and version.
+    for found in objects.values():
+        yield {"apiVersion": f"{resource.group}/{resource.version}", "kind": "InferencePool", **found}

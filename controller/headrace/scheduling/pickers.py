@@ -1,0 +1,61 @@
+"""Pickers under the reference picker's names: from scores to an ordered list.
+
+Source: Gateway API Inference Extension v1.5.0, plugin documentation. Weighted random is A-Res: Efraimidis and Spirakis,
+"Weighted random sampling with a reservoir" (2006)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from headrace.scheduling.facts import Facts
+from headrace.scheduling.plugin import Scored
+
+
+@dataclass(frozen=True)
+class MaxScorePicker:
+    """The best score; ties are broken at random, or every tie would land on the same endpoint."""
+
+    type_name: ClassVar[str] = "max-score-picker"
+    max_endpoints: int = 1
+
+    def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
+        if self.max_endpoints == 1:
+            best = max(candidate.score for candidate in scored)
+            ties = [candidate for candidate in scored if candidate.score == best]
+            return [ties[0] if len(ties) == 1 else ties[int(facts.rng.random() * len(ties))]]
+        shuffled = list(scored)
+        facts.rng.shuffle(shuffled)
+        shuffled.sort(key=lambda candidate: -candidate.score)
+        return shuffled[: self.max_endpoints]
+
+
+@dataclass(frozen=True)
+class RandomPicker:
+    """Any candidate, all alike."""
+
+    type_name: ClassVar[str] = "random-picker"
+    max_endpoints: int = 1
+
+    def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
+        return facts.rng.sample(list(scored), min(self.max_endpoints, len(scored)))
+
+
+@dataclass(frozen=True)
+class WeightedRandomPicker:
+    """At random, in proportion to the scores: the largest of U^(1/score). Without any positive score, all alike."""
+
+    type_name: ClassVar[str] = "weighted-random-picker"
+    max_endpoints: int = 1
+
+    def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
+        if not any(candidate.score > 0 for candidate in scored):
+            return RandomPicker(self.max_endpoints).pick(scored, facts)
+        rng = facts.rng
+        keyed = [
+            (rng.random() ** (1.0 / candidate.score) if candidate.score > 0 else -rng.random(), number)
+            for number, candidate in enumerate(scored)
+        ]
+        keyed.sort(reverse=True)
+        return [scored[number] for _, number in keyed[: self.max_endpoints]]

@@ -1,0 +1,48 @@
+"""The seams of scheduling: what a filter, a scorer and a picker are. All are pure functions of states and facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from headrace.scheduling.facts import EndpointState, Facts
+
+
+class Scored(NamedTuple):
+    """A candidate and its weighted total."""
+
+    score: float
+    state: EndpointState
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Narrows the candidates; may return them all, or none."""
+
+    type_name: ClassVar[str]
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        """The candidates that stay, in their order."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Rates each candidate from 0 (worst) to 1 (best); what lies outside is clamped."""
+
+    type_name: ClassVar[str]
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        """A score for each state, in their order."""
+
+
+@runtime_checkable
+class Picker(Protocol):
+    """Orders scored candidates: the first is the pick, the rest its fallback list."""
+
+    type_name: ClassVar[str]
+
+    def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
+        """At least one of the candidates, which are never empty; best first."""
+
+
+Plugin = Filter | Scorer | Picker

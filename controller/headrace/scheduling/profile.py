@@ -1,0 +1,103 @@
+"""Running a profile: filter, score, pick.
+
+Total score = sum of weight * clamp(score, 0..1), as the reference picker adds them up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.scheduling.facts import EndpointState, Facts
+from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
+from headrace.scheduling.pickers import MaxScorePicker
+from headrace.scheduling.plugin import Filter, Picker, Scored, Scorer
+from headrace.scheduling.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
+
+_SUBSET = SubsetFilter()
+
+
+@dataclass(frozen=True)
+class WeightedScorer:
+    """A scorer and its share in the total. `name` is the configured plugin's."""
+
+    scorer: Scorer
+    weight: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named sequence of filters, weighted scorers and one picker."""
+
+    name: str
+    filters: tuple[Filter, ...]
+    scorers: tuple[WeightedScorer, ...]
+    picker: Picker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a profile made of the candidates.
+
+    `picks` are endpoint keys, best first; empty where no candidate was left. `scores` has, by scorer name, each
+    remaining candidate's clamped and unweighted score, in the order of `candidates`; `reason` says in words why."""
+
+    picks: tuple[str, ...]
+    candidates: tuple[str, ...]
+    totals: tuple[float, ...]
+    scores: dict[str, list[float]]
+    reason: str
+
+
+def default_profile() -> Profile:
+    """The reference picker's default (queue 2, kv-cache 2, prefix 3, max score), with adapters kept where they are."""
+    return Profile(
+        name="default",
+        filters=(AdapterAffinityFilter(),),
+        scorers=(
+            WeightedScorer(QueueScorer(), 2.0, QueueScorer.type_name),
+            WeightedScorer(KvCacheUtilizationScorer(), 2.0, KvCacheUtilizationScorer.type_name),
+            WeightedScorer(PrefixCacheScorer(), 3.0, PrefixCacheScorer.type_name),
+        ),
+        picker=MaxScorePicker(),
+    )
+
+
+def run(profile: Profile, states: Sequence[EndpointState], facts: Facts) -> Outcome:
+    """Pick among `states` for one request."""
+    kept: Sequence[EndpointState] = _SUBSET.keep(states, facts)
+    if not kept:
+        reason = "no endpoint is ready" if not states else "no ready endpoint is in the gateway's subset"
+        return Outcome((), (), (), {}, reason)
+    for step in profile.filters:
+        kept = step.keep(kept, facts)
+        if not kept:
+            return Outcome((), (), (), {}, f"filter {step.type_name} left no endpoint")
+    totals = [0.0] * len(kept)
+    scores: dict[str, list[float]] = {}
+    for entry in profile.scorers:
+        weight = entry.weight
+        clamped = [0.0 if s < 0.0 or s != s else 1.0 if s > 1.0 else s for s in entry.scorer.score(kept, facts)]
+        scores[entry.name] = clamped
+        totals = [total + weight * s for total, s in zip(totals, clamped, strict=True)]
+    picked = profile.picker.pick(list(map(Scored, totals, kept)), facts)
+    return Outcome(
+        picks=tuple([candidate.state.key for candidate in picked]),
+        candidates=tuple([state.key for state in kept]),
+        totals=tuple(totals),
+        scores=scores,
+        reason="",
+    )
+
+
+def explain(profile: Profile, outcome: Outcome) -> str:
+    """Why the first pick won, for humans: the parts of its total, and how many candidates it had against it."""
+    if not outcome.picks:
+        return outcome.reason
+    if len(outcome.candidates) == 1:
+        return "the only candidate"
+    at = outcome.candidates.index(outcome.picks[0])
+    parts = [f"{w.name} {w.weight:g}*{outcome.scores[w.name][at]:.3f}" for w in profile.scorers]
+    total = outcome.totals[at]
+    standing = f"{total:.3f} of {len(outcome.candidates)} candidates, best {max(outcome.totals):.3f}"
+    return f"{' + '.join(parts) or 'no scorer'} = {standing}; {profile.picker.type_name}"

@@ -1,0 +1,127 @@
+"""Scorers under the reference picker's names and with its formulas.
+
+Source: plugin documentation of Gateway API Inference Extension v1.5.0 and llm-d-router. A table test holds each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from headrace.scheduling.facts import EndpointState, Facts
+
+
+def spread(values: Sequence[int]) -> list[float]:
+    """(max - v) / (max - min) for each value; 1 for all where they are equal."""
+    low, high = min(values), max(values)
+    if low == high:
+        return [1.0] * len(values)
+    span = high - low
+    return [(high - value) / span for value in values]
+
+
+@dataclass(frozen=True)
+class QueueScorer:
+    """Fewer waiting requests are better, relative to the candidates' range."""
+
+    type_name: ClassVar[str] = "queue-scorer"
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        return spread([state.waiting for state in states])
+
+
+@dataclass(frozen=True)
+class RunningRequestsScorer:
+    """Fewer running requests are better, relative to the candidates' range."""
+
+    type_name: ClassVar[str] = "running-requests-size-scorer"
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        return spread([state.running for state in states])
+
+
+@dataclass(frozen=True)
+class KvCacheUtilizationScorer:
+    """1 - used share of the KV cache."""
+
+    type_name: ClassVar[str] = "kv-cache-utilization-scorer"
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        return [1.0 - state.kv_usage for state in states]
+
+
+@dataclass(frozen=True)
+class LoraAffinityScorer:
+    """1 where the adapter is in use, 0.8 where one more fits, 0.6 where it is only queued, else 0."""
+
+    type_name: ClassVar[str] = "lora-affinity-scorer"
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        model = facts.request.model
+        scores = []
+        for state in states:
+            if model in state.running_adapters:
+                scores.append(1.0)
+            elif state.has_adapter_slot():
+                scores.append(0.8)
+            elif model in state.waiting_adapters:
+                scores.append(0.6)
+            else:
+                scores.append(0.0)
+        return scores
+
+
+@dataclass(frozen=True)
+class PrefixCacheScorer:
+    """Matched blocks / all blocks of the prompt. With `match_length_weight` w, llm-d's blend by the match's length:
+    (1 - w) * ratio + w * min(1, matched tokens / 8192)^2, at four bytes a token."""
+
+    type_name: ClassVar[str] = "prefix-cache-scorer"
+    match_length_weight: float = 0.0
+    block_tokens: int = 64
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        blocks, matches = facts.prefix_blocks, facts.prefix_matches
+        if not blocks or not matches:
+            return [0.0] * len(states)
+        weight = self.match_length_weight
+        if not weight:
+            return [matches.get(state.key, 0) / blocks for state in states]
+        scores = []
+        for state in states:
+            matched = matches.get(state.key, 0)
+            length = min(1.0, matched * self.block_tokens / 8192)
+            scores.append((1 - weight) * matched / blocks + weight * length * length)
+        return scores
+
+
+@dataclass(frozen=True)
+class LoadAwareScorer:
+    """0.5 where nothing waits, else 0.5 * (1 - min(waiting, T) / T)."""
+
+    type_name: ClassVar[str] = "load-aware-scorer"
+    threshold: int = 128
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        limit = self.threshold
+        return [0.5 * (1.0 - min(state.waiting, limit) / limit) for state in states]
+
+
+@dataclass(frozen=True)
+class ActiveRequestScorer:
+    """By the picker's own in-flight counts: 1 up to `idle_threshold`, else in proportion to the busiest, at most
+    `max_busy_score`."""
+
+    type_name: ClassVar[str] = "active-request-scorer"
+    idle_threshold: int = 0
+    max_busy_score: float = 1.0
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        most = max(state.in_flight for state in states)
+        scores = []
+        for state in states:
+            if state.in_flight <= self.idle_threshold or not most:
+                scores.append(1.0)
+            else:
+                scores.append((most - state.in_flight) / most * self.max_busy_score)
+        return scores

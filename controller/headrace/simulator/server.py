@@ -1,0 +1,309 @@
+"""The HTTP server of the simulated model server: vLLM's routes over the engine loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from array import array
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import xxhash
+from aiohttp import web
+
+from headrace.simulator.adapters import Models, Served
+from headrace.simulator.answers import DONE, SYSTEM_FINGERPRINT, AnswerForm, Usage, embedding
+from headrace.simulator.engine import Engine, EngineSettings
+from headrace.simulator.generation import Generation, ModelBehaviour, check_length
+from headrace.simulator.loop import EngineLoop
+from headrace.simulator.metrics import CONTENT_TYPE, EngineMetrics, MetricsPage
+from headrace.simulator.openai import (
+    ApiError,
+    GenerationRequest,
+    bad_field,
+    parse_chat,
+    parse_completion,
+    parse_embedding,
+    parse_json,
+    parse_messages,
+)
+from headrace.simulator.request import FinishReason, Limits, Sequence
+from headrace.simulator.tokens import MAX_TOKEN_ID, Writer, decode, encode, encode_chat, encode_prompt
+
+_logger = logging.getLogger(__name__)
+
+# A long chat with long documents is a few megabytes; the limit only keeps a mistake from filling the memory.
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+_EMBEDDING_DIMENSIONS = 64
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The server around the engine."""
+
+    pod_name: str
+    """Who answers: header `x-headrace-pod`."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    behaviour: ModelBehaviour = field(default_factory=ModelBehaviour)
+    enable_lora: bool = True
+    runtime_lora: bool = True
+    """Whether adapters can be loaded and unloaded over HTTP."""
+    load_tracking: bool = False
+    """Whether /load counts; it stays 0 otherwise, as vLLM's does."""
+    error_rate: float = 0.0
+    """The share of inference requests that is answered with 500, chosen by the seed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.error_rate <= 1:
+            raise ValueError(f"--error-rate {self.error_rate}: give a share from 0 to 1")
+
+
+class ModelServer:
+    """One simulated server: its engine, its models, its routes."""
+
+    def __init__(self, settings: ServerSettings, models: Models, version: str) -> None:
+        self.settings = settings
+        self.models = models
+        self.engine = Engine(settings.engine)
+        metrics = EngineMetrics(self.engine, models.served_names[0], lora_enabled=settings.enable_lora)
+        self.loop = EngineLoop(self.engine, metrics)
+        self.ready = True
+        """False: /health answers 503, and connections are closed after their answer."""
+        self.accepting = True
+        """False: inference requests are refused with 503."""
+        self._page = MetricsPage(metrics)
+        self._version = version
+        self._created = int(time.time())
+        self._random = random.Random(settings.behaviour.seed)
+        self._load = 0
+
+    def application(self) -> web.Application:
+        """The aiohttp application. Its runner must be made with `handler_cancellation=True`: see `_stream`."""
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._errors])
+        app.on_response_prepare.append(self._mark)
+        app.add_routes(
+            [
+                web.post("/v1/completions", self._completions),
+                web.post("/v1/chat/completions", self._chat_completions),
+                web.post("/v1/embeddings", self._embeddings),
+                web.get("/v1/models", self._models),
+                web.post("/v1/load_lora_adapter", self._load_lora_adapter),
+                web.post("/v1/unload_lora_adapter", self._unload_lora_adapter),
+                web.post("/tokenize", self._tokenize),
+                web.post("/detokenize", self._detokenize),
+                web.post("/reset_prefix_cache", self._reset_prefix_cache),
+                web.get("/health", self._health),
+                web.get("/ping", self._health),
+                web.post("/ping", self._health),
+                web.get("/version", self._show_version),
+                web.get("/load", self._show_load),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        return app
+
+    # ---- every answer
+
+    async def _mark(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Say on every answer that it is simulated, and by whom."""
+        response.headers["x-headrace-simulator"] = "true"
+        response.headers["x-headrace-pod"] = self.settings.pod_name
+        if request_id := request.headers.get("x-request-id"):
+            response.headers["x-request-id"] = request_id
+        if not self.ready:
+            # The next request must go to another server. aiohttp has made the header by now, so both are needed.
+            response.headers["connection"] = "close"
+            response.force_close()
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return _json(error.body(), error.status)
+        except web.HTTPException as error:  # no such route, wrong method, body too large
+            kind = "NotFoundError" if error.status == 404 else "BadRequestError"
+            answer = _json(ApiError(error.status, error.reason, kind=kind).body(), error.status)
+            if "Allow" in error.headers:
+                answer.headers["Allow"] = error.headers["Allow"]
+            return answer
+        except ConnectionError:
+            raise  # the client is gone; nobody reads an answer
+        except Exception as error:
+            _logger.exception("a request failed: %s %s", request.method, request.path)
+            message = f"internal error of the simulator: {type(error).__name__}"
+            return _json(ApiError(500, message, kind="InternalServerError").body(), 500)
+
+    # ---- inference
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse_completion(parse_json(await request.read())))
+
+    async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse_chat(parse_json(await request.read())))
+
+    async def _generate(self, request: web.Request, wanted: GenerationRequest) -> web.StreamResponse:
+        served = self._admit(wanted.model)
+        request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
+        # A header's bytes need not be UTF-8; JSON is.
+        request_id = request_id.encode("utf-8", "replace").decode()
+        form = AnswerForm(
+            request_id=("chatcmpl-" if wanted.chat else "cmpl-") + request_id,
+            model=served.name,
+            created=int(time.time()),
+            chat=wanted.chat,
+            continuous_usage=wanted.continuous_usage,
+        )
+        self._load += 1
+        try:
+            with Generation(
+                self.loop, wanted, adapter=served.adapter, behaviour=self.settings.behaviour, form=form
+            ) as generation:
+                if wanted.stream:
+                    return await self._stream(request, generation)
+                return web.Response(body=await generation.whole(), content_type="application/json")
+        finally:
+            self._load -= 1
+
+    def _admit(self, model: str | None) -> Served:
+        """The model of an inference request, or a refusal. Raises ApiError."""
+        if not self.accepting:
+            raise ApiError(503, "the server is shutting down; send the request to another", kind="ServiceUnavailable")
+        served = self.models.find(model)
+        if self.settings.error_rate and self._random.random() < self.settings.error_rate:
+            raise ApiError(500, "simulated failure (--error-rate)", kind="InternalServerError")
+        return served
+
+    async def _stream(self, request: web.Request, generation: Generation) -> web.StreamResponse:
+        """Send the answer as server-sent events.
+
+        A client that leaves cancels this handler (`handler_cancellation`), or breaks a write; either way the caller's
+        `with` frees the engine of the request.
+        """
+        response = web.StreamResponse(
+            headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        )
+        await response.prepare(request)  # vLLM sends the headers at once too, not with the first token
+        try:
+            async for events in generation.events():
+                await response.write(events)
+        except ApiError as error:
+            await response.write(b"data: %b\n\n" % orjson.dumps(error.body()))
+        await response.write(DONE)
+        await response.write_eof()
+        return response
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        wanted = parse_embedding(parse_json(await request.read()))
+        served = self._admit(wanted.model)
+        for prompt in wanted.prompts:
+            check_length(prompt, 0, self.settings.engine.context_length)
+        await self._pool([prompt.tokens for prompt in wanted.prompts], served.adapter)
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": embedding(
+                    xxhash.xxh3_64_intdigest(prompt.tokens.tobytes()), _EMBEDDING_DIMENSIONS, wanted.base64
+                ),
+            }
+            for index, prompt in enumerate(wanted.prompts)
+        ]
+        usage = Usage(sum(len(prompt.tokens) for prompt in wanted.prompts), 0)
+        answer = {"object": "list", "model": served.name, "data": data, "usage": usage.json()}
+        return _json({"id": f"embd-{uuid.uuid4().hex}", "system_fingerprint": SYSTEM_FINGERPRINT, **answer})
+
+    async def _pool(self, prompts: list[array[int]], adapter: str | None) -> None:
+        """Compute prompts and write nothing."""
+        tickets = []
+        self._load += 1
+        try:
+            for tokens in prompts:
+                limits = Limits(max_tokens=0)
+                sequence = Sequence(prompt=tokens, adapter=adapter, writer=Writer(0), limits=limits, pooling=True)
+                tickets.append(self.loop.submit(sequence, asyncio.Event()))
+            for ticket in tickets:
+                while not ticket.at_end:
+                    ticket.news.clear()
+                    await ticket.news.wait()
+        finally:
+            self._load -= 1
+            for ticket in tickets:
+                self.loop.finish(ticket, FinishReason.ABORT)
+
+    # ---- models
+
+    async def _models(self, _request: web.Request) -> web.StreamResponse:
+        return _json(self.models.listing(self._created, self.settings.engine.context_length))
+
+    async def _load_lora_adapter(self, request: web.Request) -> web.StreamResponse:
+        self._require_runtime_lora()
+        name = self.models.load(parse_json(await request.read()))
+        _logger.info("adapter loaded", extra={"adapter": name})
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload_lora_adapter(self, request: web.Request) -> web.StreamResponse:
+        self._require_runtime_lora()
+        name = self.models.unload(parse_json(await request.read()))
+        self.engine.forget_adapter(name)
+        _logger.info("adapter unloaded", extra={"adapter": name})
+        return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    def _require_runtime_lora(self) -> None:
+        if not (self.settings.enable_lora and self.settings.runtime_lora):
+            raise ApiError(
+                404,
+                "adapters are fixed here; start with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+                kind="NotFoundError",
+            )
+
+    # ---- the tokenizer
+
+    async def _tokenize(self, request: web.Request) -> web.StreamResponse:
+        body = parse_json(await request.read())
+        prompt = body.get("prompt")
+        if prompt is None:
+            tokens = encode_chat(parse_messages(body))
+        elif isinstance(prompt, str):
+            tokens = encode(prompt) if body.get("add_special_tokens") is False else encode_prompt(prompt)
+        else:
+            raise bad_field("prompt", prompt, "give a string, or a chat's 'messages'")
+        length = self.settings.engine.context_length
+        return _json({"count": len(tokens), "max_model_len": length, "tokens": tokens.tolist(), "token_strs": None})
+
+    async def _detokenize(self, request: web.Request) -> web.StreamResponse:
+        tokens = parse_json(await request.read()).get("tokens")
+        if not isinstance(tokens, list) or not all(
+            type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in tokens
+        ):
+            raise bad_field("tokens", tokens, "give a list of token ids")
+        return _json({"prompt": decode(tokens)})
+
+    # ---- the process
+
+    async def _reset_prefix_cache(self, _request: web.Request) -> web.StreamResponse:
+        self.engine.reset_prefix_cache()
+        return web.Response()
+
+    async def _health(self, _request: web.Request) -> web.StreamResponse:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def _show_version(self, _request: web.Request) -> web.StreamResponse:
+        return _json({"version": f"headrace-simulator-{self._version}", "simulator": True, "simulates": "vllm 0.32.0"})
+
+    async def _show_load(self, _request: web.Request) -> web.StreamResponse:
+        return _json({"server_load": self._load if self.settings.load_tracking else 0})
+
+    async def _metrics(self, _request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._page.render(), headers={"content-type": CONTENT_TYPE})
+
+
+def _json(body: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
