@@ -1,0 +1,59 @@
+"""Print the part of constraints.txt that the controller needs at run time: requirements.py PYPROJECT CONSTRAINTS.
+
+constraints.txt pins what playbooks, tests and linters need too, with a `# via` comment that says who asks for each
+package. Followed from the project's own dependencies, these comments give the run-time part, with its hashes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(\[[^]]*\])?==")
+
+
+def normal(name: str) -> str:
+    """A package name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(constraints: str) -> dict[str, tuple[str, set[str]]]:
+    """Each pinned package: its lines without comments, and who asks for it."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    name = ""
+    for line in constraints.splitlines():
+        if match := PIN.match(line):
+            name = normal(match[1])
+            found[name] = (line + "\n", set())
+        elif name and line.strip().startswith("#"):
+            parent = line.strip().lstrip("# ").removeprefix("via").strip()
+            if parent:
+                found[name][1].add(normal(parent.split("[")[0].split(" ")[0]))
+        elif name and line.strip():
+            found[name] = (found[name][0] + line + "\n", found[name][1])
+    return found
+
+
+def runtime(dependencies: list[str], constraints: str) -> str:
+    """The pins that the project's dependencies lead to.
+
+    Raises:
+        KeyError: a dependency is not pinned.
+    """
+    pinned = pins(constraints)
+    wanted = {normal(re.split(r"[^A-Za-z0-9._-]", dependency)[0]) for dependency in dependencies}
+    if missing := wanted - set(pinned):
+        raise KeyError(f"not in the constraints: {', '.join(sorted(missing))}; run `make lock`")
+    grown = True
+    while grown:
+        more = {name for name, (_, parents) in pinned.items() if parents & wanted} - wanted
+        wanted |= more
+        grown = bool(more)
+    return "".join(pinned[name][0].rstrip().rstrip("\\").rstrip() + "\n" for name in sorted(wanted))
+
+
+if __name__ == "__main__":
+    metadata = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
+    sys.stdout.write(runtime(metadata["dependencies"], Path(sys.argv[2]).read_text()))
