@@ -1,0 +1,185 @@
+"""A translated configuration in a real Envoy: our discovery serves its endpoints, pickers and model servers are real.
+
+Only Envoy Gateway is missing: its input is made by hand, and what it would serve over xDS is static."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc.aio
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 (MessageToDict looks it up)
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from google.protobuf.json_format import MessageToDict
+
+from headrace.gateway.discovery import Discovery, SnapshotSource
+from headrace.gateway.metrics import Metrics
+from headrace.gateway.snapshot import Snapshot
+from headrace.gateway.tls import certificate_of_nobody
+from headrace.gateway.translate import Translation, translate
+from tests.component.envoy import Envoy, start_envoy
+from tests.unit.gateway import objects as o
+
+LISTENER = "default/gateway/http"
+_OVERRIDE_HOST = "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost"
+_SERVED = {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint-served"}]}
+_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+class Cluster:
+    """What the API server would hold. `update` changes kinds and tells discovery."""
+
+    def __init__(self, *, verify: bool) -> None:
+        self.pools: list[Mapping[str, Any]] = []
+        self.kinds: dict[str, list[Mapping[str, Any]]] = {}
+        self.verify = verify
+        self.snapshot = Snapshot()
+        ready = asyncio.Event()
+        ready.set()
+        self.metrics = Metrics()
+        source = SnapshotSource(lambda: self.snapshot, verify_by_default=verify, nothing=certificate_of_nobody())
+        self.discovery = Discovery(source, self.metrics, ready)
+
+    def update(self, pools: Iterable[Mapping[str, Any]] | None = None, **kinds: Iterable[Mapping[str, Any]]) -> None:
+        if pools is not None:
+            self.pools = list(pools)
+        self.kinds |= {kind: list(found) for kind, found in kinds.items()}
+        self.snapshot = o.snapshot(self.pools, **self.kinds)
+        self.discovery.changed()
+
+
+@dataclass
+class Stack:
+    """A running Envoy, a client of it, and the translation it runs."""
+
+    cluster: Cluster
+    envoy: Envoy
+    url: str
+    client: aiohttp.ClientSession
+    translation: Translation
+
+    async def ask(self, path: str = "/", method: str = "POST", **arguments: Any) -> tuple[int, dict[str, Any]]:
+        """Status, and the JSON that a model server answered with; {} for Envoy's own answers."""
+        if method == "POST":
+            arguments.setdefault("json", {"model": "m", "prompt": "hello"})
+        async with self.client.request(method, self.url + path, **arguments) as answer:
+            is_json = answer.headers.get("content-type", "").startswith("application/json")
+            return answer.status, await answer.json() if is_json else {}
+
+    async def wait_endpoints(self, name: str, wanted: Sequence[str], seconds: float = 5.0) -> None:
+        """Until Envoy's cluster has just these endpoints. Raises AssertionError with what it has."""
+        seen: list[str] = []
+        for _ in range(int(seconds / 0.02)):
+            page = await self.envoy.admin_text("/clusters")
+            seen = sorted(
+                line.split("::")[1]
+                for line in page.splitlines()
+                if line.startswith(f"{name}::") and "::cx_active::" in line
+            )
+            if seen == sorted(wanted):
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{name} has {seen}, not {wanted}")
+
+
+def pods(keys: Iterable[str], app: str) -> list[dict[str, Any]]:
+    """A ready Pod for each of `ip:port`, on that port only."""
+    found = []
+    for index, key in enumerate(keys):
+        address, _, port = key.rpartition(":")
+        made = o.pod(f"{app}-{index}", address, app=app)
+        made["metadata"]["annotations"] = {"inference.networking.k8s.io/active-ports": port}
+        found.append(made)
+    return found
+
+
+def ports(keys: Iterable[str]) -> list[int]:
+    """The ports of `ip:port`s, as a pool's target ports."""
+    return [int(key.rpartition(":")[2]) for key in keys]
+
+
+@contextlib.asynccontextmanager
+async def run_stack(
+    cluster: Cluster, routes: Sequence[Any], directory: Path, clusters: Sequence[Any] = ()
+) -> AsyncIterator[Stack]:
+    """Translate for `routes` and run the outcome."""
+    translation = translate(o.hook_input(routes, clusters), cluster.snapshot, verify_by_default=cluster.verify)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)])
+    server.add_generic_rpc_handlers(cluster.discovery.handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with (
+            start_envoy(_bootstrap(translation, port), directory) as envoy,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client,
+        ):
+            url = f"http://127.0.0.1:{await envoy.listener_port(LISTENER)}"
+            yield Stack(cluster, envoy, url, client, translation)
+    finally:
+        cluster.discovery.close()
+        await server.stop(0)
+
+
+def _bootstrap(translation: Translation, discovery_port: int) -> dict[str, Any]:
+    response = translation.response
+    configuration = MessageToDict(route_pb2.RouteConfiguration.FromString(response.routes[0]))
+    # Static routes may only name clusters that are there, unless told so; those over xDS may always.
+    configuration["validateClusters"] = False
+    listener = listener_pb2.Listener.FromString(response.listeners[0])
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    (http,) = listener.default_filter_chain.filters
+    http.typed_config.Unpack(manager)
+    manager.ClearField("rds")
+    manager.route_config.name = configuration["name"]
+    http.typed_config.Pack(manager)
+    listener.address.socket_address.address = "127.0.0.1"
+    listener.address.socket_address.port_value = 0
+    # As Envoy Gateway's listeners have it.
+    listener.per_connection_buffer_limit_bytes.value = 32768
+    listener_json = MessageToDict(listener)
+    (chain_filter,) = listener_json["defaultFilterChain"]["filters"]
+    chain_filter["typedConfig"]["routeConfig"] = configuration
+    made = [cluster_pb2.Cluster.FromString(content) for content in response.clusters]
+    clusters = [_with_served(MessageToDict(found)) for found in made if found.name.startswith("inferencepool/")]
+    discovery = {
+        "name": "headrace_eds",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": "headrace_eds",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", discovery_port)}}]}],
+        },
+        "typed_extension_protocol_options": {
+            _OPTIONS: {
+                "@type": f"type.googleapis.com/{_OPTIONS}",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+    }
+    return {
+        "node": {"id": "test", "cluster": "test"},
+        "static_resources": {"listeners": [listener_json], "clusters": [discovery, *clusters]},
+    }
+
+
+def _with_served(cluster: Any) -> Any:
+    """JSON cannot carry the field that the generated class does not know: put it in by name."""
+    if isinstance(cluster, dict):
+        cluster = {key: _with_served(value) for key, value in cluster.items()}
+        if cluster.get("@type") == _OVERRIDE_HOST:
+            cluster["selected_host_key"] = _SERVED
+    elif isinstance(cluster, list):
+        cluster = [_with_served(value) for value in cluster]
+    return cluster
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}

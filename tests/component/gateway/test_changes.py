@@ -1,0 +1,200 @@
+"""Changes under traffic: CAs and certificates, Pods and routes, the controller itself. And GRPCRoutes, and Gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+
+from . import objects
+from .certificates import Authority
+from .network import ipv4
+from .objects import LISTENER_PORT, backend, pool, route
+from .pools import A, B, Pools
+from .world import Client, World, client, controller_ready, model_servers, picker, until
+
+SECOND_PORT = 8889
+
+
+@asynccontextmanager
+async def load(asking: Client, *routes: str, per_second: int = 100) -> AsyncIterator[Counter[str]]:
+    """Requests at a steady rate over these routes while the block runs: how many got which status."""
+    seen: Counter[str] = Counter()
+    waiting: set[asyncio.Task[None]] = set()
+
+    async def one(name: str) -> None:
+        try:
+            status, _, _ = await asking.ask(name)
+            seen[f"{name} {status}"] += 1
+        except Exception as error:  # noqa: BLE001 (counted, and looked at by the test)
+            seen[f"{name} {type(error).__name__}"] += 1
+
+    async def run() -> None:
+        start = asyncio.get_running_loop().time()
+        for number, name in enumerate(itertools.cycle(routes)):
+            await asyncio.sleep(max(0.0, start + number / per_second - asyncio.get_running_loop().time()))
+            task = asyncio.create_task(one(name))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+
+    running = asyncio.create_task(run())
+    try:
+        yield seen
+    finally:
+        running.cancel()
+        await asyncio.gather(running, *waiting, return_exceptions=True)
+
+
+def failures(seen: Counter[str]) -> dict[str, int]:
+    """What was not answered 200."""
+    return {what: count for what, count in seen.items() if not what.endswith(" 200")}
+
+
+async def test_a_picker_is_verified_and_its_ca_changes_under_traffic(world: World) -> None:
+    wanted = pool("verified")
+    host = "verified-epp.default.svc"
+    first, second, wrong = Authority("first"), Authority("second"), Authority("wrong")
+    directory = world.directory / "verified"
+    first.issue(host).write(directory)
+    ca = objects.config_map("verified-ca", ca_crt=first.certificate.decode())
+    world.api.apply(wanted, ca, objects.backend_tls_policy("verified-epp", "verified-ca", host))
+    world.add_pod("verified-0", "verified", ipv4(71))
+    world.add_picker_service(wanted, ipv4(7))
+    world.api.apply(route("verified", {"backendRefs": [backend(wanted)]}))
+
+    def trust(*authorities: Authority) -> None:
+        bundle = "".join(authority.certificate.decode() for authority in authorities)
+        world.api.apply(objects.config_map("verified-ca", ca_crt=bundle))
+
+    def serial() -> list[str]:
+        """Of the CAs that Envoy trusts for the picker now."""
+        found = world.admin("/config_dump?resource=dynamic_active_secrets")["configs"]
+        return [str(secret["secret"]) for secret in found if "default/verified/epp" in secret["name"]]
+
+    async def trusted(authority: Authority) -> None:
+        lines = authority.certificate.decode().splitlines()
+        await until(lambda: any(lines[2] in text for text in serial()), "Envoy has the CA")
+
+    async with model_servers(ipv4(71)), client() as asking:
+        async with picker(world, wanted, ipv4(7), f"--cert-path={directory}"):
+            await asking.wait_served("verified")
+            async with load(asking, "verified") as seen:
+                trust(first, second)
+                await trusted(second)
+                second.issue(host).write(directory)
+                await asyncio.sleep(2)
+                trust(second)
+                await asyncio.sleep(1)
+            assert failures(seen) == {}
+            assert seen["verified 200"] > 200
+        # A picker that comes anew is verified: by a CA that did not sign its certificate it is not trusted.
+        trust(wrong)
+        await trusted(wrong)
+        async with picker(world, wanted, ipv4(7), f"--cert-path={directory}"):
+            await asyncio.sleep(2)
+            status, _, _ = await asking.ask("verified")
+            assert status == 503
+            trust(second)
+            await asking.wait_served("verified", seconds=10)
+
+
+async def test_a_grpc_route_to_an_h2c_pool(world: World) -> None:
+    wanted = pool("grpc", ports=(8100,), appProtocol="kubernetes.io/h2c")
+    world.api.apply(wanted)
+    world.add_pod("grpc-0", "grpc", ipv4(81))
+    world.add_picker_service(wanted, ipv4(8))
+    told = route("grpc", {"backendRefs": [backend(wanted)]})
+    world.api.apply({**told, "kind": "GRPCRoute"})
+
+    async def echo(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        return request[::-1]
+
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+    server.add_insecure_port(f"{ipv4(81)}:8100")
+    await server.start()
+    options = [("grpc.default_authority", "grpc.example")]
+    try:
+        async with (
+            picker(world, wanted, ipv4(8)),
+            grpc.aio.insecure_channel(f"127.0.0.1:{LISTENER_PORT}", options=options) as channel,
+        ):
+            call: Any = channel.unary_unary("/test.Test/Echo")
+            async with asyncio.timeout(30):
+                while True:
+                    with contextlib.suppress(grpc.aio.AioRpcError):
+                        assert await call(b"abc") == b"cba"
+                        break
+                    await asyncio.sleep(0.2)
+    finally:
+        await server.stop(0)
+
+
+async def test_two_gateways_lead_to_their_own_pools(pools: Pools) -> None:
+    world = pools.world
+    second = objects.second_gateway(SECOND_PORT)
+    world.api.apply(second)
+    await pools.apply_route("both", {"backendRefs": [backend(pools.a)]})
+    told = route("both", {"backendRefs": [backend(pools.b)]})
+    told["metadata"]["name"] = "both-second"
+    told["spec"]["parentRefs"] = [{"name": "second", "namespace": "envoy-gateway-system"}]
+    world.api.apply(told)
+    other = Client(pools.client.session, SECOND_PORT)
+    try:
+        assert (await other.wait_served("both"))["server"] in B
+        assert set(await pools.shares("both", 20)) == set(A)
+        parents = {entry["parentRef"]["name"] for entry in world.parents(pools.b)}
+        assert "second" in parents
+    finally:
+        world.api.delete(second, told)
+    await until(
+        lambda: "second" not in {entry["parentRef"]["name"] for entry in world.parents(pools.b)}, "the entry is gone"
+    )
+
+
+async def test_the_controller_dies_under_load(pools: Pools) -> None:
+    world = pools.world
+    await pools.apply_route("dies", {"backendRefs": [backend(pools.a), backend(pools.b)]})
+    async with load(pools.client, "dies") as seen:
+        await asyncio.sleep(1)
+        world.controller.process.kill()
+        world.controller.process.wait()
+        # A change that it misses: it must be there once the controller is back.
+        missed = world.add_pod("a-missed", "a", ipv4(13))
+        await asyncio.sleep(2)
+        world.restart_controller()
+        await until(controller_ready, "the controller is ready again")
+        await asyncio.to_thread(world.wait_pool, pools.a, *A, f"{ipv4(13)}:8000")
+        world.api.delete(missed)
+        await asyncio.to_thread(world.wait_pool, pools.a, *A)
+    assert failures(seen) == {}
+    assert seen["dies 200"] > 300
+
+
+async def test_churn_costs_no_request(pools: Pools) -> None:
+    """Pods come and go, pools and routes change, 10 changes a second, with requests all along."""
+    world = pools.world
+    await pools.apply_route("churn", {"backendRefs": [backend(pools.a, 50), backend(pools.b, 50)]})
+    before = world.picker_counters(pools.a)
+    async with model_servers(*(ipv4(host) for host in range(100, 104))), load(pools.client, "churn") as seen:
+        for turn in range(25):
+            name, address = f"churn-{turn % 4}", ipv4(100 + turn % 4)
+            pod = world.add_pod(name, "a", address)
+            world.api.apply(route(f"other-{turn % 5}", {"backendRefs": [backend(pools.a)]}))
+            await asyncio.sleep(0.2)
+            world.api.apply(route("churn", {"backendRefs": [backend(pools.a, 40 + turn % 20), backend(pools.b, 50)]}))
+            world.api.apply({**pools.b, "metadata": {**pools.b["metadata"], "labels": {"turn": str(turn)}}})
+            await asyncio.sleep(0.2)
+            # As a cluster does it: first not ready, then gone.
+            world.set_pod(pod, address, ready=False)
+            world.api.delete(pod, route(f"other-{(turn + 2) % 5}"))
+        await asyncio.sleep(1)
+    assert failures(seen) == {}, (before, world.picker_counters(pools.a))
+    assert seen["churn 200"] > 500

@@ -1,0 +1,221 @@
+"""What becomes of requests while a picker is gone, dead, stopped, unreachable or refuses TLS: with the real Envoy
+Gateway's routes and policies around it, for pickers of ours (two filters) and for others (one filter, both ways)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from ..epp.servers import ModelServer, expected_events
+from .network import blackhole, ipv4
+from .objects import Object, backend, endpoint_slice, pool, route
+from .world import Client, PodPicker, World, client, cluster_name, model_servers, picker, until
+
+_PICKER_HOSTS = itertools.count(200)
+KEYS = (f"{ipv4(51)}:8000", f"{ipv4(52)}:8000")
+SMALL = b'{"model":"base","prompt":"hi"}'
+LARGE = b'{"model":"base","prompt":"%s"}' % (b"x" * 5_000_000)
+STREAM = b'{"model":"base","prompt":"hi","stream":true}'
+# The issue's limit for FailClose, and what Envoy takes at most to notice a stopped picker: interval plus timeout.
+CLOSED_SECONDS = 2.0
+NOTICED_SECONDS = 2.5
+
+
+@dataclass
+class Failing:
+    """A pool whose picker the test does away with."""
+
+    world: World
+    pool: Object
+    picker: PodPicker
+    servers: dict[str, ModelServer]
+    client: Client
+    ours: bool
+
+    @property
+    def name(self) -> str:
+        """Of the pool and its route."""
+        return str(self.pool["metadata"]["name"])
+
+    def served(self) -> int:
+        """How many requests any model server has seen."""
+        return sum(len(server.requests) for server in self.servers.values())
+
+    def place_picker(self, *addresses: str) -> None:
+        """Let the picker's Service lead there."""
+        self.world.api.apply(endpoint_slice(f"{self.name}-epp", 9002, *addresses))
+
+    async def stream(self) -> bytes:
+        """A streamed answer, whole."""
+        headers = {"host": f"{self.name}.example", "content-type": "application/json"}
+        url = f"http://127.0.0.1:{self.client.port}/v1/completions"
+        async with self.client.session.post(url, data=STREAM, headers=headers) as answer:
+            return await answer.read() if answer.status == 200 else str(answer.status).encode()
+
+
+@pytest.fixture(params=["FailClose", "FailOpen"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@asynccontextmanager
+async def failing(world: World, mode: str, *, ours: bool = True) -> AsyncIterator[Failing]:
+    """A pool that serves, with two Pods."""
+    name = f"fails-{mode.removeprefix('Fail').lower()}-{'ours' if ours else 'other'}"
+    wanted = pool(name, failure_mode=mode)
+    world.api.apply(wanted)
+    for number, key in enumerate(KEYS):
+        world.add_pod(f"{name}-{number}", name, key.rpartition(":")[0])
+    address = ipv4(next(_PICKER_HOSTS))
+    world.add_picker_service(wanted, address, ours=ours)
+    world.api.apply(route(name, {"backendRefs": [backend(wanted)]}))
+    async with contextlib.AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(model_servers(ipv4(51), ipv4(52)))
+        for server in servers.values():
+            server.go_on.set()
+        process = await stack.enter_async_context(picker(world, wanted, address))
+        asking = await stack.enter_async_context(client())
+        await asking.wait_served(name)
+        await asyncio.to_thread(world.wait_pool, wanted, *KEYS, picker=f"{address}:9002")
+        try:
+            yield Failing(world, wanted, process, servers, asking, ours)
+        finally:
+            world.api.delete(route(name), wanted)
+
+
+async def assert_mode_holds(failing: Failing, mode: str) -> None:
+    """Every kind of request is answered as the failure mode says."""
+    before = failing.served()
+    kinds = {"GET": None, "small": SMALL, "large": LARGE}
+    started = time.monotonic()
+    answers = await asyncio.gather(*(failing.client.ask(failing.name, body=body) for body in kinds.values()))
+    events = await failing.stream()
+    seconds = time.monotonic() - started
+    statuses = {kind: status for kind, (status, _, _) in zip(kinds, answers, strict=True)}
+    if mode == "FailOpen":
+        assert statuses == dict.fromkeys(kinds, 200), statuses
+        assert {seen["server"] for _, seen, _ in answers} <= set(KEYS)
+        assert events == expected_events()
+    else:
+        assert set(statuses.values()) <= {503, 504}, statuses
+        assert events in (b"503", b"504")
+        assert failing.served() == before
+        assert seconds < CLOSED_SECONDS * 2
+
+
+async def assert_recovers(failing: Failing) -> None:
+    """Requests are picked for again."""
+    started = time.monotonic()
+    await failing.client.wait_served(failing.name, seconds=10)
+    await until(lambda: bool(failing.world.endpoints(f"{cluster_name(failing.pool)}/epp")), "the picker is back")
+    print(f"recovered after {time.monotonic() - started:.2f} s")
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "other"])
+async def test_no_picker_at_all(world: World, mode: str, ours: bool) -> None:
+    async with failing(world, mode, ours=ours) as pool_of:
+        epp = f"{cluster_name(pool_of.pool)}/epp"
+        pool_of.place_picker()
+        await asyncio.to_thread(world.wait_endpoints, epp)
+        await assert_mode_holds(pool_of, mode)
+        pool_of.place_picker(pool_of.picker.address)
+        await assert_recovers(pool_of)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+async def test_a_dead_picker_that_is_still_listed(world: World, mode: str, number: signal.Signals) -> None:
+    async with failing(world, mode) as pool_of:
+        pool_of.picker.kill(number)
+        # The window until Envoy notices: whatever comes, it comes in bounded time, and never from a Pod in FailClose.
+        before = pool_of.served()
+        started = time.monotonic()
+        status, _, _ = await pool_of.client.ask(pool_of.name, seconds=10)
+        print(f"{mode} {number.name}: the first request: {status} after {time.monotonic() - started:.2f} s")
+        assert status == 200 if mode == "FailOpen" else status in (503, 504)
+        if mode == "FailClose":
+            assert time.monotonic() - started < NOTICED_SECONDS
+            assert pool_of.served() == before
+        await asyncio.sleep(max(0.0, NOTICED_SECONDS - (time.monotonic() - started)))
+        await assert_mode_holds(pool_of, mode)
+        if number is signal.SIGSTOP:
+            pool_of.picker.kill(signal.SIGCONT)
+            await assert_recovers(pool_of)
+
+
+async def test_a_picker_that_cannot_be_reached(world: World, mode: str) -> None:
+    async with failing(world, mode) as pool_of:
+        pool_of.place_picker(blackhole())
+        await asyncio.sleep(NOTICED_SECONDS)
+        await assert_mode_holds(pool_of, mode)
+        pool_of.place_picker(pool_of.picker.address)
+        await assert_recovers(pool_of)
+
+
+async def test_a_picker_that_refuses_tls(world: World, mode: str) -> None:
+    async with failing(world, mode) as pool_of:
+        # A listener that is no picker: it closes every connection.
+        server = await asyncio.start_server(lambda _, writer: writer.close(), ipv4(8), 9002)
+        async with server:
+            pool_of.place_picker(ipv4(8))
+            await asyncio.sleep(NOTICED_SECONDS)
+            await assert_mode_holds(pool_of, mode)
+        pool_of.place_picker(pool_of.picker.address)
+        await assert_recovers(pool_of)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+async def test_answers_that_stream_arrive_whole(world: World, mode: str, number: signal.Signals) -> None:
+    async with failing(world, mode) as pool_of:
+        for server in pool_of.servers.values():
+            server.go_on.clear()
+            server.arrived.clear()
+        running = [asyncio.create_task(pool_of.stream()) for _ in range(8)]
+        before = pool_of.served()
+        await until(lambda: pool_of.served() >= before + 8 or all(task.done() for task in running), "all are streaming")
+        pool_of.picker.kill(number)
+        await asyncio.sleep(NOTICED_SECONDS)
+        for server in pool_of.servers.values():
+            server.go_on.set()
+        assert await asyncio.gather(*running) == [expected_events()] * 8
+        if number is signal.SIGSTOP:
+            pool_of.picker.kill(signal.SIGCONT)
+
+
+async def test_a_pod_whose_server_died_is_passed_over(world: World) -> None:
+    """The endpoint is listed and picked until the cluster notices: the request goes to another Pod."""
+    async with failing(world, "FailClose") as pool_of:
+        name = pool_of.name
+        dead = world.add_pod(f"{name}-dead", name, ipv4(53))
+        await asyncio.to_thread(world.wait_pool, pool_of.pool, *KEYS, f"{ipv4(53)}:8000")
+        try:
+            answers = await asyncio.gather(*(pool_of.client.ask(name) for _ in range(60)))
+            assert Counter(status for status, _, _ in answers) == {200: 60}
+        finally:
+            world.api.delete(dead)
+
+
+async def test_more_streams_than_envoys_own_limits(world: World) -> None:
+    async with failing(world, "FailClose") as pool_of:
+        count = 1300  # Envoy's own circuit breakers are at 1024
+        for server in pool_of.servers.values():
+            server.go_on.clear()
+        before = pool_of.served()
+        running = [asyncio.create_task(pool_of.stream()) for _ in range(count)]
+        await until(
+            lambda: pool_of.served() >= before + count or any(task.done() for task in running),
+            "all are streaming",
+            seconds=120,
+        )
+        for server in pool_of.servers.values():
+            server.go_on.set()
+        answers = await asyncio.gather(*running)
+        assert [answer for answer in answers if answer != expected_events()] == []

@@ -1,0 +1,111 @@
+"""Start, drain and end of a simulated server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import aiohttp
+import pytest
+
+from .client import Client
+from .process import headrace, simulator
+
+# 500 steps of 8 ms: longer than the delay below.
+LONG = {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def test_a_drain_finishes_what_runs_fails_readiness_and_then_refuses(session: aiohttp.ClientSession) -> None:
+    with simulator("--drain-delay-seconds", "2") as (process, url):
+        client = Client(session, url)
+        async with session.post(url + "/v1/completions", json=LONG) as stream:
+            await stream.content.readline()
+            process.terminate()
+            process.wait_log("draining")
+            health = await client.get("/health")
+            assert health.status == 503
+            assert health.headers["connection"] == "close", "the next request must go to another server"
+            assert (await client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})).status == 200
+            # Each of these takes a step of the engine, so the loop is no busy one; the test's client has a time limit.
+            while (late := await client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})).status == 200:
+                pass
+            assert late.status == 503
+            assert "shutting down" in late.json()["error"]["message"]
+            rest = await stream.content.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+        last = json.loads(rest.split(b"\n\n")[-3][6:])
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert process.wait_exit() == 0
+        process.wait_log("drained")
+
+
+async def test_an_idle_server_ends_at_once_without_a_delay() -> None:
+    with simulator("--drain-delay-seconds", "0") as (process, _):
+        process.terminate()
+        assert process.wait_exit() == 0
+
+
+@pytest.mark.parametrize("flags", [["--drain-delay-seconds", "100"], ["--drain-delay-seconds", "0"]])
+async def test_a_second_signal_ends_a_drain(session: aiohttp.ClientSession, flags: list[str]) -> None:
+    with simulator(*flags) as (process, url):
+        async with Client(session, url).endless():
+            process.terminate()
+            process.wait_log("draining")
+            process.terminate()
+            assert process.wait_exit() == 0
+
+
+async def test_a_drain_has_a_limit(session: aiohttp.ClientSession) -> None:
+    with simulator("--drain-delay-seconds", "0", "--drain-timeout-seconds", "0.2") as (process, url):
+        async with Client(session, url).endless():
+            process.terminate()
+            assert process.wait_log("stopped with unfinished requests")["unfinished"] == 1
+            assert process.wait_exit() == 0
+
+
+async def test_nothing_listens_while_the_model_is_loaded(session: aiohttp.ClientSession) -> None:
+    port = free_port()
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--startup-seconds", "2"]
+    with headrace("simulate", *arguments) as process:
+        process.wait_log("starting")
+        client = Client(session, f"http://127.0.0.1:{port}")
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await client.get("/health")
+        process.wait_log("serving")
+        assert (await client.get("/health")).status == 200
+
+
+async def test_a_server_that_starts_can_be_stopped() -> None:
+    with headrace("simulate", "--startup-seconds", "1000") as process:
+        process.wait_log("starting")
+        process.terminate()
+        assert process.wait_exit() == 0
+
+
+async def test_a_port_that_is_taken_is_named(server: str) -> None:
+    port = server.rsplit(":", 1)[1]
+    with headrace("simulate", "--host", "127.0.0.1", "--port", port) as process:
+        entry = process.wait_log("cannot listen")
+        assert port in entry["message"]
+        assert "--port" in entry["message"]
+        assert process.wait_exit() == 1
+
+
+async def test_memory_stays_small(session: aiohttp.ClientSession) -> None:
+    """A whole local stack with several of these has a budget; a full KV cache and many streams are included."""
+    with simulator("--speedup", "200") as (process, url):
+        client = Client(session, url)
+        prompts = [
+            {"prompt": f"{number:04}" + "x" * 4 * 1500, "max_tokens": 20, "stream": True} for number in range(400)
+        ]
+        replies = await asyncio.gather(*(client.post("/v1/completions", prompt) for prompt in prompts))
+        assert all(len(reply.events()) == 20 for reply in replies)
+        assert process.resident_bytes() < 100e6

@@ -1,0 +1,151 @@
+"""The endpoint picker against a real API server, with the rights of its Role and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..component.epp.picker import PickerProcess, start_picker
+from .apiserver import ApiServer
+
+HANG_SECONDS = 20.0
+GA, EXTENSION = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
+
+
+@pytest.fixture
+def namespace(api: ApiServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own, with a service account that may read Pods and pools in it."""
+    name = f"epp-{abs(hash(request.node.name)) % 10**8}"
+    subject = {"kind": "ServiceAccount", "name": "epp", "namespace": name}
+    reading = ["get", "list", "watch"]
+    api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    api.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "epp", "namespace": name}},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": "epp", "namespace": name},
+            "rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": reading},
+                {"apiGroups": [GA, EXTENSION], "resources": ["inferencepools"], "verbs": reading},
+            ],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "epp", "namespace": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "epp"},
+            "subjects": [subject],
+        },
+    )
+    yield name
+    api.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@asynccontextmanager
+async def picker_of(
+    api: ApiServer, namespace: str, directory: Path, group: str, *flags: str
+) -> AsyncIterator[PickerProcess]:
+    """A picker of the pool `pool`, with the service account's token."""
+    done = api.kubectl("create", "token", "epp", "-n", namespace)
+    assert done.returncode == 0, done.stderr
+    config = json.loads(api.kubeconfig.read_text())
+    config["users"] = [{"name": "test", "user": {"token": done.stdout.strip()}}]
+    kubeconfig = directory / "epp.kubeconfig"
+    kubeconfig.touch(mode=0o600)
+    kubeconfig.write_text(json.dumps(config))
+    source = ["--pool-name=pool", f"--pool-namespace={namespace}", f"--pool-group={group}"]
+    async with start_picker([], directory, *flags, source=[*source, f"--kubeconfig={kubeconfig}"]) as picker:
+        yield picker
+
+
+def pod(namespace: str, name: str, app: str = "m", **annotations: str) -> dict[str, Any]:
+    container = {"name": "server", "image": "model-server"}
+    metadata = {"name": name, "namespace": namespace, "labels": {"app": app}, "annotations": annotations}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+
+
+def set_ready(api: ApiServer, namespace: str, name: str, address: str, ready: bool = True) -> None:
+    condition = {"type": "Ready", "status": "True" if ready else "False"}
+    status = {"podIP": address, "podIPs": [{"ip": address}], "conditions": [condition]}
+    patch = json.dumps({"status": status})
+    done = api.kubectl("patch", "pod", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+    assert done.returncode == 0, done.stderr
+
+
+async def until(picker: PickerProcess, condition: Callable[[dict[str, Any]], bool]) -> None:
+    """Until /debug/endpoints is as wanted. Raises AssertionError with what it was."""
+    seen: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(HANG_SECONDS):
+            while not condition(seen := json.loads((await picker.get("/debug/endpoints"))[1])):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"never as wanted: {seen}") from None
+
+
+def listed(*keys: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda page: page["synced"] and {entry["endpoint"] for entry in page["endpoints"]} == set(keys)
+
+
+async def test_a_pool_of_the_page_and_its_pods(api: ApiServer, namespace: str, tmp_path: Path) -> None:
+    async with picker_of(api, namespace, tmp_path, EXTENSION) as picker:
+        assert (await picker.get("/readyz"))[0] == 503
+        pool = {
+            "apiVersion": f"{EXTENSION}/v1alpha2",
+            "kind": "InferencePool",
+            "metadata": {"name": "pool", "namespace": namespace},
+            "spec": {
+                "targetPortNumber": 8000,
+                "selector": {"app": "m"},
+                "extensionRef": {"name": "epp", "port": 9002, "failureMode": "FailOpen"},
+            },
+        }
+        api.apply(pool)
+        await until(picker, listed())
+        assert (await picker.get("/readyz"))[0] == 200
+        api.apply(pod(namespace, "a"), pod(namespace, "b"), pod(namespace, "other", app="x"))
+        for name, address in (("a", "127.0.0.1"), ("b", "127.0.0.2"), ("other", "127.0.0.3")):
+            set_ready(api, namespace, name, address)
+        await until(picker, listed("127.0.0.1:8000", "127.0.0.2:8000"))
+        await until(picker, lambda page: page["failure_mode"] == "FailOpen")
+        set_ready(api, namespace, "a", "127.0.0.1", ready=False)
+        await until(picker, listed("127.0.0.2:8000"))
+        set_ready(api, namespace, "a", "127.0.0.1")
+        await until(picker, listed("127.0.0.1:8000", "127.0.0.2:8000"))
+        assert api.kubectl("delete", "pod", "b", "-n", namespace, "--force", "--grace-period=0").returncode == 0
+        await until(picker, listed("127.0.0.1:8000"))
+        pool["spec"] = {**pool["spec"], "selector": {"app": "x"}, "targetPortNumber": 9000}  # type: ignore[dict-item]
+        api.apply(pool)
+        await until(picker, listed("127.0.0.3:9000"))
+        done = api.kubectl("delete", f"inferencepools.{EXTENSION}", "pool", "-n", namespace)
+        assert done.returncode == 0, done.stderr
+        await until(picker, listed())
+
+
+async def test_a_v1_pool_with_ranks(api: ApiServer, namespace: str, tmp_path: Path) -> None:
+    api.apply(
+        {
+            "apiVersion": f"{GA}/v1",
+            "kind": "InferencePool",
+            "metadata": {"name": "pool", "namespace": namespace},
+            "spec": {
+                "targetPorts": [{"number": 8000}, {"number": 8002}],
+                "selector": {"matchLabels": {"app": "m"}},
+                "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
+            },
+        },
+        pod(namespace, "a"),
+        pod(namespace, "b", **{"inference.networking.k8s.io/active-ports": "8002"}),
+    )
+    set_ready(api, namespace, "a", "127.0.0.1")
+    set_ready(api, namespace, "b", "127.0.0.2")
+    async with picker_of(api, namespace, tmp_path, GA) as picker:
+        await until(picker, listed("127.0.0.1:8000", "127.0.0.1:8002", "127.0.0.2:8002"))
+        await until(picker, lambda page: page["failure_mode"] == "FailClose")

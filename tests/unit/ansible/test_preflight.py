@@ -1,0 +1,249 @@
+"""Wrong input is refused, each time with the variable's name and the fix."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+GOOD: dict[str, Any] = {
+    "headrace_local_cluster": True,
+    "local_cluster_publish_address": "127.0.0.1:8080",
+    "gpu_node_pools": [{"name": "simulated", "node_selector": {"kubernetes.io/os": "linux"}}],
+    "vllm_model_server_groups": [
+        {"name": "llama", "model": "meta/llama", "labels": {"app": "llama", "tier": "gpu"}},
+        {"name": "qwen", "model": "Qwen/qwen", "namespace": "other", "port": 8001},
+    ],
+    "inference_pool_pools": [
+        {"name": "llama", "api_version": "v1alpha2", "selector": {"app": "llama"}, "picker": "llama-epp"},
+        {
+            "name": "qwen",
+            "namespace": "other",
+            "selector": {"app": "qwen"},
+            "target_ports": [8001],
+            "picker": "qwen-epp",
+        },
+    ],
+    "inference_gateway_gateways": [
+        {"name": "gateway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}
+    ],
+    "inference_gateway_routes": [
+        {
+            "name": "llama",
+            "gateway": "gateway",
+            "rules": [{"path": "/", "backends": [{"pool": "llama", "api_version": "v1alpha2", "weight": 1}]}],
+        },
+        {
+            "name": "qwen",
+            "namespace": "other",
+            "gateway": "gateway",
+            "gateway_namespace": "default",
+            "rules": [{"backends": [{"pool": "qwen"}, {"service": "web", "port": 80}]}],
+        },
+    ],
+}
+
+
+@pytest.fixture
+def problems(preflight: ModuleType, repository: Path) -> Callable[[dict[str, Any]], list[str]]:
+    specs, facts = preflight.load_specs(repository), preflight.load_facts(repository)
+    return lambda values: preflight.problems(values, list(values), specs, facts)
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with the value at a dotted path replaced; None removes it."""
+    values = copy.deepcopy(GOOD)
+    at: Any = values
+    *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    for step in way:
+        at = at[step]
+    if value is None:
+        del at[last]
+    else:
+        at[last] = value
+    return values
+
+
+def test_a_right_inventory_has_no_problem(problems: Callable[[dict[str, Any]], list[str]]) -> None:
+    assert problems(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "names", "fix"),
+    [
+        ("inference_pool_replica", 2, "inference_pool_replica:", "did you mean inference_pool_replicas?"),
+        ("vllm_model_servers", [], "vllm_model_servers:", "vllm_model_server"),
+        ("inference_pool_zzz_qqq", 1, "inference_pool_zzz_qqq:", "roles/inference_pool/README.md"),
+        ("headrace_contxt", "a", "headrace_contxt:", "did you mean headrace_context?"),
+        ("inference_pool_pools.0.selectr", {}, "inference_pool_pools[llama].selectr:", "did you mean selector?"),
+        ("inference_gateway_routes.0.rules.0.backend", [], "backend:", "did you mean backends?"),
+        (
+            "inference_pool_pools.0.selector",
+            {"app": "lama"},
+            "inference_pool_pools[llama].selector",
+            "matches no model server",
+        ),
+        ("inference_pool_pools.0.namespace", "third", "inference_pool_pools[llama].selector", "namespace third"),
+        (
+            "inference_pool_pools.0.selector",
+            None,
+            "inference_pool_pools[llama].selector",
+            "labels of its model servers",
+        ),
+        ("inference_pool_pools.0.picker", None, "inference_pool_pools[llama].picker", "llama-epp"),
+        ("inference_pool_pools.0.picker", "", "inference_pool_pools[llama].picker", "llama-epp"),
+        ("inference_pool_pools.1.target_ports", [0], "inference_pool_pools[qwen].target_ports", "1 to 65535"),
+        ("inference_pool_pools.1.target_ports", [8000], "inference_pool_pools[qwen].target_ports", "listen on 8001"),
+        ("inference_pool_pools.1.picker_port", 65536, "inference_pool_pools[qwen].picker_port", "1 to 65535"),
+        ("inference_pool_picker_port", "x", "inference_pool_picker_port", "1 to 65535"),
+        ("vllm_model_server_groups.0.port", 0, "vllm_model_server_groups[llama].port", "1 to 65535"),
+        ("vllm_model_server_port", -1, "vllm_model_server_port", "1 to 65535"),
+        ("inference_gateway_gateways.0.listeners.0.port", 0, "inference_gateway_gateways[gateway]", "1 to 65535"),
+        ("inference_gateway_routes.1.rules.0.backends.1.port", 70000, "inference_gateway_routes[qwen]", "1 to 65535"),
+        ("local_cluster_publish_address", "127.0.0.1:0", "local_cluster_publish_address", "1 to 65535"),
+        (
+            "inference_pool_pools.1",
+            GOOD["inference_pool_pools"][0],
+            "inference_pool_pools: two entries",
+            "give each its own name",
+        ),
+        (
+            "inference_pool_pools.1",
+            {**GOOD["inference_pool_pools"][0], "name": "b"},
+            "two entries have the picker llama-epp",
+            "its own picker",
+        ),
+        (
+            "vllm_model_server_groups.1",
+            GOOD["vllm_model_server_groups"][0],
+            "vllm_model_server_groups: two entries",
+            "its own name",
+        ),
+        (
+            "inference_gateway_routes.1",
+            GOOD["inference_gateway_routes"][0],
+            "inference_gateway_routes: two entries",
+            "its own name",
+        ),
+        (
+            "inference_gateway_routes.0.rules.0.backends.0.pool",
+            "lama",
+            "inference_gateway_routes[llama].backends",
+            "did you mean llama?",
+        ),
+        (
+            "inference_gateway_routes.0.rules.0.backends.0.api_version",
+            "v1",
+            "inference_gateway_routes[llama]",
+            "set the backend's api_version to v1alpha2",
+        ),
+        (
+            "inference_gateway_routes.0.gateway",
+            "gatway",
+            "inference_gateway_routes[llama].gateway",
+            "did you mean gateway?",
+        ),
+        ("inference_pool_pools.0.failure_mode", "FailSafe", "failure_mode", "FailOpen, FailClose"),
+        ("vllm_model_server_groups.0.replicas", "three", "replicas", "vllm_model_server_groups"),
+        ("gpu_node_pools", [{"name": "a"}, {"name": "a"}], "gpu_node_pools: two entries", "its own name"),
+    ],
+)
+def test_wrong_input_is_named_with_its_fix(
+    problems: Callable[[dict[str, Any]], list[str]], path: str, value: Any, names: str, fix: str
+) -> None:
+    found = problems(changed(path, value))
+    assert any(names in one and fix in one for one in found), found
+
+
+def test_every_problem_is_told_at_once(problems: Callable[[dict[str, Any]], list[str]]) -> None:
+    values = changed("inference_pool_pools.0.picker", None)
+    values["vllm_model_server_port"] = 0
+    values["inference_pool_replica"] = 1
+    found = "\n".join(problems(values))
+    for name in ("inference_pool_pools[llama].picker", "vllm_model_server_port", "inference_pool_replica"):
+        assert name in found
+
+
+def test_pools_of_other_peoples_servers_are_possible(problems: Callable[[dict[str, Any]], list[str]]) -> None:
+    assert (
+        problems(
+            changed(
+                "inference_pool_pools.0",
+                {**GOOD["inference_pool_pools"][0], "selector": {"app": "theirs"}, "external_model_servers": True},
+            )
+        )
+        == []
+    )
+    assert (
+        problems(
+            changed(
+                "inference_pool_pools.0",
+                {"name": "llama", "api_version": "v1alpha2", "picker": "llama-epp", "create": False},
+            )
+        )
+        == []
+    )
+
+
+def test_an_inventory_without_a_cluster_of_its_own_must_bring_more(preflight: ModuleType) -> None:
+    def ask(which: str | None = "/usr/bin/helm", exists: bool = True, **values: Any) -> str:
+        found = preflight.wrong_place(
+            {"headrace_local_cluster": False, **values}, lambda name: which, lambda path: exists
+        )
+        return "\n".join(found)
+
+    full = {"headrace_context": "prod", "headrace_controller_image": "registry.example.com/headrace:1"}
+    assert ask(**full) == ""
+    assert "headrace_context" in ask(**{**full, "headrace_context": ""})
+    assert "headrace_controller_image" in ask(**{**full, "headrace_controller_image": ""})
+    assert "headrace_kubeconfig" in ask(exists=False, headrace_kubeconfig="/no/where", **full)
+    assert "helm" in ask(which=None, **full)
+    assert "gpu_node_pool_simulated_gpus" in ask(gpu_node_pool_simulated_gpus=1, **full)
+
+
+def run_preflight(repository: Path, inventory: str, extra: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(Path(sys.executable).parent / "ansible-playbook"),
+        "playbooks/preflight.yml",
+        "-i",
+        f"inventories/{inventory}",
+        "-e",
+        json.dumps(extra),
+    ]
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1"}
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("inventory", ["local", "kind"])
+def test_shipped_inventories_pass(repository: Path, inventory: str) -> None:
+    done = run_preflight(repository, inventory, {})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_existing_inventory_asks_for_what_only_its_user_knows(repository: Path) -> None:
+    done = run_preflight(repository, "existing", {})
+    assert done.returncode != 0
+    for name in ("headrace_context", "headrace_controller_image"):
+        assert name in done.stdout
+    told = {
+        "headrace_context": "c",
+        "headrace_controller_image": "i:1",
+        "headrace_binary_dir": str(repository / "build/bin"),
+    }
+    if (repository / "build/bin/helm").exists():
+        assert run_preflight(repository, "existing", told).returncode == 0
+
+
+def test_templates_of_facts_that_do_not_exist_yet_hide_nothing_else(repository: Path) -> None:
+    pools = [{"name": "a", "selector": {"app": "a"}, "image": "{{ container_images_refs.controller }}", "picker": ""}]
+    done = run_preflight(repository, "local", {"inference_pool_pools": pools})
+    assert done.returncode != 0
+    assert "inference_pool_pools[a].picker" in done.stdout

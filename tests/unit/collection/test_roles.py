@@ -1,0 +1,66 @@
+"""Every role keeps the same promises: documented defaults, prefixed variables, tags, a README."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture(params=ROLES, ids=lambda path: path.name)
+def role(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
+def test_defaults_and_argument_specs_name_the_same_variables(role: Path) -> None:
+    defaults = set(load(role / "defaults/main.yml") or {})
+    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
+    required = {name for name, option in options.items() if option.get("required")}
+    assert defaults == set(options) - required
+    assert not defaults & required, "a required variable has no default"
+
+
+def test_defaults_are_what_the_argument_specs_say(role: Path) -> None:
+    defaults = load(role / "defaults/main.yml") or {}
+    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
+    for name, value in defaults.items():
+        if isinstance(value, bool | int) and "default" in options[name]:
+            assert options[name]["default"] == value, name
+        assert options[name].get("description"), name
+
+
+def test_every_default_has_a_comment(role: Path) -> None:
+    lines = (role / "defaults/main.yml").read_text().splitlines() if (role / "defaults/main.yml").exists() else []
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z_]+:", line):
+            assert lines[number - 1].startswith("#") or re.match(r"[a-z_]+:", lines[number - 1]), line
+
+
+def test_variables_carry_the_roles_name(role: Path) -> None:
+    assert all(name.startswith(f"{role.name}_") for name in load(role / "defaults/main.yml") or {})
+    internal = load(role / "vars/main.yml") or {}
+    assert all(name.startswith((f"__{role.name}_", f"{role.name}_")) for name in internal)
+
+
+def test_the_readme_has_a_runnable_example(role: Path) -> None:
+    readme = (role / "README.md").read_text()
+    assert f"headrace.inference.{role.name}" in readme
+
+
+def test_the_table_of_contents_is_tagged(role: Path) -> None:
+    tasks = load(role / "tasks/main.yml")
+    assert len(tasks) <= 14, "main.yml is a table of contents"
+    for task in tasks:
+        tags = task.get("tags", [])
+        tags = [tags] if isinstance(tags, str) else tags
+        assert role.name in tags or "always" in tags, task["name"]

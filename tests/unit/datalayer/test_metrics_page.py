@@ -1,0 +1,150 @@
+"""Metrics pages: a real vLLM's, and broken ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.datalayer.engines import ENGINES, engine_of
+from headrace.datalayer.metrics_page import NoMetrics, ServerMetrics, parse_page
+
+VLLM = ENGINES["vllm"]
+# The page of a vLLM 0.32.0 with four LoRA adapters (two at a time), 8 requests running and 16 waiting.
+REAL_PAGE = (Path(__file__).parent / "data" / "vllm-0.32.0-under-load.txt").read_bytes()
+
+
+def test_a_real_page() -> None:
+    assert parse_page(REAL_PAGE, VLLM) == ServerMetrics(
+        waiting=16,
+        running=8,
+        kv_usage=0.0004883110541414881,
+        # Of seven label sets the newest.
+        running_adapters=frozenset({"a2", "a3"}),
+        waiting_adapters=frozenset({"a2", "a3"}),
+        max_adapters=2,
+        known_adapters=frozenset({"a1", "a2", "a3"}),
+        models=frozenset({"tiny"}),
+        block_size=128,
+        num_blocks=16384,
+    )
+
+
+def page(*lines: str) -> bytes:
+    return "\n".join(lines).encode() + b"\n"
+
+
+WAITING = 'vllm:num_requests_waiting{engine="0",model_name="m"}'
+RUNNING = 'vllm:num_requests_running{engine="0",model_name="m"}'
+USAGE = 'vllm:kv_cache_usage_perc{engine="0",model_name="m"}'
+
+
+@pytest.mark.parametrize("broken", ["NaN", "+Inf", "-Inf", "-1", "many", "1e999", "0x10"])
+def test_values_that_make_no_sense_count_as_missing(broken: str) -> None:
+    metrics = parse_page(page(f"{WAITING} {broken}", f"{RUNNING} 3"), VLLM)
+    assert (metrics.waiting, metrics.running, metrics.kv_usage) == (None, 3, None)
+
+
+def test_odd_values() -> None:
+    metrics = parse_page(page(f"{WAITING} 1e9", f"{RUNNING} 1e300", f"{USAGE} 7"), VLLM)
+    assert (metrics.waiting, metrics.running, metrics.kv_usage) == (10**9, 10**9, 1.0)
+
+
+def test_a_duplicate_counts_once_and_ranks_are_added_up() -> None:
+    metrics = parse_page(
+        page(
+            f"{WAITING} 5",
+            f"{WAITING} 7",
+            'vllm:num_requests_waiting{engine="1",model_name="m"} 3 1795480361000',
+            'vllm:kv_cache_usage_perc{engine="0"} 0.2',
+            'vllm:kv_cache_usage_perc{engine="1"} 0.4',
+        ),
+        VLLM,
+    )
+    assert metrics.waiting == 10
+    assert metrics.kv_usage == pytest.approx(0.3)
+
+
+def test_names_that_only_begin_alike_are_others() -> None:
+    with pytest.raises(NoMetrics, match="vllm"):
+        parse_page(page("vllm:num_requests_waiting_by_reason 4", "# vllm:num_requests_running 2", " x 1"), VLLM)
+
+
+def test_the_old_name_of_cache_usage() -> None:
+    assert parse_page(page("vllm:gpu_cache_usage_perc 0.5"), VLLM).kv_usage == 0.5
+    both = page("vllm:gpu_cache_usage_perc 0.5", "vllm:kv_cache_usage_perc 0.6")
+    assert parse_page(both, VLLM).kv_usage == 0.6
+
+
+def test_adapter_lists_are_sets_with_blanks_stripped() -> None:
+    series = 'vllm:lora_requests_info{max_lora="4",running_lora_adapters=" b, a",waiting_lora_adapters=", c ,"} 1.0'
+    metrics = parse_page(page(f"{RUNNING} 1", series), VLLM)
+    assert metrics.running_adapters == {"a", "b"}
+    assert metrics.waiting_adapters == {"c"}
+    assert metrics.max_adapters == 4
+
+
+def test_label_values_may_hold_anything() -> None:
+    name = r"we\"ird}\\name\n{x"
+    metrics = parse_page(page(f'vllm:num_requests_running{{model_name="{name}",engine="0"}} 2'), VLLM)
+    assert metrics.running == 2
+    assert metrics.models == {'we"ird}\\name\n{x'}
+
+
+@pytest.mark.parametrize(
+    ("engine", "lines"),
+    [
+        ("sglang", ["sglang:num_queue_reqs 2", "sglang:num_running_reqs 3", "sglang:token_usage 0.5"]),
+        (
+            "triton-tensorrt-llm",
+            [
+                'nv_trt_llm_request_metrics{model="m",request_type="waiting",version="1"} 2',
+                'nv_trt_llm_request_metrics{model="m",request_type="scheduled",version="1"} 3',
+                'nv_trt_llm_request_metrics{model="m",request_type="max",version="1"} 99',
+                'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction",model="m"} 0.5',
+                'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="m"} 900',
+            ],
+        ),
+        (
+            "trtllm-serve",
+            ["trtllm_num_requests_waiting 2", "trtllm_num_requests_running 3", "trtllm_kv_cache_utilization 0.5"],
+        ),
+    ],
+)
+def test_other_engines(engine: str, lines: list[str]) -> None:
+    metrics = parse_page(page(*lines), engine_of({"inference.networking.k8s.io/engine-type": engine}))
+    assert (metrics.waiting, metrics.running, metrics.kv_usage) == (2, 3, 0.5)
+
+
+def test_the_engine_label() -> None:
+    assert engine_of({}).name == "vllm"
+    assert engine_of({"llm-d.ai/engine-type": "sglang"}).name == "sglang"
+    assert engine_of({"llm-d.ai/engine-type": "unheard-of"}).name == "vllm"
+
+
+LINE = st.one_of(
+    st.text(max_size=40),
+    st.tuples(st.sampled_from([WAITING, RUNNING, USAGE, "vllm:lora_requests_info{"]), st.text(max_size=20)).map(
+        " ".join
+    ),
+)
+
+
+@given(st.lists(LINE, max_size=10))
+def test_any_text_is_metrics_or_none(lines: list[str]) -> None:
+    try:
+        metrics = parse_page("\n".join(lines).encode("utf-8", "replace"), VLLM)
+    except NoMetrics:
+        return
+    assert metrics.kv_usage is None or 0.0 <= metrics.kv_usage <= 1.0
+    assert metrics.waiting is None or metrics.waiting >= 0
+
+
+@given(st.integers(0, len(REAL_PAGE)))
+def test_a_page_cut_anywhere_is_read_as_far_as_it_goes(length: int) -> None:
+    try:
+        parse_page(REAL_PAGE[:length], VLLM)
+    except NoMetrics:
+        assert length < REAL_PAGE.index(b"\nvllm:kv_cache_usage_perc{")

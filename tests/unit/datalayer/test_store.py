@@ -1,0 +1,205 @@
+"""The endpoint store and the in-flight ledger: load between scrapes, and accounts that always come out even."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.core import Endpoint
+from headrace.datalayer.ledger import InFlight, Ledger
+from headrace.datalayer.metrics_page import ServerMetrics
+from headrace.datalayer.store import EndpointStore
+
+
+def endpoint(number: int, uid: str = "u") -> Endpoint:
+    return Endpoint(namespace="n", pod_name=f"pod-{number}", address=f"10.0.0.{number}", port=8000, uid=uid)
+
+
+def store_of(count: int) -> tuple[EndpointStore, Ledger]:
+    store = EndpointStore()
+    store.replace(endpoint(number) for number in range(1, count + 1))
+    return store, Ledger(store)
+
+
+K1, K2 = endpoint(1).key, endpoint(2).key
+
+
+def scrape(store: EndpointStore, key: str, asked_at: float, **metrics: object) -> None:
+    record = store.get(key)
+    assert record is not None
+    record.scraped(replace(ServerMetrics(waiting=0, running=0, kv_usage=0.0), **metrics), asked_at)  # type: ignore[arg-type]
+
+
+def load(store: EndpointStore, key: str) -> tuple[int, int, int]:
+    (found,) = [state for state in store.snapshot() if state.key == key]
+    return found.waiting, found.running, found.in_flight
+
+
+def test_load_is_the_scrape_corrected_by_what_was_sent_and_finished_since() -> None:
+    store, ledger = store_of(1)
+    scrape(store, K1, 10.0, waiting=2, running=3)
+    assert load(store, K1) == (2, 3, 0)
+    first = ledger.start("a", K1, "m", 100, 11.0, attached=True)
+    second = ledger.start("b", K1, "m", 100, 12.0, attached=True)
+    assert load(store, K1) == (4, 3, 2)
+    # The page asked for at 11.5 has seen the first, not the second.
+    scrape(store, K1, 11.5, waiting=0, running=4)
+    assert load(store, K1) == (1, 4, 2)
+    ledger.finish(first, 13.0)
+    assert load(store, K1) == (0, 4, 1)
+    ledger.finish(second, 14.0)
+    assert load(store, K1) == (0, 3, 0)
+    scrape(store, K1, 15.0)
+    assert load(store, K1) == (0, 0, 0)
+
+
+def test_without_metrics_the_pickers_own_count_is_the_load() -> None:
+    store, ledger = store_of(2)
+    scrape(store, K2, 1.0, running=3)
+    for number in range(5):
+        ledger.start(str(number), K1, "m", 1, 2.0, attached=True)
+    # Three of its five are taken as running, as on the other server.
+    assert load(store, K1) == (2, 3, 5)
+    record = store.get(K2)
+    assert record is not None
+    ledger.start("x", K2, "m", 1, 2.0, attached=True)
+    record.scrape_failed("refused", stale=False)
+    assert load(store, K2) == (1, 3, 1)
+    record.scrape_failed("refused", stale=True)
+    assert load(store, K2) == (1, 0, 1)
+    assert not store.snapshot()[1].fresh
+
+
+def test_adapters_sent_count_as_in_use_before_the_server_says_so() -> None:
+    store, ledger = store_of(1)
+    known = frozenset({"a", "b", "c"})
+    scrape(store, K1, 1.0, max_adapters=2, running_adapters=frozenset({"a"}), known_adapters=known)
+    entry = ledger.start("1", K1, "b", 1, 2.0, attached=True)
+    ledger.start("2", K1, "base", 1, 2.0, attached=True)
+    state = store.snapshot()[0]
+    assert state.running_adapters == {"a", "b"}
+    assert not state.has_adapter_slot()
+    assert store.is_adapter("b")
+    assert not store.is_adapter("base")
+    # Done, it is still loaded, until others have pushed it out.
+    ledger.finish(entry, 3.0)
+    assert store.snapshot()[0].running_adapters == {"a"}
+    assert store.snapshot()[0].resident_adapters == {"b"}
+    for name in ("c", "a"):
+        ledger.finish(ledger.start(name, K1, name, 1, 4.0, attached=True), 5.0)
+    assert store.snapshot()[0].resident_adapters == {"a", "c"}
+
+
+def test_endpoints_come_and_go() -> None:
+    store, ledger = store_of(2)
+    entry = ledger.start("1", K1, "m", 1, 1.0, attached=True)
+    came, gone = store.replace([endpoint(1), endpoint(3)])
+    assert ([e.pod_name for e in came], [e.pod_name for e in gone]) == (["pod-3"], ["pod-2"])
+    assert load(store, K1)[2] == 1
+    # Another Pod under the same address starts from nothing, and old requests do not touch its account.
+    came, gone = store.replace([endpoint(1, uid="new"), endpoint(3)])
+    assert ([e.uid for e in came], [e.uid for e in gone]) == (["new"], ["u"])
+    assert load(store, K1) == (0, 0, 0)
+    ledger.finish(entry, 2.0)
+    assert load(store, K1) == (0, 0, 0)
+    store.replace([])
+    assert store.snapshot() == ()
+    assert len(ledger) == 0
+
+
+def test_an_unchanged_pool_gives_the_same_snapshot() -> None:
+    store, ledger = store_of(3)
+    before = store.snapshot()
+    assert store.snapshot() is before
+    ledger.start("1", K1, "m", 1, 1.0, attached=True)
+    after = store.snapshot()
+    assert after is not before
+    assert after[1:] == before[1:]
+
+
+def test_observation_joins_by_request_and_destination() -> None:
+    store, ledger = store_of(2)
+    first = ledger.start("same-id", K1, "m", 1, 1.0, attached=False)
+    second = ledger.start("same-id", K2, "m", 1, 1.0, attached=False)
+    assert ledger.observe("same-id", K2, 1.1) is second
+    assert ledger.observe("same-id", f"{K1},{K2}", 1.1) is first
+    assert ledger.observe("same-id", "10.9.9.9:1", 1.1) is None
+    # Another replica's pick counts here from when it is seen.
+    other = ledger.observe("elsewhere", K1, 1.2)
+    assert other is not None
+    assert load(store, K1)[2] == 2
+    assert ledger.expire(1000.0) == []
+    for entry in (first, second, other):
+        assert ledger.finish(entry, 2.0)
+        assert not ledger.finish(entry, 2.0)
+    assert len(ledger) == 0
+    assert ledger.by_model() == {}
+
+
+@pytest.mark.parametrize(("observers", "seconds"), [(True, 5.0), (False, 60.0)])
+def test_what_is_never_observed_expires(observers: bool, seconds: float) -> None:
+    store, ledger = store_of(1)
+    if observers:
+        ledger.observe("x", "", 0.0)
+    ledger.start("attached", K1, "m", 1, 0.0, attached=True)
+    lost = ledger.start("lost", K1, "m", 1, 1.0, attached=False)
+    assert ledger.expire(0.9 + seconds) == []
+    assert ledger.expire(1.0 + seconds) == [lost]
+    assert load(store, K1)[2] == 1
+
+
+def test_a_request_served_elsewhere_moves() -> None:
+    store, ledger = store_of(2)
+    entry = ledger.start("1", K1, "m", 5, 1.0, attached=True)
+    assert ledger.move(entry, K2, 2.0)
+    assert not ledger.move(entry, K2, 2.0)
+    assert (load(store, K1)[2], load(store, K2)[2]) == (0, 1)
+    assert ledger.move(entry, "10.9.9.9:80", 2.0)
+    assert (load(store, K1)[2], load(store, K2)[2]) == (0, 0)
+    ledger.finish(entry, 3.0)
+    assert len(ledger) == 0
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "observe", "move", "finish", "scrape", "pool"]), st.integers(0, 3), st.integers(0, 9)
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_whatever_happens_the_account_comes_out_even(steps: list[tuple[str, int, int]]) -> None:
+    store, ledger = store_of(3)
+    entries: list[InFlight] = []
+    now = 0.0
+    for what, number, pick in steps:
+        now += 0.5
+        key = endpoint(number + 1).key
+        if what == "start":
+            entries.append(ledger.start(f"r{pick % 3}", key, f"m{pick}", pick, now, attached=pick % 2 == 0))
+        elif what == "observe":
+            found = ledger.observe(f"r{pick % 3}", key, now)
+            if found is not None and found not in entries:
+                entries.append(found)
+        elif what == "move" and entries:
+            ledger.move(entries[pick % len(entries)], key, now)
+        elif what == "finish" and entries:
+            ledger.finish(entries.pop(pick % len(entries)), now)
+        elif what == "scrape" and store.get(key) is not None:
+            scrape(store, key, now - 0.2, waiting=pick, running=number)
+        elif what == "pool":
+            store.replace(endpoint(n + 1, uid=str(pick % 2)) for n in range(number + 1))
+        for state in store.snapshot():
+            assert state.in_flight >= 0
+            assert state.in_flight_bytes >= 0
+            assert state.waiting >= 0
+            assert state.running >= 0
+        ledger.expire(now)
+    for entry in entries:
+        ledger.finish(entry, now)
+    assert len(ledger) == 0
+    assert all(state.in_flight == 0 and state.in_flight_bytes == 0 for state in store.snapshot())

@@ -1,0 +1,123 @@
+"""Bodies: what the pick is told of them, and which are refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body, with_model
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("document", "prompt"),
+    [
+        ({"prompt": "abc"}, b"abc"),
+        ({"prompt": ["a", "b"]}, b'["a","b"]'),
+        ({"prompt": [1, 2]}, b"[1,2]"),
+        ({"input": "abc"}, b"abc"),
+        ({"text": "abc"}, b"abc"),
+        ({"token_ids": [1]}, b"[1]"),
+        (
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
+            b"system\x1fs\x1fuser\x1fu",
+        ),
+        ({"system": "s", "messages": [{"role": "user", "content": [{"text": "u"}]}]}, b's\x1fuser\x1f[{"text":"u"}]'),
+        ({"cache_salt": "z", "prompt": "abc"}, b"z\x1fabc"),
+        ({"tools": [1], "messages": []}, b"[1]"),
+        ({"messages": "odd"}, b""),
+        ({"messages": [1, {"role": None, "content": None}]}, b"\x1f"),
+        ({}, b""),
+    ],
+)
+def test_prompts(document: dict[str, object], prompt: bytes) -> None:
+    assert read_body(json.dumps({"model": "m", **document}).encode(), path=COMPLETIONS) == BodyFacts("m", prompt)
+
+
+def test_a_longer_conversation_begins_with_the_shorter_one() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    short, long = (
+        read_body(json.dumps({"messages": turns[:count]}).encode(), path="/v1/chat/completions").prompt
+        for count in (1, 3)
+    )
+    assert long.startswith(short)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/chat/completions?x=1", "/base/v1/embeddings/", "/v1/responses", "/v1/messages"]
+)
+def test_paths_that_carry_json(path: str) -> None:
+    assert is_json_path(path)
+    for content in (b"", b"  ", b"{", b"[]", b"null", b'"x"', b"\xff", b'{"model": 7}', b'{"model": []}'):
+        with pytest.raises(UnreadableBody):
+            read_body(content, path=path)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/audio/transcriptions", "/tokenize", "/completionsx", ""])
+@given(content=st.binary(max_size=100))
+def test_other_paths_take_anything(path: str, content: bytes) -> None:
+    read_body(content, path=path)
+    assert read_body(b'{"model":"m","prompt":"p"}', path=path) == BodyFacts("m", b"p")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"model":"m","temperature":NaN}', b'{"model":"m","x":Infinity}', b'{"model":"m","prompt":"\\ud800"}'],
+)
+def test_what_model_servers_read_is_read(content: bytes) -> None:
+    assert read_body(content, path=COMPLETIONS).model == "m"
+
+
+def test_compressed_bodies_pass_unread() -> None:
+    assert read_body(b"\x1f\x8b", path=COMPLETIONS, content_encoding="gzip") == BodyFacts()
+
+
+def test_deep_nesting_is_refused_not_a_crash() -> None:
+    with pytest.raises(UnreadableBody):
+        read_body(b'{"a":' * 100_000, path=COMPLETIONS)
+
+
+def test_a_cut_body_still_names_its_model() -> None:
+    facts = read_body(b'{"model":"m\\u00e9","stream": true,"prompt":"abc', path=COMPLETIONS, whole=False)
+    assert (facts.model, facts.streaming) == ("m\u00e9", True)
+    assert read_body(b"abc", path=COMPLETIONS, whole=False) == BodyFacts()
+
+
+def test_limits_of_the_answer() -> None:
+    def limit(**fields: object) -> int | None:
+        return read_body(json.dumps(fields).encode(), path=COMPLETIONS).max_tokens
+
+    assert limit(max_tokens=5) == 5
+    assert limit(max_completion_tokens=6, max_tokens=5) == 6
+    assert limit(max_tokens="5") is None
+    assert limit(max_tokens=True) is None
+    assert limit(max_tokens=-1) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("model"), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["model", "prompt", "messages", "x", '"model": "y"']), JSON), st.text(max_size=20)
+)
+def test_rewriting_changes_the_model_and_nothing_else(document: dict[str, object], model: str) -> None:
+    content = json.dumps(document).encode()
+    assert json.loads(with_model(content, model)) == {**document, "model": model}
+
+
+@given(st.dictionaries(st.text(max_size=8), JSON, max_size=4))
+def test_any_object_has_facts(document: dict[str, object]) -> None:
+    try:
+        read_body(json.dumps(document).encode(), path=COMPLETIONS)
+    except UnreadableBody as error:
+        assert "model" in str(error)

@@ -1,0 +1,163 @@
+"""Kubernetes objects and Envoy Gateway's hook input, as small as the tests need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+
+from headrace.core import EXTENSION_GROUP, GA_GROUP
+from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
+from headrace.gateway.snapshot import Snapshot, parse_pools
+
+CONTROLLER = "gateway.envoyproxy.io/gatewayclass-controller"
+
+
+def metadata(name: str, namespace: str = "default", **more: Any) -> dict[str, Any]:
+    return {"name": name, "namespace": namespace, **more}
+
+
+def pool(
+    name: str = "pool",
+    *,
+    namespace: str = "default",
+    picker: str | None = "epp",
+    failure_mode: str = "FailClose",
+    ports: Sequence[int] = (8000,),
+    app_protocol: str = "http",
+    **more: Any,
+) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "selector": {"matchLabels": {"app": name}},
+        "targetPorts": [{"number": port} for port in ports],
+        "appProtocol": app_protocol,
+    }
+    if picker is not None:
+        spec["endpointPickerRef"] = {"name": picker, "port": {"number": 9002}, "failureMode": failure_mode}
+    return {
+        "apiVersion": f"{GA_GROUP}/v1",
+        "kind": "InferencePool",
+        "metadata": metadata(name, namespace, generation=3, **more),
+        "spec": spec,
+    }
+
+
+def old_pool(name: str = "pool", *, namespace: str = "default", picker: str = "epp", **more: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": f"{EXTENSION_GROUP}/v1alpha2",
+        "kind": "InferencePool",
+        "metadata": metadata(name, namespace, generation=2, **more),
+        "spec": {"selector": {"app": name}, "targetPortNumber": 8000, "extensionRef": {"name": picker}},
+    }
+
+
+def service(name: str = "epp", *, namespace: str = "default", ours: bool = True, **port: Any) -> dict[str, Any]:
+    annotations = {"headrace.dev/endpoint-picker": "headrace"} if ours else {}
+    return {
+        "metadata": metadata(name, namespace, annotations=annotations),
+        "spec": {"ports": [{"name": "grpc", "port": 9002, "targetPort": 9002, **port}]},
+    }
+
+
+def slice_of(
+    name: str, addresses: Mapping[str, Mapping[str, bool]], *, port: int = 9002, namespace: str = "default"
+) -> dict[str, Any]:
+    return {
+        "metadata": metadata(f"{name}-abc", namespace, labels={"kubernetes.io/service-name": name}),
+        "addressType": "IPv6" if any(":" in address for address in addresses) else "IPv4",
+        "ports": [{"name": "grpc", "port": port}, {"name": "metrics", "port": 9090}],
+        "endpoints": [{"addresses": [address], "conditions": dict(state)} for address, state in addresses.items()],
+    }
+
+
+def pod(
+    name: str, address: str, *, app: str = "pool", namespace: str = "default", ready: bool = True
+) -> dict[str, Any]:
+    return {
+        "metadata": metadata(name, namespace, labels={"app": app}),
+        "status": {"podIP": address, "conditions": [{"type": "Ready", "status": "True" if ready else "False"}]},
+    }
+
+
+def pool_ref(name: str = "pool", weight: int | None = None, group: str = GA_GROUP, **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"group": group, "kind": "InferencePool", "name": name, **more}
+    return found if weight is None else {**found, "weight": weight}
+
+
+def route(name: str, *rules: Sequence[Mapping[str, Any]], namespace: str = "default", **more: Any) -> dict[str, Any]:
+    return {
+        "metadata": metadata(name, namespace),
+        "spec": {"parentRefs": [{"name": "gateway"}], "rules": [{"backendRefs": list(refs)} for refs in rules]},
+        **more,
+    }
+
+
+def gateway(name: str = "gateway", *, namespace: str = "default", class_name: str = "headrace") -> dict[str, Any]:
+    return {"metadata": metadata(name, namespace), "spec": {"gatewayClassName": class_name}}
+
+
+def gateway_class(name: str = "headrace", controller: str = CONTROLLER) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"controllerName": controller}}
+
+
+def keyed(objects: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {(found["metadata"].get("namespace", ""), found["metadata"]["name"]): found for found in objects}
+
+
+def snapshot(pools: Iterable[Mapping[str, Any]] = (), **kinds: Iterable[Mapping[str, Any]]) -> Snapshot:
+    good, bad = parse_pools(pools)
+    return Snapshot(pools=good, bad_pools=bad, **{kind: keyed(found) for kind, found in kinds.items()})
+
+
+def xds_route(name: str, *, prefix: str = "/", cluster: str = "invalid-backend-cluster") -> route_components_pb2.Route:
+    found = route_components_pb2.Route(name=name)
+    found.match.prefix = prefix
+    found.route.cluster = cluster
+    return found
+
+
+def hook_input(
+    routes: Iterable[route_components_pb2.Route], clusters: Iterable[str | cluster_pb2.Cluster] = ()
+) -> PostTranslateModifyRequest:
+    """One listener and one route configuration, with the shape that Envoy Gateway gives them."""
+    configuration = route_pb2.RouteConfiguration(name="default/gateway/http")
+    host = configuration.virtual_hosts.add(name="default/gateway/http/*", domains=["*"])
+    host.routes.extend(routes)
+    manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix="http-10080")
+    manager.rds.route_config_name = configuration.name
+    manager.rds.config_source.ads.SetInParent()
+    router = manager.http_filters.add(name="envoy.filters.http.router")
+    router.typed_config.type_url = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+    listener = listener_pb2.Listener(name="default/gateway/http")
+    listener.default_filter_chain.filters.add(name="http").typed_config.Pack(manager)
+    made = [found if isinstance(found, cluster_pb2.Cluster) else cluster_pb2.Cluster(name=found) for found in clusters]
+    return PostTranslateModifyRequest(
+        clusters=[found.SerializeToString() for found in made],
+        listeners=[listener.SerializeToString()],
+        routes=[configuration.SerializeToString()],
+        secrets=[b"\x0a\x01s"],
+    )
+
+
+def routes_in(response: PostTranslateModifyResponse) -> dict[str, route_components_pb2.Route]:
+    configuration = route_pb2.RouteConfiguration.FromString(response.routes[0])
+    return {found.name: found for host in configuration.virtual_hosts for found in host.routes}
+
+
+def clusters_in(response: PostTranslateModifyResponse) -> dict[str, cluster_pb2.Cluster]:
+    return {found.name: found for found in map(cluster_pb2.Cluster.FromString, response.clusters)}
+
+
+def filters_in(response: PostTranslateModifyResponse) -> list[str]:
+    listener = listener_pb2.Listener.FromString(response.listeners[0])
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    listener.default_filter_chain.filters[0].typed_config.Unpack(manager)
+    return [found.name for found in manager.http_filters]
+
+
+def shares(found: route_components_pb2.Route) -> list[tuple[str, int]]:
+    return [(weight.name, weight.weight.value) for weight in found.route.weighted_clusters.clusters]

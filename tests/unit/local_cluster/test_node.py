@@ -1,0 +1,110 @@
+"""Process 1 of a node: services are started again, later each time; logs stay bounded; orphans are reaped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from local_cluster import node
+from local_cluster.nodes import digest
+from local_cluster.settings import Node
+
+TOOL = Path(node.__file__).parents[1]
+PROGRAM = """
+import sys
+from pathlib import Path
+from local_cluster.node import Service, supervise
+folder = Path(sys.argv[1])
+supervise([Service.of(script, folder) for script in sorted(folder.glob("*.sh"))])
+"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_service_that_ends_is_started_again_and_the_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "failing.sh").write_text("echo started; exit 3\n")
+    (tmp_path / "steady.sh").write_text("echo $$; exec sleep 600\n")
+    env = {**os.environ, "PYTHONPATH": str(TOOL), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], env=env, stdout=subprocess.PIPE, text=True
+    )
+    steady = 0
+    try:
+        failing, log = tmp_path / "failing.log", tmp_path / "steady.log"
+        wait_for(lambda: failing.exists() and failing.read_text().count("started") >= 2)
+        steady = int(log.read_text())
+        os.kill(steady, signal.SIGKILL)
+        wait_for(lambda: len(log.read_text().split()) == 2)
+        steady = int(log.read_text().split()[1])
+        process.terminate()
+        output, _ = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        if steady:
+            os.kill(steady, signal.SIGKILL)
+    assert "failing ended with 3" in output
+    assert "steady ended with -9" in output
+    assert "ending on signal 15" in output
+
+
+def test_a_service_that_keeps_failing_waits_longer_up_to_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "a.sh").write_text("exit 0\n")
+    service = node.Service.of(tmp_path / "a.sh", tmp_path)
+    pauses = []
+    for _ in range(6):
+        service.started = time.monotonic()
+        service.ended(0)
+        pauses.append(service.pause)
+    assert pauses == [1, 2, 4, 8, node.LONGEST_PAUSE, node.LONGEST_PAUSE]
+    service.started = time.monotonic() - 60
+    service.ended(0)
+    assert service.pause == 1
+
+
+def test_a_log_that_grew_is_emptied_under_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "LOG_BYTES", 10)
+    log = tmp_path / "kubelet.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"short")
+        node.rotate(log)
+        assert log.read_bytes() == b"short"
+        writer.write(b"and too long")
+        node.rotate(log)
+        writer.write(b"new")
+    assert log.read_bytes() == b"new"
+    assert (tmp_path / "kubelet.log.1").read_bytes() == b"shortand too long"
+
+
+def test_a_node_is_what_its_scripts_its_configuration_and_their_programs_are(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    (programs / "kubelet").symlink_to(tmp_path / "one")
+    (programs / "helm").symlink_to(tmp_path / "one")
+    member = Node("n1", "x-n1", "172.30.0.11", tmp_path / "n1")
+    (member.directory / "services").mkdir(parents=True)
+    (member.directory / "etc" / "certs.d").mkdir(parents=True)
+    (member.directory / "services" / "kubelet.sh").write_text(f"exec {programs}/kubelet --v=1\n")
+    before = digest(member, programs)
+    (programs / "helm").unlink()
+    (programs / "helm").symlink_to(tmp_path / "two")
+    (member.directory / "etc" / "certs.d" / "hosts.toml").write_text("read at each pull")
+    assert digest(member, programs) == before
+    (programs / "kubelet").unlink()
+    (programs / "kubelet").symlink_to(tmp_path / "two")
+    after = digest(member, programs)
+    assert after != before
+    (member.directory / "etc" / "kubelet.yaml").write_text("kind: KubeletConfiguration")
+    assert digest(member, programs) != after

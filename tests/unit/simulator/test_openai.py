@@ -1,0 +1,162 @@
+"""Requests: what is taken, and what is refused by field, value and fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.simulator import openai
+from headrace.simulator.tokens import BEGIN_OF_TEXT, encode_chat
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_defaults_of_a_completion() -> None:
+    request = openai.parse_completion({"prompt": "four"})
+    assert (request.model, request.max_tokens, request.n, request.stream, request.chat) == (None, 16, 1, False, False)
+    assert request.prompts[0].tokens[0] == BEGIN_OF_TEXT
+    assert request.prompts[0].text == "four"
+
+
+def test_a_chat_has_no_limit_of_its_own_and_prefers_the_newer_field() -> None:
+    assert openai.parse_chat(CHAT).max_tokens is None
+    assert openai.parse_chat({**CHAT, "max_tokens": 5}).max_tokens == 5
+    assert openai.parse_chat({**CHAT, "max_tokens": 5, "max_completion_tokens": 7}).max_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lengths"),
+    [
+        ("a", [2]),
+        (["a", "bcdefghi"], [2, 3]),
+        ([1, 2, 3], [3]),
+        ([[1, 2], [3]], [2, 1]),
+        ([[7], "a"], [1, 2]),
+        ("", [1]),
+    ],
+)
+def test_the_forms_of_a_prompt(prompt: object, lengths: list[int]) -> None:
+    assert [len(one.tokens) for one in openai.parse_completion({"prompt": prompt}).prompts] == lengths
+
+
+def test_content_may_come_in_parts_and_be_absent_beside_tool_calls() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]},
+    ]
+    assert openai.parse_messages({"messages": messages}) == [("user", "a\nb"), ("assistant", '[{"id":1}]')]
+    assert openai.parse_chat({"messages": messages}).prompts[0].tokens == encode_chat(
+        [("user", "a\nb"), ("assistant", '[{"id":1}]')]
+    )
+
+
+def test_stop_in_all_its_forms() -> None:
+    assert openai.parse_chat({**CHAT, "stop": "x"}).stop == ("x",)
+    assert openai.parse_chat({**CHAT, "stop": ["x", "yy"]}).stop == ("x", "yy")
+    assert openai.parse_chat({**CHAT, "stop": None}).stop == ()
+    assert openai.parse_chat({**CHAT, "stop_token_ids": [5]}).stop_token_ids == {5}
+
+
+def test_unknown_fields_and_nulls_are_ignored() -> None:
+    request = openai.parse_chat(
+        {**CHAT, "tools": [], "response_format": {}, "n": None, "stream": None, "max_tokens": None}
+    )
+    assert (request.n, request.stream) == (1, False)
+
+
+COMPLETION: dict[str, Any] = {"prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("prompt", {}),
+        ("prompt", {"prompt": 5}),
+        ("prompt", {"prompt": []}),
+        ("prompt[1]", {"prompt": ["a", 5]}),
+        ("prompt[1]", {"prompt": [1, "a"]}),
+        ("prompt[1]", {"prompt": [1, True]}),
+        ("prompt[0]", {"prompt": [-1]}),
+        ("prompt[0]", {"prompt": [[]]}),
+        ("prompt[0][0]", {"prompt": [[2**32]]}),
+        ("model", {**COMPLETION, "model": 5}),
+        ("max_tokens", {**COMPLETION, "max_tokens": 0}),
+        ("max_tokens", {**COMPLETION, "max_tokens": "5"}),
+        ("max_tokens", {**COMPLETION, "max_tokens": True}),
+        ("max_tokens", {**COMPLETION, "max_tokens": 1.5}),
+        ("min_tokens", {**COMPLETION, "max_tokens": 2, "min_tokens": 3}),
+        ("n", {**COMPLETION, "n": 0}),
+        ("n", {**COMPLETION, "n": 129}),
+        ("seed", {**COMPLETION, "seed": "x"}),
+        ("stream", {**COMPLETION, "stream": "yes"}),
+        ("stream_options", {**COMPLETION, "stream": True, "stream_options": 1}),
+        ("stream_options", {**COMPLETION, "stream_options": {"include_usage": True}}),
+        ("stream_options.include_usage", {**COMPLETION, "stream": True, "stream_options": {"include_usage": 1}}),
+        ("temperature", {**COMPLETION, "temperature": -0.1}),
+        ("temperature", {**COMPLETION, "temperature": "hot"}),
+        ("top_p", {**COMPLETION, "top_p": 2}),
+        ("stop", {**COMPLETION, "stop": [1]}),
+        ("stop", {**COMPLETION, "stop": ""}),
+        ("stop_token_ids", {**COMPLETION, "stop_token_ids": 3}),
+        ("ignore_eos", {**COMPLETION, "ignore_eos": 1}),
+    ],
+)
+def test_a_wrong_completion_is_refused_by_field(field: str, body: dict[str, Any]) -> None:
+    with pytest.raises(openai.ApiError) as refused:
+        openai.parse_completion(body)
+    error = refused.value.body()["error"]
+    assert (refused.value.status, error["param"], error["code"]) == (400, field, 400)
+    assert error["message"].startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "messages"),
+    [
+        ("messages", None),
+        ("messages", []),
+        ("messages", "hi"),
+        ("messages[0]", ["hi"]),
+        ("messages[0].role", [{"content": "x"}]),
+        ("messages[0].content", [{"role": "user", "content": 5}]),
+        ("messages[0].content[0]", [{"role": "user", "content": [{"type": "image_url"}]}]),
+    ],
+)
+def test_wrong_messages_are_refused_by_field(field: str, messages: object) -> None:
+    with pytest.raises(openai.ApiError) as refused:
+        openai.parse_chat({"messages": messages})
+    assert (refused.value.status, refused.value.field) == (400, field)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**64) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    *("prompt", "messages", "input", "model", "max_tokens", "max_completion_tokens", "min_tokens", "n", "seed", "stop"),
+    *("stop_token_ids", "stream", "stream_options", "temperature", "top_p", "echo", "ignore_eos", "encoding_format"),
+]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.booleans())
+def test_any_body_is_a_request_or_a_refusal(body: dict[str, Any], valid: bool) -> None:
+    if valid:
+        body = {**body, "prompt": "x", "input": "x", **CHAT}
+    for parse in (openai.parse_completion, openai.parse_chat, openai.parse_embedding):
+        try:
+            parse(body)  # type: ignore[operator]
+        except openai.ApiError as error:
+            assert error.status == 400
+            assert len(error.message) < 400
+
+
+@given(st.binary(max_size=30))
+def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
+    try:
+        assert isinstance(openai.parse_json(body), dict)
+    except openai.ApiError as error:
+        assert error.status == 400
