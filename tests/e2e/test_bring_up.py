@@ -30,10 +30,10 @@ def test_check_mode_without_a_cluster_says_what_it_would_create(stack: Stack) ->
     elsewhere = {
         "local_cluster_name": "hrnone",
         "local_cluster_publish_address": "127.0.0.1:18099",
-        "local_cluster_node_network": "172.29.0.0/24",
-        "local_cluster_load_balancer_network": "172.29.100.0/24",
-        "local_cluster_pod_network": "10.246.0.0/16",
-        "local_cluster_service_network": "10.98.0.0/16",
+        "local_cluster_node_network": "172.28.0.0/24",
+        "local_cluster_load_balancer_network": "172.28.100.0/24",
+        "local_cluster_pod_network": "10.247.0.0/16",
+        "local_cluster_service_network": "10.99.0.0/16",
     }
     result = stack.site("--check", "--diff", "-e", json.dumps(elsewhere))
     assert result.failed == 0
