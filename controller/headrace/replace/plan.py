@@ -1,0 +1,215 @@
+"""What a replacement is asked to do: pools, steps, gates and limits. Pure; read from JSON and written to it.
+
+The plan is kept in the cluster beside the state, so that whoever takes over does what was asked and not what its own
+defaults say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.core import GA_GROUP
+from headrace.core.pool import VERSION_OF_GROUP
+
+GATES = ("errors", "ttft", "tpot")
+INSUFFICIENT = ("rollback", "pass")
+GITOPS = ("refuse", "paused")
+DEFAULT_STEPS = (1, 5, 25, 50, 100)
+
+
+class InvalidPlan(ValueError):  # noqa: N818
+    """A plan that cannot be carried out: names the field, its value and the fix."""
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {value!r:.200}: {fix}")
+
+
+@dataclass(frozen=True, order=True)
+class PoolRef:
+    """An InferencePool by API group, namespace and name."""
+
+    group: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name} ({self.group}/{VERSION_OF_GROUP.get(self.group, '?')})"
+
+
+@dataclass(frozen=True, order=True)
+class ObjectRef:
+    """An object to delete, as the API server's paths name it. `group` is "" for the core group."""
+
+    group: str
+    version: str
+    plural: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.plural}{'.' if self.group else ''}{self.group} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One replacement. Times in seconds, shares in percent, rates 0..1; a limit of 0 is no limit."""
+
+    old: PoolRef
+    new: PoolRef
+    steps: tuple[int, ...] = DEFAULT_STEPS
+    # Steps (their percent) after whose gate somebody has to approve.
+    manual: tuple[int, ...] = ()
+    gates: tuple[str, ...] = GATES
+    interval: float = 60.0
+    gate_timeout: float = 600.0
+    # Requests that the new pool must have answered in a window before a gate says anything.
+    min_sample: int = 30
+    # Level of each one-sided test, see `statistics`.
+    alpha: float = 0.01
+    # Server errors (5xx) of the new pool, whatever the old one does.
+    max_error_rate: float = 0.01
+    # A significant difference of error rates smaller than this is no reason to go back.
+    max_error_increase: float = 0.005
+    # The quantile that latency limits and ratios are about.
+    quantile: float = 0.9
+    max_ttft: float = 0.0
+    max_ttft_ratio: float = 1.5
+    max_tpot: float = 0.0
+    max_tpot_ratio: float = 1.5
+    # What a window with too few requests comes to, once `gate_timeout` is over.
+    insufficient: str = "rollback"
+    warmup_requests: int = 20
+    warmup_timeout: float = 180.0
+    # Ready endpoints that the new pool must have for each one of the old pool's.
+    capacity_ratio: float = 1.0
+    # A new pool without ready endpoints or endpoint picker for so long is dead.
+    dead_after: float = 5.0
+    drain_timeout: float = 600.0
+    approval_timeout: float = 86400.0
+    timeout: float = 14400.0
+    gitops: str = "refuse"
+    # Where the Gateway is reached for the warm-up. Empty: the address in its status.
+    gateway_url: str = ""
+    remove_old: tuple[ObjectRef, ...] = ()
+    remove_new: tuple[ObjectRef, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @property
+    def expected_seconds(self) -> float:
+        """How long a replacement takes if all goes well: the gates' windows, and a warm-up of half a minute."""
+        return len(self.steps) * self.interval + 30.0
+
+
+def _check(plan: Plan) -> None:
+    if plan.old == plan.new:
+        raise InvalidPlan("new", str(plan.new), "name another pool than the old one")
+    if plan.old.namespace != plan.new.namespace:
+        raise InvalidPlan("new.namespace", plan.new.namespace, f"make the new pool in {plan.old.namespace}, as the old")
+    for field in ("old", "new"):
+        pool: PoolRef = getattr(plan, field)
+        if pool.group not in VERSION_OF_GROUP:
+            raise InvalidPlan(f"{field}.group", pool.group, f"use {' or '.join(VERSION_OF_GROUP)}")
+        if not pool.name or not pool.namespace:
+            raise InvalidPlan(field, str(pool), "give a name and a namespace")
+    steps = plan.steps
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1 or steps[-1] != 100:
+        raise InvalidPlan("steps", list(steps), "give rising percentages of 1 to 100, the last one 100")
+    if unknown := set(plan.manual) - set(steps):
+        raise InvalidPlan("manual", sorted(unknown), "name percentages that are among steps")
+    if unknown_gates := set(plan.gates) - set(GATES):
+        raise InvalidPlan("gates", sorted(unknown_gates), f"choose from {', '.join(GATES)}")
+    for field, choices in (("insufficient", INSUFFICIENT), ("gitops", GITOPS)):
+        if getattr(plan, field) not in choices:
+            raise InvalidPlan(field, getattr(plan, field), f"use {' or '.join(choices)}")
+    for field, low, high in (
+        ("interval", 1.0, 86400.0), ("gate_timeout", 1.0, 604800.0), ("min_sample", 1, 10_000_000),
+        ("alpha", 1e-9, 0.5), ("max_error_rate", 0.0, 1.0), ("max_error_increase", 0.0, 1.0),
+        ("quantile", 0.01, 0.999), ("max_ttft", 0.0, 86400.0), ("max_ttft_ratio", 0.0, 1e6),
+        ("max_tpot", 0.0, 86400.0), ("max_tpot_ratio", 0.0, 1e6), ("warmup_requests", 0, 100_000),
+        ("warmup_timeout", 1.0, 86400.0), ("capacity_ratio", 0.0, 1000.0), ("dead_after", 1.0, 3600.0),
+        ("drain_timeout", 0.0, 604800.0), ("approval_timeout", 1.0, 2_592_000.0), ("timeout", 1.0, 2_592_000.0),
+    ):  # fmt: skip
+        value = getattr(plan, field)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise InvalidPlan(field, value, f"give a number from {low:g} to {high:g}")
+    if plan.gate_timeout < plan.interval:
+        raise InvalidPlan("gate_timeout", plan.gate_timeout, f"make it at least interval ({plan.interval:g})")
+
+
+def parse_plan(value: object) -> Plan:
+    """The plan of decoded JSON; what is left out has its default. Raises InvalidPlan."""
+    if not isinstance(value, Mapping):
+        raise InvalidPlan("plan", value, "give an object")
+    fields = {field.name: field for field in dataclasses.fields(Plan)}
+    if unknown := sorted(map(str, set(value) - set(fields))):
+        raise InvalidPlan(unknown[0], value[unknown[0]], f"no such field: the fields are {', '.join(fields)}")
+    read: dict[str, Any] = {}
+    for name, given in value.items():
+        if name in ("old", "new"):
+            read[name] = _pool(name, given)
+        elif name in ("remove_old", "remove_new"):
+            read[name] = tuple(_object(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
+        elif name in ("steps", "manual"):
+            read[name] = tuple(_whole(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
+        elif name == "gates":
+            read[name] = tuple(_text(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
+        elif name in ("insufficient", "gitops", "gateway_url"):
+            read[name] = _text(name, given)
+        elif name in ("min_sample", "warmup_requests"):
+            read[name] = _whole(name, given)
+        else:
+            read[name] = _number(name, given)
+    for name in ("old", "new"):
+        if name not in read:
+            raise InvalidPlan(name, None, "give the pool's name, or {group, namespace, name}")
+    return Plan(**read)
+
+
+def _pool(field: str, value: object) -> PoolRef:
+    if isinstance(value, str):
+        return PoolRef(GA_GROUP, "default", value)
+    if not isinstance(value, Mapping):
+        raise InvalidPlan(field, value, "give the pool's name, or {group, namespace, name}")
+    group, namespace, name = value.get("group", GA_GROUP), value.get("namespace", "default"), value.get("name")
+    return PoolRef(_text(f"{field}.group", group), _text(f"{field}.namespace", namespace), _text(f"{field}.name", name))
+
+
+def _object(field: str, value: object) -> ObjectRef:
+    keys = ("group", "version", "plural", "namespace", "name")
+    if not isinstance(value, Mapping) or set(value) != set(keys):
+        raise InvalidPlan(field, value, f"give an object with the keys {', '.join(keys)}")
+    return ObjectRef(*(_text(f"{field}.{key}", value[key]) for key in keys))
+
+
+def _list(field: str, value: object) -> list[object]:
+    if not isinstance(value, list | tuple):
+        raise InvalidPlan(field, value, "give a list")
+    return list(value)
+
+
+def _text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidPlan(field, value, "give text")
+    return value
+
+
+def _whole(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidPlan(field, value, "give a whole number")
+    return value
+
+
+def _number(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidPlan(field, value, "give a number")
+    return float(value)

@@ -1,0 +1,306 @@
+"""HTTPRoutes that lead to the old pool: finding them, what is recorded of them, and the patches that change them. Pure.
+
+Rules and backendRefs are atomic lists, which server-side apply can only own whole; so weights change by JSON Patch, and
+every operation is preceded by a `test` of what it replaces: a route that somebody else changed is never overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.replace.plan import Plan
+from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
+
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+Object = Mapping[str, Any]
+Operation = dict[str, Any]
+
+# Field managers of GitOps controllers, and the labels and annotations they mark what they own with.
+_GITOPS_MANAGERS = {
+    "argocd-controller": "Argo CD",
+    "argocd-application-controller": "Argo CD",
+    "kustomize-controller": "Flux",
+    "helm-controller": "Flux",
+}
+_GITOPS_MARKS = {
+    "argocd.argoproj.io/tracking-id": "Argo CD",
+    "argocd.argoproj.io/instance": "Argo CD",
+    "kustomize.toolkit.fluxcd.io/name": "Flux",
+    "helm.toolkit.fluxcd.io/name": "Flux",
+}
+
+
+class Foreign(Exception):  # noqa: N818
+    """Somebody else changed a route meanwhile; the message names it and what is different."""
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """A rule as it was found. `index` is its place in the route, `matches` and `name` help to find it again."""
+
+    index: int
+    name: str
+    matches: Any
+    refs: Refs
+
+
+@dataclass(frozen=True)
+class RouteRecord:
+    """A route that leads to the old pool, and its rules that do."""
+
+    namespace: str
+    name: str
+    uid: str
+    rules: tuple[RuleRecord, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, name)."""
+        return (self.namespace, self.name)
+
+    def __str__(self) -> str:
+        return f"HTTPRoute {self.namespace}/{self.name}"
+
+
+def swap_of(plan: Plan, route_namespace: str) -> Swap:
+    """The plan's pools, seen from a namespace."""
+    return Swap(plan.old, plan.new, route_namespace)
+
+
+def rules_of(route: Object) -> list[Mapping[str, Any]]:
+    """The rules of a route; unreadable ones as empty, so that places stay right."""
+    spec = route.get("spec")
+    rules = spec.get("rules") if isinstance(spec, Mapping) else None
+    return [rule if isinstance(rule, Mapping) else {} for rule in rules] if isinstance(rules, list) else []
+
+
+def refs_of(rule: Object) -> Refs:
+    """The backendRefs of a rule."""
+    refs = rule.get("backendRefs")
+    return tuple(ref for ref in refs if isinstance(ref, Mapping)) if isinstance(refs, list) else ()
+
+
+def record(route: Object, plan: Plan) -> RouteRecord | None:
+    """What has to be remembered of a route; None if it does not lead to the old pool."""
+    metadata = route.get("metadata") or {}
+    namespace = str(metadata.get("namespace") or "default")
+    swap = swap_of(plan, namespace)
+    rules = tuple(
+        RuleRecord(index, str(rule.get("name") or ""), rule.get("matches"), refs_of(rule))
+        for index, rule in enumerate(rules_of(route))
+        if any(swap.is_old(ref) for ref in refs_of(rule))
+    )
+    if not rules:
+        return None
+    return RouteRecord(namespace, str(metadata.get("name") or ""), str(metadata.get("uid") or ""), rules)
+
+
+def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
+    """The records of all routes that lead to the old pool, in order."""
+    found = (record(route, plan) for route in routes)
+    return tuple(sorted((one for one in found if one is not None), key=lambda one: one.key))
+
+
+def unsplittable(found: Iterable[RouteRecord], plan: Plan) -> Iterator[str]:
+    """Rules whose weights some step cannot be written with."""
+    for route in found:
+        for rule in route.rules:
+            try:
+                for percent in plan.steps:
+                    refs_at(rule.refs, swap_of(plan, route.namespace), percent)
+            except Unsplittable as error:
+                yield f"{route}, rule {rule.index}: {error}"
+
+
+def gitops_owner(route: Object) -> str:
+    """The GitOps controller that a route belongs to ("Argo CD", "Flux"), or "". Needs `managedFields`."""
+    metadata = route.get("metadata") or {}
+    for marks in (metadata.get("annotations"), metadata.get("labels")):
+        for mark, owner in _GITOPS_MARKS.items():
+            if isinstance(marks, Mapping) and mark in marks:
+                return owner
+    for entry in metadata.get("managedFields") or ():
+        owner = _GITOPS_MANAGERS.get(str(entry.get("manager") or ""), "")
+        if owner and "f:spec" in (entry.get("fieldsV1") or {}):
+            return owner
+    return ""
+
+
+def granted(record_: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
+    """Whether a route may refer to the new pool: the same namespace, or a ReferenceGrant there says so."""
+    if record_.namespace == plan.new.namespace:
+        return True
+    for grant in grants:
+        if (grant.get("metadata") or {}).get("namespace") != plan.new.namespace:
+            continue
+        spec = grant.get("spec") or {}
+        from_here = any(
+            (peer.get("group"), peer.get("kind"), peer.get("namespace"))
+            == (GATEWAY_GROUP, "HTTPRoute", record_.namespace)
+            for peer in spec.get("from") or ()
+        )
+        if from_here and any(
+            (target.get("group"), target.get("kind")) == (plan.new.group, "InferencePool")
+            and target.get("name") in (None, "", plan.new.name)
+            for target in spec.get("to") or ()
+        ):
+            return True
+    return False
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------
+
+
+def _place(route: Object, rule: RuleRecord, swap: Swap) -> int | None:
+    """Where a recorded rule is now: by its name, else by its matches, at its old place first."""
+    now = rules_of(route)
+
+    def ours(at: int) -> bool:
+        return any(swap.is_old(ref) or swap.is_new(ref) for ref in refs_of(now[at]))
+
+    order = sorted(range(len(now)), key=lambda at: (at != rule.index, at))
+    if rule.name:
+        named = [at for at in order if now[at].get("name") == rule.name]
+        if named:
+            return named[0]
+    same = [at for at in order if now[at].get("matches") == rule.matches and ours(at)]
+    return same[0] if same else None
+
+
+def _allowed(rule: RuleRecord, plan: Plan, swap: Swap) -> list[list[dict[str, Any]]]:
+    """Every list of backendRefs that a replacement itself leaves in a rule."""
+    found = [list(rule.refs), list(final_refs(rule.refs, swap))]
+    found += [list(refs_at(rule.refs, swap, percent)) for percent in (0, *plan.steps)]
+    return [[dict(ref) for ref in refs] for refs in found]
+
+
+def shift_patch(route: Object, known: RouteRecord, plan: Plan, percent: int) -> list[Operation]:
+    """The operations that give the new pool `percent`; none where the route is so already. Raises Foreign."""
+    swap = swap_of(plan, known.namespace)
+    return _patch(route, known, plan, [refs_at(rule.refs, swap, percent) for rule in known.rules])
+
+
+def final_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operation]:
+    """The operations that put the new pool in the old one's place, weights as recorded. Raises Foreign."""
+    swap = swap_of(plan, known.namespace)
+    return _patch(route, known, plan, [final_refs(rule.refs, swap) for rule in known.rules])
+
+
+def _patch(route: Object, known: RouteRecord, plan: Plan, wanted: Sequence[Refs]) -> list[Operation]:
+    swap = swap_of(plan, known.namespace)
+    operations: list[Operation] = []
+    for rule, refs in zip(known.rules, wanted, strict=True):
+        at = _place(route, rule, swap)
+        if at is None:
+            raise Foreign(f"{known}: its rule {rule.index}, which led to the pool, is gone")
+        current = refs_of(rules_of(route)[at])
+        if [dict(ref) for ref in current] not in _allowed(rule, plan, swap):
+            raise Foreign(f"{known}, rule {at}: somebody else changed its backends to {_shown(current, swap)}")
+        operations += rule_patch(at, current, refs)
+    return operations
+
+
+def restore_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operation]:
+    """The operations that give a route its recorded backends and weights back, whatever became of it since."""
+    swap = swap_of(plan, known.namespace)
+    operations: list[Operation] = []
+    for rule in known.rules:
+        at = _place(route, rule, swap)
+        if at is not None:
+            current = refs_of(rules_of(route)[at])
+            operations += rule_patch(at, current, restored(current, rule.refs, swap))
+    return operations
+
+
+def rule_patch(at: int, current: Refs, wanted: Refs) -> list[Operation]:
+    """From one list of backendRefs to another: weights alone where the backends are the same."""
+    path = f"/spec/rules/{at}/backendRefs"
+    before, after = [dict(ref) for ref in current], [dict(ref) for ref in wanted]
+    if before == after:
+        return []
+    if [_without_weight(ref) for ref in before] == [_without_weight(ref) for ref in after]:
+        operations: list[Operation] = []
+        for place, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old == new:
+                continue
+            operations.append({"op": "test", "path": f"{path}/{place}", "value": old})
+            if "weight" in new:
+                operations.append({"op": "add", "path": f"{path}/{place}/weight", "value": new["weight"]})
+            else:
+                operations.append({"op": "remove", "path": f"{path}/{place}/weight"})
+        return operations
+    return [{"op": "test", "path": path, "value": before}, {"op": "replace", "path": path, "value": after}]
+
+
+def _without_weight(ref: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in ref.items() if key != "weight"}
+
+
+def _shown(refs: Refs, swap: Swap) -> str:
+    return ", ".join(f"{identity(ref, swap.route_namespace)[3]}={weight_of(ref)}" for ref in refs) or "nothing"
+
+
+def canary(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, token: str) -> dict[str, Any] | None:
+    """A route to the new pool alone, for requests with a header that no client sends: its warm-up.
+
+    It copies the first rule that leads to the old pool, so that it is matched before it (the same path and one header
+    more) and does the same to requests. None where no rule has a path that completions can be asked under."""
+    swap = swap_of(plan, known.namespace)
+    for rule in known.rules:
+        at = _place(route, rule, swap)
+        if at is None:
+            continue
+        found = rules_of(route)[at]
+        prefix = _prefix(found)
+        if prefix is None:
+            continue
+        match = {
+            "path": {"type": "PathPrefix", "value": prefix},
+            "headers": [*_headers(found), {"type": "Exact", "name": header, "value": token}],
+        }
+        copied: dict[str, Any] = {
+            "matches": [match],
+            "backendRefs": [{**swap.renamed(_first_old(found, swap)), "weight": 1}],
+        }
+        if found.get("filters"):
+            copied["filters"] = found["filters"]
+        spec = {key: value for key, value in (route.get("spec") or {}).items() if key in ("parentRefs", "hostnames")}
+        return {
+            "apiVersion": f"{GATEWAY_GROUP}/v1",
+            "kind": "HTTPRoute",
+            "metadata": {
+                "name": name,
+                "namespace": known.namespace,
+                "labels": {"app.kubernetes.io/part-of": "headrace", "headrace.dev/replacement": plan.old.name[:63]},
+            },
+            "spec": {**spec, "rules": [copied]},
+        }
+    return None
+
+
+def _first_old(rule: Object, swap: Swap) -> Mapping[str, Any]:
+    for ref in refs_of(rule):
+        if swap.is_old(ref):
+            return ref
+    # The replacement is resumed after the last step: the old pool's reference is there still, or the rule is foreign.
+    return {"group": swap.new.group, "kind": "InferencePool", "name": swap.new.name}
+
+
+def _prefix(rule: Object) -> str | None:
+    matches = rule.get("matches")
+    if not matches:
+        return "/"
+    for match in matches:
+        path = match.get("path") or {"type": "PathPrefix", "value": "/"}
+        if path.get("type", "PathPrefix") == "PathPrefix":
+            return str(path.get("value") or "/")
+    return None
+
+
+def _headers(rule: Object) -> list[Mapping[str, Any]]:
+    for match in rule.get("matches") or ():
+        path = match.get("path") or {"type": "PathPrefix"}
+        if path.get("type", "PathPrefix") == "PathPrefix":
+            return [header for header in match.get("headers") or () if isinstance(header, Mapping)]
+    return []

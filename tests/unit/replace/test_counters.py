@@ -1,0 +1,98 @@
+"""What gates count: pages of real servers, windows over restarts, histograms of different engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+
+from headrace.core import Endpoint
+from headrace.epp.metrics import Metrics
+from headrace.replace.counters import (
+    Counters,
+    Histogram,
+    Window,
+    common,
+    counters_as_json,
+    counters_of_json,
+    in_flight_at_server,
+    picker_counters,
+    read_rows,
+    server_counters,
+)
+
+
+def test_a_real_vllm_page(repository: Path) -> None:
+    page = (repository / "tests/data/vllm-0.32.0-metrics.txt").read_bytes()
+    found = server_counters(page)
+    assert found.ttft is not None and found.tpot is not None
+    assert found.ttft.count == 36
+    assert found.ttft.quantile(0.5) == 0.5 + 0.25 * (18 - 10) / 8
+    assert in_flight_at_server(page) == 24, "waiting and running"
+
+
+def test_our_own_pickers_page() -> None:
+    metrics = Metrics("pool")
+    endpoint = Endpoint(address="10.0.0.1", port=8000, pod_name="a", namespace="default")
+    for status in (200, 200, 404, 500, 503):
+        metrics.picked("llama", endpoint, 10)
+        metrics.answered("llama", status)
+    metrics.not_picked("llama", 429, "queue full")
+    found = picker_counters(generate_latest(metrics.registry))
+    assert (found.requests, found.errors, found.server_errors) == (6, 4, 2)
+
+
+def test_a_window_counts_what_came_and_survives_a_restart() -> None:
+    window = Window().advanced({"a": Counters(100, 10, 1)})
+    assert window.total == Counters()
+    window = window.advanced({"a": Counters(130, 12, 2)})
+    assert window.total == Counters(30, 2, 1)
+    window = window.advanced({"a": Counters(5, 1, 1)})
+    assert window.total == Counters(35, 3, 2), "a new process counts whole"
+    window = window.advanced({"b": Counters(50, 0, 0), "c": Counters(7, 7, 7)}, born=["c"])
+    assert window.total == Counters(42, 10, 9), "a process never seen gives its base line, a newborn everything"
+    assert window.advanced({"a": Counters(6, 1, 1)}).total.requests == 43, "a page that was missed loses nothing"
+
+
+def test_histograms_of_different_engines_are_compared_over_what_they_share() -> None:
+    first = Histogram((0.1, 0.5, 1.0, 5.0), (1, 2, 3, 4, 5))
+    second = Histogram((0.25, 0.5, 5.0, 10.0), (1, 1, 1, 1, 1))
+    ours, theirs = common(first, second)
+    assert ours == Histogram((0.5, 5.0), (3, 7, 5))
+    assert theirs == Histogram((0.5, 5.0), (2, 1, 2))
+
+
+def test_nonsense_is_left_out() -> None:
+    page = b'a_total{x="1"} NaN\na_total -1\nb 3\n# HELP b\nb{} x\n\xff\xfe 1\nc{le="} 1\n'
+    assert set(read_rows(page)) == {"b"}
+    assert server_counters(b'vllm:time_to_first_token_seconds_bucket{le="1"} 4\n').ttft is None, "no +Inf, no histogram"
+
+
+@given(st.binary(max_size=2000))
+def test_any_bytes_can_be_read(page: bytes) -> None:
+    picker_counters(page)
+    server_counters(page)
+    in_flight_at_server(page)
+
+
+bounds = st.lists(st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0, 2.5]), unique=True, min_size=1).map(sorted)
+histograms = bounds.flatmap(
+    lambda found: st.lists(st.integers(0, 1000), min_size=len(found) + 1, max_size=len(found) + 1).map(
+        lambda counts: Histogram(tuple(found), tuple(map(float, counts)))
+    )
+)
+
+
+@given(histograms, histograms)
+def test_adding_loses_no_observation(first: Histogram, second: Histogram) -> None:
+    assert (first + second).count == first.count + second.count
+    assert (first + Histogram()).count == first.count
+
+
+@given(histograms, histograms, st.integers(0, 10**6), st.integers(0, 10**6))
+def test_counters_are_kept_whole(first: Histogram, second: Histogram, requests: int, errors: int) -> None:
+    counters = Counters(requests, errors, errors // 2, first, second)
+    assert counters_of_json(counters_as_json(counters)) == counters
+    assert (counters + counters).since(counters) == counters

@@ -1,0 +1,227 @@
+"""Routes through a whole replacement: only what has to change changes, and foreign changes are seen."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.routes import (
+    Foreign,
+    canary,
+    final_patch,
+    gitops_owner,
+    granted,
+    record,
+    records,
+    restore_patch,
+    shift_patch,
+    unsplittable,
+)
+
+from .patching import TestFailed, patched
+
+GA = "inference.networking.k8s.io"
+PLAN = Plan(old=PoolRef(GA, "serving", "old"), new=PoolRef(GA, "serving", "new"))
+
+
+def pool(name: str, weight: int = 1, **more: Any) -> dict[str, Any]:
+    return {"group": GA, "kind": "InferencePool", "name": name, "weight": weight, **more}
+
+
+def rule(*refs: dict[str, Any], path: str = "/", **more: Any) -> dict[str, Any]:
+    return {"matches": [{"path": {"type": "PathPrefix", "value": path}}], "backendRefs": list(refs), **more}
+
+
+def route(*rules: dict[str, Any], name: str = "route", namespace: str = "serving", **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", **metadata},
+        "spec": {"parentRefs": [{"name": "gateway"}], "hostnames": ["a.example"], "rules": list(rules)},
+    }
+
+
+def service(weight: int = 1) -> dict[str, Any]:
+    return {"group": "", "kind": "Service", "name": "svc", "port": 80, "weight": weight}
+
+
+MIXED = route(
+    rule(service(3), path="/static"),
+    rule(pool("old", 7), service(2), path="/v1", timeouts={"request": "30s"}),
+    rule(pool("third", 5), path="/third"),
+    rule(pool("old"), path="/"),
+)
+
+
+def known(found: dict[str, Any]) -> Any:
+    got = record(found, PLAN)
+    assert got is not None
+    return got
+
+
+def without_weights(found: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The route without the weights, and without references to the pools named."""
+    found = copy.deepcopy(found)
+    for each in found["spec"]["rules"]:
+        each["backendRefs"] = [ref for ref in each["backendRefs"] if ref["name"] not in names]
+        for ref in each["backendRefs"]:
+            del ref["weight"]
+    return found
+
+
+def test_only_rules_that_lead_to_the_pool_are_recorded() -> None:
+    assert [one.index for one in known(MIXED).rules] == [1, 3]
+    assert record(route(rule(pool("third"))), PLAN) is None
+    assert record(route(rule(pool("old")), namespace="elsewhere"), PLAN) is None, "another pool of that name"
+    assert record(route(rule(pool("old", namespace="serving")), namespace="elsewhere"), PLAN) is not None
+
+
+def test_a_whole_replacement_touches_weights_alone() -> None:
+    now, rec = MIXED, known(MIXED)
+    now = patched(now, shift_patch(now, rec, PLAN, 0))
+    assert without_weights(now, "new") == without_weights(MIXED)
+    for percent in PLAN.steps:
+        operations = shift_patch(now, rec, PLAN, percent)
+        changed = [operation for operation in operations if operation["op"] != "test"]
+        assert all(operation["path"].endswith("/weight") for operation in changed)
+        tested = {operation["path"] for operation in operations if operation["op"] == "test"}
+        assert {operation["path"].removesuffix("/weight") for operation in changed} == tested
+        now = patched(now, operations)
+        assert without_weights(now, "new") == without_weights(MIXED)
+        assert shift_patch(now, rec, PLAN, percent) == [], "done once is done"
+        assert patched(now, restore_patch(now, rec, PLAN)) == MIXED
+    now = patched(now, final_patch(now, rec, PLAN))
+    expected = copy.deepcopy(MIXED)
+    for at in (1, 3):
+        expected["spec"]["rules"][at]["backendRefs"][0]["name"] = "new"
+    assert now == expected
+    assert final_patch(now, rec, PLAN) == []
+    assert patched(now, restore_patch(now, rec, PLAN)) == MIXED
+
+
+def test_a_change_between_reading_and_writing_is_refused() -> None:
+    rec = known(MIXED)
+    operations = shift_patch(MIXED, rec, PLAN, 0)
+    theirs = copy.deepcopy(MIXED)
+    theirs["spec"]["rules"][3]["backendRefs"][0]["weight"] = 9
+    with pytest.raises(TestFailed):
+        patched(theirs, operations)
+
+
+@pytest.mark.parametrize("change", ["weight", "added", "gone"])
+def test_a_foreign_change_is_named_and_never_overwritten(change: str) -> None:
+    rec = known(MIXED)
+    now = patched(MIXED, shift_patch(MIXED, rec, PLAN, 25))
+    theirs = copy.deepcopy(now)
+    refs = theirs["spec"]["rules"][3]["backendRefs"]
+    if change == "weight":
+        refs[0]["weight"] = 1234
+    elif change == "added":
+        refs.append(service(4))
+    else:
+        del theirs["spec"]["rules"][3]
+    with pytest.raises(Foreign, match="HTTPRoute serving/route"):
+        shift_patch(theirs, rec, PLAN, 50)
+    back = patched(theirs, restore_patch(theirs, rec, PLAN))
+    if change == "weight":
+        assert back == MIXED
+    elif change == "added":
+        expected = copy.deepcopy(MIXED)
+        expected["spec"]["rules"][3]["backendRefs"].append(service(4))
+        assert back == expected
+    else:
+        assert back["spec"]["rules"] == MIXED["spec"]["rules"][:3]
+
+
+def test_a_rule_that_moved_is_found_again() -> None:
+    rec = known(MIXED)
+    now = patched(MIXED, shift_patch(MIXED, rec, PLAN, 0))
+    now["spec"]["rules"].insert(0, rule(service(), path="/new"))
+    now = patched(now, shift_patch(now, rec, PLAN, 50))
+    assert [ref["weight"] for ref in now["spec"]["rules"][4]["backendRefs"]] == [1, 1]
+    back = patched(now, restore_patch(now, rec, PLAN))
+    assert back["spec"]["rules"][1:] == MIXED["spec"]["rules"]
+
+
+def test_ten_routes_in_order() -> None:
+    routes = [route(rule(pool("old")), name=f"route-{at}") for at in range(10)]
+    assert [one.name for one in records(reversed(routes), PLAN)] == [f"route-{at}" for at in range(10)]
+
+
+def test_weights_that_cannot_be_divided_are_found_beforehand() -> None:
+    bad = route(rule(pool("old", 1), service(999_999)))
+    assert [text for text in unsplittable([known(bad)], PLAN) if "HTTPRoute serving/route, rule 0" in text]
+    assert not list(unsplittable([known(MIXED)], PLAN))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "owner"),
+    [
+        ({"annotations": {"argocd.argoproj.io/tracking-id": "x"}}, "Argo CD"),
+        ({"labels": {"kustomize.toolkit.fluxcd.io/name": "x"}}, "Flux"),
+        ({"managedFields": [{"manager": "argocd-controller", "fieldsV1": {"f:spec": {}}}]}, "Argo CD"),
+        ({"managedFields": [{"manager": "kustomize-controller", "fieldsV1": {"f:metadata": {}}}]}, ""),
+        ({"managedFields": [{"manager": "headrace", "fieldsV1": {"f:spec": {}}}]}, ""),
+    ],
+)
+def test_gitops_owners_are_recognised(metadata: dict[str, Any], owner: str) -> None:
+    assert gitops_owner(route(rule(pool("old")), **metadata)) == owner
+
+
+def test_another_namespaces_route_needs_a_grant_for_the_new_pool() -> None:
+    rec = known(route(rule(pool("old", namespace="serving")), namespace="elsewhere"))
+    grant = {
+        "metadata": {"namespace": "serving"},
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "elsewhere"}],
+            "to": [{"group": GA, "kind": "InferencePool", "name": "old"}],
+        },
+    }
+    assert not granted(rec, PLAN, [grant])
+    assert granted(rec, PLAN, [{**grant, "spec": {**grant["spec"], "to": [{"group": GA, "kind": "InferencePool"}]}}])
+    assert granted(known(MIXED), PLAN, [])
+
+
+def test_the_canary_is_matched_before_the_rule_it_copies() -> None:
+    filters = [
+        {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}}
+    ]
+    found = route(rule(pool("old", 3), path="/qwen", filters=filters))
+    got = canary(found, known(found), PLAN, "canary", "x-canary", "token")
+    assert got is not None
+    assert got["spec"]["parentRefs"] == found["spec"]["parentRefs"]
+    assert got["spec"]["hostnames"] == found["spec"]["hostnames"]
+    (copied,) = got["spec"]["rules"]
+    assert copied["filters"] == filters
+    assert copied["backendRefs"] == [pool("new", 1)]
+    assert copied["matches"] == [
+        {
+            "path": {"type": "PathPrefix", "value": "/qwen"},
+            "headers": [{"type": "Exact", "name": "x-canary", "value": "token"}],
+        }
+    ]
+    exact = route({"matches": [{"path": {"type": "Exact", "value": "/x"}}], "backendRefs": [pool("old")]})
+    assert canary(exact, known(exact), PLAN, "canary", "x-canary", "token") is None
+
+
+def test_plans_are_kept_whole_and_wrong_ones_name_the_field() -> None:
+    from headrace.replace.plan import InvalidPlan, parse_plan
+
+    full = Plan(
+        old=PLAN.old, new=PLAN.new, steps=(10, 100), manual=(10,), gates=("errors",), min_sample=5,
+        remove_old=(ObjectRef("apps", "v1", "deployments", "serving", "x"),),
+    )  # fmt: skip
+    assert parse_plan(full.as_json()) == full
+    for wrong, message in (
+        ({"steps": [5, 1, 100]}, "steps: "), ({"steps": [50]}, "the last one 100"), ({"alpha": 2}, "alpha: 2"),
+        ({"gates": ["x"]}, "errors, ttft, tpot"), ({"stepz": [1]}, "no such field"), ({"old": {}}, "old.name"),
+        ({"interval": "1m"}, "give a number"), ({"manual": [3]}, "among steps"), ({"new": "old"}, "another pool"),
+        ({"gate_timeout": 2}, "at least interval"), ({"remove_old": [{}]}, r"remove_old\[0\]"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidPlan, match=message):
+            parse_plan({"old": "old", "new": "new", **wrong})
+    with pytest.raises(InvalidPlan, match="give an object"):
+        parse_plan([])
