@@ -168,12 +168,12 @@ def _rollback_asked(state: State, event: RollbackAsked, plan: Plan, now: float) 
 def _discovered(state: State, event: Discovered, now: float) -> State:
     known = {record.key for record in state.records}
     new = tuple(record for record in event.records if record.key not in known)
-    if not new or state.phase not in REVERSIBLE:
+    if not new or state.phase not in (*REVERSIBLE, Phase.CLEAN_UP):
         return state
     names = ", ".join(str(record) for record in new)
     changed = state.noted(now, f"found more that leads to the old pool: {names}", records=(*state.records, *new))
     # They have to be brought to where the others are before anything is put in its final place.
-    if state.phase is Phase.FINALISE:
+    if state.phase in (Phase.FINALISE, Phase.CLEAN_UP):
         return dataclasses.replace(changed, phase=Phase.SHIFT, since=now)
     return changed
 
