@@ -1,0 +1,329 @@
+"""What a replacement does to the cluster, each piece such that doing it twice is doing it once.
+
+Every write asks the Lease first. Routes are read anew before each patch; a patch that the API server refuses because a
+`test` did not hold is worked out again from what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+
+from headrace.core import InvalidPool
+from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
+from headrace.kube.lease import Lease
+from headrace.kube.patch import apply
+from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
+from headrace.replace.machine import Written as WrittenEvent
+from headrace.replace.measure import Measure, Members, pools_resource
+from headrace.replace.plan import ObjectRef, Plan
+from headrace.replace.routes import (
+    Foreign,
+    Object,
+    Operation,
+    RouteRecord,
+    canary,
+    final_patch,
+    gitops_owner,
+    granted,
+    records,
+    restore_patch,
+    shift_patch,
+    unsplittable,
+)
+from headrace.replace.state import State
+from headrace.replace.store import object_name
+from headrace.replace.warmup import Address, WarmUpFailed, address_of, warm_up
+
+logger = logging.getLogger(__name__)
+
+# Beside the weights nothing of ours is in a route; the manager says who changed them last.
+FIELD_MANAGER = "headrace-replace"
+HTTP_ROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", True)
+GATEWAYS = Resource("gateway.networking.k8s.io", "v1", "gateways", True)
+REFERENCE_GRANTS = Resource("gateway.networking.k8s.io", "v1beta1", "referencegrants", True)
+EVENTS = Resource("", "v1", "events", True)
+CANARY_HEADER = "headrace-replace"
+_PAGE_SIZE = 500
+_PATCH_TRIES = 8
+_DELETED_SECONDS = 120.0
+
+
+class Cluster:
+    """The cluster, as far as one replacement reaches."""
+
+    def __init__(self, client: Any, session: aiohttp.ClientSession, plan: Plan, lease: Lease, measure: Measure) -> None:
+        self._client = client
+        self._session = session
+        self._plan = plan
+        self._lease = lease
+        self._measure = measure
+
+    # ---- reading
+
+    async def routes(self) -> list[Object]:
+        """All HTTPRoutes of the cluster. Raises ApiError."""
+        return await _list(self._client, HTTP_ROUTES)
+
+    async def preflight(self) -> Refused | Found:
+        """Whether the replacement can begin, and with which routes. Changes nothing. Raises ApiError."""
+        plan, problems, facts = self._plan, list[str](), list[str]()
+        members: dict[str, Members] = {}
+        for what, ref in (("old", plan.old), ("new", plan.new)):
+            try:
+                members[what] = await self._measure.members(ref)
+            except InvalidPool as error:
+                problems.append(f"{what} pool {ref}: {error}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                problems.append(f"there is no {what} pool {ref}: make it first (role inference_pool), or name another")
+        routes = await self.routes()
+        found = records(routes, plan)
+        problems += self._of_pools(members, facts)
+        problems += await self._of_routes(routes, found)
+        return Refused(tuple(problems)) if problems else Found(found, "; ".join(facts))
+
+    def _of_pools(self, members: dict[str, Members], facts: list[str]) -> Iterable[str]:
+        plan = self._plan
+        for what, pool in members.items():
+            ref = plan.old if what == "old" else plan.new
+            facts.append(f"{what} pool: {pool.ready_servers} ready endpoints, {pool.ready_pickers} ready pickers")
+            if not pool.ready_pickers:
+                yield f"the endpoint picker of the {what} pool {ref} has no ready Pod: see its Deployment"
+        if len(members) < 2:
+            return
+        needed = max(1, round(members["old"].ready_servers * plan.capacity_ratio + 0.499))
+        if members["new"].ready_servers < needed:
+            yield (
+                f"the new pool {plan.new} has {members['new'].ready_servers} ready endpoints, {needed} are needed for "
+                f"the {members['old'].ready_servers} of the old one: add some, or lower capacity_ratio "
+                f"({plan.capacity_ratio:g}) where the new ones are stronger"
+            )
+
+    async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
+        plan, problems = self._plan, list[str]()
+        if not found:
+            return [f"no HTTPRoute leads to {plan.old}: there is nothing to move"]
+        problems += unsplittable(found, plan)
+        grants: list[Object] = []
+        if any(record.namespace != plan.new.namespace for record in found):
+            grants = await _list(self._client, REFERENCE_GRANTS)
+        by_key = {_key(route): route for route in routes}
+        for record in found:
+            if not granted(record, plan, grants):
+                problems.append(
+                    f"{record} may not refer to {plan.new}: "
+                    f"add the new pool to a ReferenceGrant in {plan.new.namespace}"
+                )
+            owner = gitops_owner(by_key[record.key])
+            if owner and plan.gitops == "refuse":
+                problems.append(
+                    f"{record} is managed by {owner}, which would put the old weights back: pause it for this route "
+                    "and set gitops: paused, then commit the route that the report prints before it goes on"
+                )
+        return problems
+
+    # ---- routes
+
+    async def shift(self, state: State, percent: int) -> Event:
+        """Give the new pool its share on every recorded route. Raises ApiError, LeaseLost."""
+        if new := await self.discover(state):
+            return Discovered(new)
+        foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
+        return Abort(foreign) if foreign else WrittenEvent(percent)
+
+    async def finalise(self, state: State) -> Event:
+        """Put the new pool in the old one's place everywhere. Raises ApiError, LeaseLost."""
+        if new := await self.discover(state):
+            return Discovered(new)
+        foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
+        return Abort(foreign) if foreign else Finalised()
+
+    async def restore(self, state: State) -> Event:
+        """Give every recorded route its backends and weights back. Raises ApiError, LeaseLost."""
+        await self._patch_all(state, lambda route, record: restore_patch(route, record, self._plan))
+        await self.remove_canary(state)
+        return Restored()
+
+    async def discover(self, state: State) -> tuple[RouteRecord, ...]:
+        """Routes that lead to the old pool and are not recorded. Raises ApiError."""
+        known = {record.key for record in state.records}
+        return tuple(record for record in records(await self.routes(), self._plan) if record.key not in known)
+
+    async def _patch_all(self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]) -> str:
+        """Patch every recorded route. Returns what somebody else changed, "" for nothing."""
+        for record in state.records:
+            try:
+                await self._patch(record, operations)
+            except Foreign as error:
+                return str(error)
+        return ""
+
+    async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
+        path = HTTP_ROUTES.path(record.namespace, record.name)
+        for attempt in range(_PATCH_TRIES):
+            try:
+                route = await request(self._client, "GET", path)
+            except ApiError as error:
+                if error.status == 404:
+                    logger.warning("%s is gone, there is nothing to change", record)
+                    return
+                raise
+            wanted = operations(route, record)
+            if not wanted:
+                return
+            await self._lease.ensure()
+            try:
+                query = {"fieldManager": FIELD_MANAGER}
+                await request(self._client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
+            except ApiError as error:
+                if error.status not in (404, 409, 422) or attempt == _PATCH_TRIES - 1:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
+            else:
+                return
+
+    # ---- the warm-up
+
+    async def warm_up(self, state: State) -> Event:
+        """Ask the new pool alone, through a route of its own. Raises ApiError, LeaseLost."""
+        plan = self._plan
+        if plan.warmup_requests == 0:
+            return WarmedUp("no warm-up was asked for")
+        await self._lease.ensure()
+        try:
+            address = await self._canary(state)
+            if address is None:
+                return WarmedUp("no warm-up: no rule has a path prefix that completions can be asked under")
+            done = await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout)
+            return WarmedUp(done)
+        except WarmUpFailed as error:
+            return Abort(f"the warm-up failed: {error}")
+        finally:
+            await self.remove_canary(state)
+
+    async def _canary(self, state: State) -> Address | None:
+        plan = self._plan
+        token = secrets.token_hex(16)
+        for record in _own_namespace_first(state.records, plan):
+            try:
+                route = await request(self._client, "GET", HTTP_ROUTES.path(record.namespace, record.name))
+            except ApiError as error:
+                if error.status == 404:
+                    continue
+                raise
+            wanted = canary(route, record, plan, self._canary_name, CANARY_HEADER, token)
+            if wanted is None:
+                continue
+            await apply(self._client, HTTP_ROUTES, wanted, force=True)
+            parent = (route["spec"].get("parentRefs") or [{}])[0]
+            gateway: Object = {}
+            if not plan.gateway_url:
+                where = GATEWAYS.path(parent.get("namespace") or record.namespace, parent.get("name"))
+                gateway = await request(self._client, "GET", where)
+            return address_of(wanted, gateway, str(parent.get("sectionName") or ""), plan.gateway_url)
+        return None
+
+    @property
+    def _canary_name(self) -> str:
+        return f"{object_name(self._plan.old)[:245]}-canary"
+
+    async def remove_canary(self, state: State) -> None:
+        """Remove the warm-up's route, wherever it was made. Raises ApiError."""
+        for namespace in dict.fromkeys(record.namespace for record in _own_namespace_first(state.records, self._plan)):
+            await _delete(self._client, HTTP_ROUTES.path(namespace, self._canary_name))
+
+    # ---- what is left behind
+
+    async def remove(self, objects: Iterable[ObjectRef]) -> Removed:
+        """Delete objects and wait until they are gone. Raises ApiError, LeaseLost."""
+        paths = []
+        for found in objects:
+            await self._lease.ensure()
+            resource = Resource(found.group, found.version, found.plural, bool(found.namespace))
+            path = resource.path(found.namespace or None, found.name)
+            if await _delete(self._client, path):
+                logger.info("removed %s", found)
+            paths.append(path)
+        deadline = asyncio.get_running_loop().time() + _DELETED_SECONDS
+        while paths and asyncio.get_running_loop().time() < deadline:
+            paths = [path for path in paths if await _exists(self._client, path)]
+            if paths:
+                await asyncio.sleep(1.0)
+        return Removed(len(list(objects)))
+
+    async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
+        """An event on the old pool, for `kubectl describe`. A failure is logged and nothing else."""
+        plan, now = self._plan, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        resource = pools_resource(plan.old.group)
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{plan.old.name[:200]}.", "namespace": plan.old.namespace},
+            "involvedObject": {
+                "apiVersion": f"{resource.group}/{resource.version}",
+                "kind": "InferencePool",
+                "namespace": plan.old.namespace,
+                "name": plan.old.name,
+            },
+            "type": "Warning" if warning else "Normal",
+            "reason": reason,
+            "message": message[:1000],
+            "source": {"component": "headrace-replace"},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            path = EVENTS.path(plan.old.namespace)
+            await request(self._client, "POST", path, body=body, content_type="application/json")
+        except ApiError as error:
+            logger.warning("no event %s: %s", reason, error)
+
+
+def _own_namespace_first(found: Iterable[RouteRecord], plan: Plan) -> list[RouteRecord]:
+    """The canary is made beside a route of the pool's own namespace where there is one."""
+    return sorted(found, key=lambda record: record.namespace != plan.old.namespace)
+
+
+def _key(route: Object) -> tuple[str, str]:
+    return (str(route["metadata"].get("namespace") or "default"), str(route["metadata"]["name"]))
+
+
+async def _list(client: Any, resource: Resource) -> list[Object]:
+    found: list[Object] = []
+    query = {"limit": str(_PAGE_SIZE)}
+    while True:
+        page = await request(client, "GET", resource.path(), query=query)
+        found += page.get("items") or []
+        token = (page.get("metadata") or {}).get("continue")
+        if not token:
+            return found
+        query = {"limit": str(_PAGE_SIZE), "continue": token}
+
+
+async def _delete(client: Any, path: str) -> bool:
+    """Whether there was anything to delete."""
+    try:
+        await request(client, "DELETE", path, query={"propagationPolicy": "Background"})
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        raise
+    return True
+
+
+async def _exists(client: Any, path: str) -> bool:
+    try:
+        await request(client, "GET", path)
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        raise
+    return True

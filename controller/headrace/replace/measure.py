@@ -1,0 +1,226 @@
+"""Reads what the gates judge: metrics pages of both pools' pickers and model servers, and who of them is alive.
+
+Pages are read from the Pods directly where this runs in the cluster, or through the API server's Pod proxy. An API
+server that is away does not stop the reading of Pods that are known: the newest lists are used on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+
+from headrace.core import endpoint_key, parse_pool
+from headrace.core.pool import VERSION_OF_GROUP, Pool
+from headrace.datalayer.engines import engine_of
+from headrace.kube.client import ApiError, Resource, open_response, request
+from headrace.replace.counters import (
+    Counters,
+    in_flight_at_picker,
+    in_flight_at_server,
+    picker_counters,
+    server_counters,
+)
+from headrace.replace.plan import PoolRef
+
+logger = logging.getLogger(__name__)
+
+PODS = Resource("", "v1", "pods", True)
+SERVICES = Resource("", "v1", "services", True)
+PICKER_METRICS_PORT = 9090
+_METRICS_PORT_NAMES = ("http-metrics", "metrics")
+_PAGE_SECONDS = 3.0
+# Pages asked for at once; a pool of hundreds of Pods must not open hundreds of connections in one moment.
+_AT_ONCE = 16
+
+
+def pools_resource(group: str) -> Resource:
+    """InferencePools of a group, in its served version."""
+    return Resource(group, VERSION_OF_GROUP[group], "inferencepools", True)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A process with a metrics page. `born` is when its Pod started, in seconds since 1970; 0: not known."""
+
+    key: str
+    namespace: str
+    pod: str
+    address: str
+    port: int
+    path: str
+    ready: bool
+    born: float
+
+
+@dataclass(frozen=True)
+class Members:
+    """A pool's processes, as they were listed."""
+
+    servers: tuple[Target, ...] = ()
+    pickers: tuple[Target, ...] = ()
+
+    @property
+    def ready_servers(self) -> int:
+        """Pods that serve, however many ports they have."""
+        return len({target.pod for target in self.servers if target.ready})
+
+    @property
+    def ready_pickers(self) -> int:
+        """Endpoint pickers that are ready."""
+        return sum(target.ready for target in self.pickers)
+
+
+@dataclass(frozen=True)
+class PoolReading:
+    """One look at a pool. `dead` says why it cannot serve; "" if it can. `in_flight` counts at pickers and servers."""
+
+    pages: Mapping[str, Counters] = field(default_factory=dict)
+    born: Mapping[str, float] = field(default_factory=dict)
+    dead: str = ""
+    in_flight: float = 0.0
+
+
+class Measure:
+    """Looks at pools. `via` is `pod` or `proxy`."""
+
+    def __init__(self, client: Any, session: aiohttp.ClientSession, *, via: str) -> None:
+        self._client = client
+        self._session = session
+        self._via = via
+        self._known: dict[PoolRef, Members] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def pool(self, ref: PoolRef) -> Pool:
+        """The pool. Raises ApiError, InvalidPool."""
+        resource = pools_resource(ref.group)
+        found = await request(self._client, "GET", resource.path(ref.namespace, ref.name))
+        return parse_pool({"apiVersion": f"{ref.group}/{resource.version}", **found})
+
+    async def members(self, ref: PoolRef) -> Members:
+        """The processes of a pool as the API server has them now. Raises ApiError, InvalidPool."""
+        pool = await self.pool(ref)
+        if not pool.selector:
+            return Members()
+        listed = await self._pods(pool.namespace, pool.label_selector)
+        servers = [
+            _target(pod, port, engine_of((pod.get("metadata") or {}).get("labels") or {}).path)
+            for pod in listed
+            for port in pool.target_ports
+        ]
+        return Members(tuple(found for found in servers if found), await self._pickers(pool))
+
+    async def _pickers(self, pool: Pool) -> tuple[Target, ...]:
+        if pool.picker is None:
+            return ()
+        try:
+            service = await request(self._client, "GET", SERVICES.path(pool.namespace, pool.picker.name))
+        except ApiError as error:
+            if error.status == 404:
+                return ()
+            raise
+        spec = service.get("spec") or {}
+        selector = spec.get("selector") or {}
+        if not selector:
+            return ()
+        port = PICKER_METRICS_PORT
+        for entry in spec.get("ports") or ():
+            if entry.get("name") in _METRICS_PORT_NAMES:
+                wanted = entry.get("targetPort", entry.get("port"))
+                port = wanted if isinstance(wanted, int) else port
+        labels = ",".join(f"{name}={value}" for name, value in sorted(selector.items()))
+        found = [_target(pod, port, "/metrics") for pod in await self._pods(pool.namespace, labels)]
+        return tuple(target for target in found if target)
+
+    async def _pods(self, namespace: str, labels: str) -> list[Mapping[str, Any]]:
+        found = await request(self._client, "GET", PODS.path(namespace), query={"labelSelector": labels})
+        return [pod for pod in found.get("items") or () if isinstance(pod, Mapping)]
+
+    async def read(self, ref: PoolRef) -> PoolReading:
+        """One look at a pool. Never raises for Pods that do not answer or an API server that is away.
+
+        Raises ApiError where the pool was never seen, and InvalidPool."""
+        try:
+            members = self._known[ref] = await self.members(ref)
+        except ApiError as error:
+            if error.status == 404:
+                return PoolReading(dead=f"there is no pool {ref}")
+            if ref not in self._known:
+                raise
+            members = self._known[ref]
+        targets = [target for target in (*members.pickers, *members.servers) if target.ready]
+        pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
+        return _reading(ref, members, {target: page for target, page in pages.items() if page is not None})
+
+    async def text(self, target: Target, path: str) -> bytes | None:
+        """Any page of a process; None if it does not answer with 200 in time."""
+        async with self._slots:
+            with contextlib.suppress(ApiError, aiohttp.ClientError, TimeoutError, OSError):
+                async with asyncio.timeout(_PAGE_SECONDS):
+                    if self._via == "proxy":
+                        where = f"{PODS.path(target.namespace, f'{target.pod}:{target.port}')}/proxy{path}"
+                        answer = await open_response(self._client, "GET", where)
+                        return await answer.read()
+                    async with self._session.get(
+                        f"http://{endpoint_key(target.address, target.port)}{path}"
+                    ) as response:
+                        return await response.read() if response.status == 200 else None
+        return None
+
+    async def _page(self, target: Target) -> bytes | None:
+        return await self.text(target, target.path)
+
+
+def _reading(ref: PoolRef, members: Members, pages: Mapping[Target, bytes]) -> PoolReading:
+    counters: dict[str, Counters] = {}
+    waiting = {"picker": 0.0, "server": 0.0}
+    for target, page in pages.items():
+        is_picker = target in members.pickers
+        counters[target.key] = picker_counters(page) if is_picker else server_counters(page)
+        kind, count = ("picker", in_flight_at_picker) if is_picker else ("server", in_flight_at_server)
+        waiting[kind] += count(page)
+    dead = ""
+    if not members.ready_servers:
+        dead = f"{ref} has no ready endpoint"
+    elif not members.ready_pickers:
+        dead = f"the endpoint picker of {ref} has no ready Pod"
+    elif not any(target in pages for target in members.servers):
+        dead = f"no endpoint of {ref} answers"
+    elif not any(target in pages for target in members.pickers):
+        dead = f"the endpoint picker of {ref} does not answer"
+    # Whoever counts more: a request may be between the two, and either may say nothing.
+    in_flight = max(waiting.values())
+    return PoolReading(counters, {target.key: target.born for target in pages}, dead, in_flight)
+
+
+def _target(pod: Mapping[str, Any], port: int, path: str) -> Target | None:
+    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
+    address = status.get("podIP")
+    if not address or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    ready = any(
+        condition.get("type") == "Ready" and condition.get("status") == "True"
+        for condition in status.get("conditions") or ()
+    )
+    return Target(
+        key=f"{metadata.get('uid')}:{port}",
+        namespace=str(metadata.get("namespace") or "default"),
+        pod=str(metadata.get("name") or ""),
+        address=str(address),
+        port=port,
+        path=path,
+        ready=ready,
+        born=_seconds(status.get("startTime")),
+    )
+
+
+def _seconds(time: object) -> float:
+    try:
+        return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else 0.0
+    except ValueError:
+        return 0.0

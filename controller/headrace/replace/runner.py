@@ -1,0 +1,318 @@
+"""Carries a replacement out: does what the state's phase asks for, writes down what came of it, until it is finished.
+
+An API server that is away stops nothing for good: what cannot be read or written is tried again, and what can be
+measured without it is measured on. What people ask for (rollback, approval) is looked for whenever there is a wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from headrace.core import InvalidPool
+from headrace.kube.client import ApiError
+from headrace.replace.counters import Window
+from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, table
+from headrace.replace.machine import (
+    REVERSIBLE,
+    Abort,
+    Approved,
+    Drained,
+    Event,
+    Found,
+    Judged,
+    Refused,
+    Removed,
+    RollbackAsked,
+    advance,
+    may_roll_back,
+    percent_of,
+)
+from headrace.replace.measure import PoolReading
+from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.state import Phase, State
+from headrace.replace.store import Record, Request
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS = (0.2, 5.0)
+# The old pool is idle when nothing is in flight there for so many looks in a row.
+_IDLE_LOOKS = 3
+# Envoys take a new weight within this; until then the old pool may get requests still.
+_SETTLE_SECONDS = 3.0
+_TIMED = frozenset({Phase.PREPARE, Phase.WARM_UP, Phase.SHIFT, Phase.GATE})
+# A missing right or kind, or an object that the API server finds wrong: asking again changes nothing.
+_LASTING = frozenset({400, 401, 403, 404, 405, 422})
+_T = TypeVar("_T")
+
+
+class World(Protocol):
+    """What is done to the cluster. All of it may raise ApiError and LeaseLost."""
+
+    async def preflight(self) -> Refused | Found: ...
+    async def shift(self, state: State, percent: int) -> Event: ...
+    async def warm_up(self, state: State) -> Event: ...
+    async def finalise(self, state: State) -> Event: ...
+    async def restore(self, state: State) -> Event: ...
+    async def discover(self, state: State) -> tuple[object, ...]: ...
+    async def remove(self, objects: tuple[ObjectRef, ...]) -> Removed: ...
+    async def event(self, reason: str, message: str, *, warning: bool = False) -> None: ...
+
+
+class Reader(Protocol):
+    """What pools are like. May raise ApiError where a pool was never seen, and InvalidPool."""
+
+    async def read(self, ref: PoolRef) -> PoolReading: ...
+
+
+class Keeper(Protocol):
+    """Where the state is kept. All of it may raise ApiError; `save` LeaseLost."""
+
+    async def load(self) -> Record | None: ...
+    async def save(self, plan: Plan, state: State, epoch: int) -> None: ...
+    async def clear_request(self) -> None: ...
+
+
+class Runner:
+    """One replacement, from whatever state it is in. Times in seconds."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        reader: Reader,
+        keeper: Keeper,
+        *,
+        epoch: Callable[[], int] = lambda: 0,
+        poll_interval: float = 2.0,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._plan = plan
+        self._world = world
+        self._reader = reader
+        self._keeper = keeper
+        self._epoch = epoch
+        self._poll = poll_interval
+        self._clock = clock
+        self._sleep = sleep
+        self._dead_since: float | None = None
+
+    async def run(self, state: State) -> State:
+        """Until finished. Raises LeaseLost; what is done is in the kept state, whatever ends this."""
+        await self._save(state)
+        # A finished one is looked at once more: somebody may want it back.
+        if state.is_finished and (asked := await self._asked(state)) is not None:
+            state = await self._take(state, asked)
+        delay = _BACKOFF_SECONDS[0]
+        while not state.is_finished:
+            event = await self._interruption(state)
+            try:
+                event = event or await self._act(state)
+                delay = _BACKOFF_SECONDS[0]
+            except ApiError as error:
+                event = _refusal(state, error)
+                logger.warning("%s: %s", "giving up" if event else "trying again", error)
+            if event is not None:
+                state = await self._take(state, event)
+            else:
+                await self._sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, _BACKOFF_SECONDS[1])
+        return state
+
+    async def _take(self, state: State, event: Event) -> State:
+        after = advance(state, event, self._plan, self._clock())
+        if after == state:
+            return state
+        await self._save(after)
+        for entry in after.log[len(state.log) :] if len(after.log) > len(state.log) else after.log[-1:]:
+            logger.info("%s", entry.message, extra={"phase": after.phase.value, "share": after.share})
+        if len(after.history) > len(state.history):
+            for line in table(after.history[-1]):
+                logger.info("%s", line)
+        if after.phase is not state.phase:
+            back = after.phase in (Phase.RESTORE, Phase.ROLLED_BACK, Phase.FAILED)
+            await self._world.event(after.phase.value, after.log[-1].message, warning=back)
+        if isinstance(event, RollbackAsked | Approved):
+            await self._insist(self._keeper.clear_request)
+        return after
+
+    async def _save(self, state: State) -> None:
+        await self._insist(lambda: self._keeper.save(self._plan, state, self._epoch()))
+
+    async def _insist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Try until it works: nothing may go on before what was decided is written down."""
+        delay = _BACKOFF_SECONDS[0]
+        while True:
+            try:
+                return await attempt()
+            except ApiError as error:
+                logger.warning("trying again: %s", error)
+            await self._sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, _BACKOFF_SECONDS[1])
+
+    async def _act(self, state: State) -> Event:
+        plan, world = self._plan, self._world
+        match state.phase:
+            case Phase.PREFLIGHT:
+                return await world.preflight()
+            case Phase.PREPARE | Phase.SHIFT:
+                return await world.shift(state, percent_of(state, plan))
+            case Phase.WARM_UP:
+                return await world.warm_up(state)
+            case Phase.GATE:
+                return await self._gate(state)
+            case Phase.APPROVAL:
+                return await self._approval(state)
+            case Phase.DRAIN:
+                return await self._drain(state)
+            case Phase.FINALISE:
+                return await world.finalise(state)
+            case Phase.CLEAN_UP:
+                return await self._clean_up(state)
+            case Phase.RESTORE:
+                return await world.restore(state)
+            case _:
+                return await world.remove(plan.remove_new)
+
+    async def _clean_up(self, state: State) -> Event:
+        # A route that came after the last look must not be left leading to a pool that is gone.
+        if self._plan.remove_old and await self._world.discover(state):
+            return await self._world.finalise(state)
+        return await self._world.remove(self._plan.remove_old)
+
+    # ---- what stops a phase
+
+    async def _interruption(self, state: State) -> Event | None:
+        """What people ask for, and the total time. None while there is nothing."""
+        if state.phase in _TIMED and self._clock() > state.started + self._plan.timeout:
+            return Abort(f"not finished after {self._plan.timeout:g} s")
+        return await self._asked(state)
+
+    async def _asked(self, state: State) -> Event | None:
+        asked = await self._request()
+        if asked is None:
+            return None
+        if asked.action == "rollback":
+            if may_roll_back(state, self._plan):
+                return RollbackAsked(asked.by)
+            logger.info("asked to roll back, which is done already or can no longer be done (%s)", state.phase.value)
+            await self._insist(self._keeper.clear_request)
+            return None
+        percent = percent_of(state, self._plan)
+        if state.phase is Phase.APPROVAL and asked.percent in (0, percent):
+            return Approved(asked.by)
+        return None
+
+    async def _request(self) -> Request | None:
+        try:
+            stored = await self._keeper.load()
+        except ApiError:
+            return None
+        return stored.request if stored is not None else None
+
+    async def _new_pool(self) -> tuple[PoolReading | None, Abort | None]:
+        """A look at the new pool, and whether it has been dead for too long."""
+        try:
+            reading = await self._reader.read(self._plan.new)
+        except (ApiError, InvalidPool) as error:
+            logger.warning("the new pool cannot be looked at: %s", error)
+            return None, None
+        now = self._clock()
+        if not reading.dead:
+            self._dead_since = None
+        elif self._dead_since is None:
+            self._dead_since = now
+        elif now - self._dead_since >= self._plan.dead_after:
+            return reading, Abort(f"the new pool is dead: {reading.dead}")
+        return reading, None
+
+    async def _old_pool(self) -> PoolReading | None:
+        try:
+            return await self._reader.read(self._plan.old)
+        except (ApiError, InvalidPool) as error:
+            logger.warning("the old pool cannot be looked at: %s", error)
+            return None
+
+    # ---- the phases that wait
+
+    async def _gate(self, state: State) -> Event:
+        """Measure both pools over one window. A gate that was interrupted begins its window anew."""
+        plan, percent = self._plan, percent_of(state, self._plan)
+        began = self._clock()
+        old, new = Window(), Window()
+        while True:
+            if (event := await self._interruption(state)) is not None:
+                return event
+            (reading, dead), old_reading = await asyncio.gather(self._new_pool(), self._old_pool())
+            if dead is not None:
+                return dead
+            new, old = _advanced(new, reading, began), _advanced(old, old_reading, began)
+            seconds = self._clock() - began
+            if reason := hopeless(plan, new.total):
+                result = judge(plan, percent, seconds, old.total, new.total, state.reference)
+                return Judged(_failed(result, reason))
+            if seconds >= plan.interval and (enough(plan, new.total) or seconds >= plan.gate_timeout):
+                result = judge(plan, percent, seconds, old.total, new.total, state.reference)
+                return Judged(result, old.total if enough(plan, old.total) else None)
+            await self._sleep(min(self._poll, max(0.05, plan.interval - seconds)))
+
+    async def _approval(self, state: State) -> Event:
+        while True:
+            if (event := await self._interruption(state)) is not None:
+                return event
+            if self._clock() > state.since + self._plan.approval_timeout:
+                return Abort(f"nobody approved within {self._plan.approval_timeout:g} s")
+            _, dead = await self._new_pool()
+            if dead is not None:
+                return dead
+            await self._sleep(self._poll)
+
+    async def _drain(self, state: State) -> Event:
+        deadline, idle, left = state.since + self._plan.drain_timeout, 0, 0.0
+        while True:
+            if (event := await self._interruption(state)) is not None:
+                return event
+            _, dead = await self._new_pool()
+            if dead is not None:
+                return dead
+            reading = await self._old_pool()
+            if reading is not None:
+                left = reading.in_flight
+                idle = idle + 1 if left == 0 else 0
+            waited = self._clock() - state.since
+            if idle >= _IDLE_LOOKS and waited >= _SETTLE_SECONDS:
+                return Drained(f"the old pool is idle after {waited:.0f} s")
+            if self._clock() >= deadline:
+                return Drained(f"the drain's deadline is over with {left:.0f} requests in flight at the old pool")
+            await self._sleep(min(self._poll, 1.0))
+
+
+def _refusal(state: State, error: ApiError) -> Event | None:
+    """What a refusal of the API server comes to that will not go away by itself. None: try again.
+
+    A rollback is never given up: routes in between are worse than a process that says again and again what it lacks."""
+    if error.status not in _LASTING:
+        return None
+    if state.phase is Phase.PREFLIGHT:
+        return Refused((str(error),))
+    return Abort(str(error)) if state.phase in REVERSIBLE else None
+
+
+def _advanced(window: Window, reading: PoolReading | None, began: float) -> Window:
+    if reading is None:
+        return window
+    return window.advanced(reading.pages, [key for key, born in reading.born.items() if born >= began])
+
+
+def _failed(result: GateResult, reason: str) -> GateResult:
+    """A window that was ended early: failed, whatever its checks say of too few requests."""
+    checks = tuple(
+        replace(check, verdict=FAIL, detail=reason) if check.name == "server errors" else check
+        for check in result.checks
+    )
+    return replace(result, checks=checks, verdict=FAIL)

@@ -1,0 +1,148 @@
+"""The replacement's record in the cluster: a ConfigMap with the plan, the state, and what people ask of it.
+
+Only the Lease's holder writes the state; the Lease's count of transitions goes with it, so that a process which lost
+the Lease without noticing cannot write over its successor's. People write `request`, and nothing else."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.kube.client import MERGE_PATCH, ApiError, Resource, request
+from headrace.kube.lease import LeaseLost
+from headrace.replace.plan import Plan, PoolRef, parse_plan
+from headrace.replace.state import InvalidState, State, parse_state, state_as_json
+
+CONFIG_MAPS = Resource("", "v1", "configmaps", True)
+LABELS = {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/component": "pool-replacement"}
+ACTIONS = ("approve", "rollback")
+_MAX_NAME = 253
+
+
+class Unreadable(Exception):  # noqa: N818
+    """What the ConfigMap holds is no record of a replacement."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks of a running replacement. `percent` is the step that an approval is about; 0: any."""
+
+    action: str
+    by: str = ""
+    percent: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is stored. `version` is the ConfigMap's resource version."""
+
+    plan: Plan
+    state: State
+    epoch: int
+    version: str
+    request: Request | None = None
+
+
+def object_name(pool: PoolRef) -> str:
+    """The name of a pool's Lease and ConfigMap."""
+    return f"headrace-replace-{pool.name}"[:_MAX_NAME]
+
+
+def who() -> str:
+    """Who is asking, for logs: the user and the machine."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+class Store:
+    """The ConfigMap of one pool's replacement."""
+
+    def __init__(self, client: Any, pool: PoolRef) -> None:
+        self._client = client
+        self._namespace = pool.namespace
+        self.name = object_name(pool)
+        self._version = ""
+
+    async def load(self) -> Record | None:
+        """What is stored; None if nothing is. Raises ApiError, InvalidPlan, InvalidState, Unreadable."""
+        try:
+            found = await request(self._client, "GET", CONFIG_MAPS.path(self._namespace, self.name))
+        except ApiError as error:
+            if error.status == 404:
+                self._version = ""
+                return None
+            raise
+        data = found.get("data") or {}
+        self._version = str(found["metadata"].get("resourceVersion") or "")
+        if "state.json" not in data:
+            return None
+        try:
+            plan, state = parse_plan(json.loads(data.get("plan.json", ""))), parse_state(json.loads(data["state.json"]))
+            epoch = int(data.get("epoch") or 0)
+        except (InvalidState, json.JSONDecodeError) as error:
+            raise Unreadable(f"ConfigMap {self._namespace}/{self.name}: {error}") from error
+        return Record(plan, state, epoch, self._version, _request(data.get("request")))
+
+    async def save(self, plan: Plan, state: State, epoch: int) -> None:
+        """Write plan and state. Raises LeaseLost, ApiError."""
+        data = {
+            "plan.json": json.dumps(plan.as_json()),
+            "state.json": json.dumps(state_as_json(state)),
+            "phase": state.phase.value,
+            "epoch": str(epoch),
+        }
+        for _ in range(10):
+            try:
+                await self._write(data)
+            except ApiError as error:
+                if error.status not in (404, 409):
+                    raise
+                # Somebody asked for something meanwhile, made it first, or took over.
+                stored = await self.load()
+                if stored is not None and stored.epoch > epoch:
+                    raise LeaseLost(f"ConfigMap {self.name} was written by a later holder of the Lease") from error
+            else:
+                return
+        raise ApiError(409, "Conflict", f"ConfigMap {self.name} changes all the time")
+
+    async def _write(self, data: dict[str, str]) -> None:
+        metadata: dict[str, Any] = {"name": self.name, "namespace": self._namespace, "labels": LABELS}
+        if not self._version:
+            body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+            path = CONFIG_MAPS.path(self._namespace)
+            found = await request(self._client, "POST", path, body=body, content_type="application/json")
+        else:
+            body = {"metadata": {"resourceVersion": self._version, "labels": LABELS}, "data": data}
+            path = CONFIG_MAPS.path(self._namespace, self.name)
+            found = await request(self._client, "PATCH", path, body=body, content_type=MERGE_PATCH)
+        self._version = str(found["metadata"].get("resourceVersion") or "")
+
+    async def ask(self, asked: Request) -> None:
+        """Leave a request for whoever runs the replacement. Raises ApiError; 404: there is none."""
+        text = json.dumps({"action": asked.action, "by": asked.by, "percent": asked.percent})
+        path = CONFIG_MAPS.path(self._namespace, self.name)
+        await request(self._client, "PATCH", path, body={"data": {"request": text}}, content_type=MERGE_PATCH)
+
+    async def clear_request(self) -> None:
+        """The request was dealt with. Raises ApiError."""
+        path = CONFIG_MAPS.path(self._namespace, self.name)
+        found = await request(self._client, "PATCH", path, body={"data": {"request": None}}, content_type=MERGE_PATCH)
+        self._version = str(found["metadata"].get("resourceVersion") or "")
+
+
+def _request(text: object) -> Request | None:
+    """The request that somebody wrote; what cannot be read asks for nothing."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or found.get("action") not in ACTIONS:
+        return None
+    percent = found.get("percent")
+    return Request(str(found["action"]), str(found.get("by") or "")[:200], percent if isinstance(percent, int) else 0)
