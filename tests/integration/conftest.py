@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .apiserver import ApiServer, running
+from .replacement import Stage, staged
+
+_numbers = itertools.count(20)
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,22 @@ def api(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         done = server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         assert done.returncode == 0, done.stderr
         yield server
+
+
+@pytest.fixture(scope="session")
+def gateway_api(api: ApiServer, repository: Path) -> ApiServer:
+    """The API server, serving HTTPRoutes."""
+    crds = str(repository / "build/bin/crds/gateway-api")
+    done = api.kubectl("apply", "--server-side", "--force-conflicts", "-R", "-f", crds)
+    assert done.returncode == 0, done.stderr
+    done = api.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    assert done.returncode == 0, done.stderr
+    return api
+
+
+@pytest.fixture
+def stage(gateway_api: ApiServer, tmp_path: Path) -> Iterator[Stage]:
+    """A stage of the test's own."""
+    number = next(_numbers)
+    with staged(gateway_api, f"stage{number}", number, tmp_path) as found:
+        yield found

@@ -352,3 +352,17 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL, and wait until it is gone."""
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def rule(*refs: dict[str, Any], path: str = "/", **more: Any) -> dict[str, Any]:
+    return {"matches": [{"path": {"type": "PathPrefix", "value": path}}], "backendRefs": list(refs), **more}
+
+
+def replaced(stage: Stage, specs: dict[str, Any]) -> dict[str, Any]:
+    """The specs with the new pool's name in place of the old one's, and nothing else different."""
+    return json.loads(json.dumps(specs).replace(f'"{stage.name}-old"', f'"{stage.name}-new"'))
+
+
+def simple(stage: Stage) -> dict[str, Any]:
+    stage.route("one", rule(stage.pool_ref("old")))
+    return stage.specs()

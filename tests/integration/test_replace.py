@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .apiserver import ApiServer, free_port
-from .replacement import GA, Cut, Stage, kill, staged
-
-_numbers = itertools.count(20)
-
-
-@pytest.fixture(scope="session")
-def gateway_api(api: ApiServer, repository: Path) -> ApiServer:
-    """The API server, serving HTTPRoutes."""
-    crds = str(repository / "build/bin/crds/gateway-api")
-    done = api.kubectl("apply", "--server-side", "--force-conflicts", "-R", "-f", crds)
-    assert done.returncode == 0, done.stderr
-    done = api.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    assert done.returncode == 0, done.stderr
-    return api
-
-
-@pytest.fixture
-def stage(gateway_api: ApiServer, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
-    """A stage of the test's own."""
-    number = next(_numbers)
-    with staged(gateway_api, f"stage{number}", number, tmp_path) as found:
-        yield found
-
-
-def rule(*refs: dict[str, Any], path: str = "/", **more: Any) -> dict[str, Any]:
-    return {"matches": [{"path": {"type": "PathPrefix", "value": path}}], "backendRefs": list(refs), **more}
+from .apiserver import free_port
+from .replacement import GA, Cut, Stage, kill, replaced, rule, simple
 
 
 def service(weight: int = 1) -> dict[str, Any]:
     return {"group": "", "kind": "Service", "name": "static", "port": 80, "weight": weight}
-
-
-def replaced(stage: Stage, specs: dict[str, Any]) -> dict[str, Any]:
-    """The specs with the new pool's name in place of the old one's, and nothing else different."""
-    return json.loads(json.dumps(specs).replace(f'"{stage.name}-old"', f'"{stage.name}-new"'))
 
 
 def without_weights(specs: dict[str, Any], name: str) -> dict[str, Any]:
@@ -61,11 +30,6 @@ def without_weights(specs: dict[str, Any], name: str) -> dict[str, Any]:
             for ref in each["backendRefs"]:
                 ref.pop("weight")
     return specs
-
-
-def simple(stage: Stage) -> dict[str, Any]:
-    stage.route("one", rule(stage.pool_ref("old")))
-    return stage.specs()
 
 
 def many_routes(stage: Stage) -> dict[str, Any]:
@@ -330,7 +294,7 @@ def test_a_pool_is_migrated_to_the_other_api_group(stage: Stage) -> None:
 def test_the_plan_says_everything_and_changes_nothing(stage: Stage) -> None:
     many_routes(stage)
     versions = [item["metadata"]["resourceVersion"] for item in stage.api.get("httproutes", "-A")["items"]]
-    code, output = stage.run(stage.plan(), "--action", "plan", "--log-level", "error")
+    code, output = stage.run(stage.plan(), "--action", "plan")
     assert code == 0, output
     shown = json.loads(output)
     text = "\n".join(shown["text"])

@@ -55,8 +55,10 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
-async def connect(kubeconfig: str | None = None) -> Any:
+async def connect(kubeconfig: str | None = None, context: str | None = None) -> Any:
     """A `kubernetes.aio` ApiClient: from `kubeconfig`, else $KUBECONFIG, else the Pod's service account.
+
+    `context` names one of the kubeconfig's; by default it is the current one.
 
     Raises ConfigurationError if none of them serves. The caller closes the client."""
     configuration = kubernetes_client.Configuration()
@@ -65,7 +67,9 @@ async def connect(kubeconfig: str | None = None) -> Any:
         if path:
             if not Path(path).is_file():  # noqa: ASYNC240 (once, at start)
                 raise ConfigurationError(f"there is no kubeconfig at {path}: give --kubeconfig or set KUBECONFIG")
-            await kubernetes_config.load_kube_config(config_file=path, client_configuration=configuration)
+            await kubernetes_config.load_kube_config(
+                config_file=path, context=context, client_configuration=configuration
+            )
         else:
             kubernetes_config.load_incluster_config(client_configuration=configuration)
     except kubernetes_config.ConfigException as error:

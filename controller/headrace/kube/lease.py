@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +48,7 @@ class Lease:
         identity: str,
         *,
         duration: float = 15.0,
+        labels: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -55,6 +56,7 @@ class Lease:
         self.name = name
         self.identity = identity
         self._duration = duration
+        self._labels = dict(labels or {})
         self._clock = clock
         self._found: dict[str, Any] | None = None
         # When the newest renewal of each holder was first seen here.
@@ -164,7 +166,7 @@ class Lease:
             body = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
-                "metadata": {"name": self.name, "namespace": self._namespace},
+                "metadata": {"name": self.name, "namespace": self._namespace, "labels": self._labels},
                 "spec": spec,
             }
             path = LEASES.path(self._namespace)

@@ -87,7 +87,7 @@ class Cluster:
         found = records(routes, plan)
         problems += self._of_pools(members, facts)
         problems += await self._of_routes(routes, found)
-        return Refused(tuple(problems)) if problems else Found(found, "; ".join(facts))
+        return Refused(tuple(problems), found, "; ".join(facts)) if problems else Found(found, "; ".join(facts))
 
     def _of_pools(self, members: dict[str, Members], facts: list[str]) -> Iterable[str]:
         plan = self._plan
@@ -237,7 +237,12 @@ class Cluster:
     async def remove_canary(self, state: State) -> None:
         """Remove the warm-up's route, wherever it was made. Raises ApiError."""
         for namespace in dict.fromkeys(record.namespace for record in _own_namespace_first(state.records, self._plan)):
-            await _delete(self._client, HTTP_ROUTES.path(namespace, self._canary_name))
+            try:
+                await _delete(self._client, HTTP_ROUTES.path(namespace, self._canary_name))
+            except ApiError as error:
+                # Where we may not make one there is none of ours.
+                if error.status != 403:
+                    raise
 
     # ---- what is left behind
 

@@ -31,7 +31,7 @@ from headrace.replace.measure import Measure
 from headrace.replace.plan import InvalidPlan, Plan, parse_plan
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
-from headrace.replace.store import Request, Store, Unreadable, object_name, who
+from headrace.replace.store import LABELS, Request, Store, Unreadable, object_name, who
 
 __all__ = ["add_arguments", "run"]
 
@@ -53,6 +53,7 @@ class Options:
     plan: dict[str, Any]
     run: str
     kubeconfig: str | None
+    context: str | None
     via: str
     identity: str
     poll_interval: float
@@ -74,9 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pool-group", default=GA_GROUP, choices=tuple(VERSION_OF_GROUP), help="API group of the pool")
     add("--replacement-group", default=GA_GROUP, choices=tuple(VERSION_OF_GROUP), help="API group of the replacement")
     add("--plan-file", type=Path, default=None, help="JSON file with a plan; the flags above go before it")
+    add("--plan", default="", metavar="JSON", help="a plan as JSON text, instead of a file")
     add("--run", default="", help="name of this attempt: a process with the same name carries on, another one begins")
     add("--kubeconfig", default=None, help="kubeconfig; by default $KUBECONFIG, else the Pod's service account")
     via = "how metrics pages are read: from Pods or through the API server; auto: from Pods if this runs in one"
+    add("--context", default=None, help="context in the kubeconfig; by default its current one")
     add("--read-via", choices=("auto", "pod", "proxy"), default="auto", help=via)
     own = os.environ.get("POD_NAME", "")
     add("--identity", default=own, help="holder of the Lease; by default $POD_NAME, else host and process")
@@ -101,14 +104,17 @@ def _seconds(text: str) -> float:
 
 def read_options(args: argparse.Namespace) -> Options:
     """What the flags come to. Raises ValueError naming the flag and the fix."""
-    plan: dict[str, Any] = {}
-    if args.plan_file is not None:
-        try:
-            plan = json.loads(args.plan_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--plan-file={args.plan_file}: {error}: give a readable JSON file") from None
-        if not isinstance(plan, dict):
-            raise ValueError(f"--plan-file={args.plan_file}: it holds no JSON object: see the plan's fields")
+    if args.plan and args.plan_file is not None:
+        raise ValueError("--plan and --plan-file: give one of the two")
+    source = f"--plan-file={args.plan_file}" if args.plan_file is not None else "--plan"
+    try:
+        plan = json.loads(
+            args.plan_file.read_text(encoding="utf-8") if args.plan_file is not None else args.plan or "{}"
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: {error}: give readable JSON") from None
+    if not isinstance(plan, dict):
+        raise ValueError(f"{source}: it is no JSON object: see the plan's fields")
     for field, name, group in (
         ("old", args.pool, args.pool_group),
         ("new", args.replacement, args.replacement_group),
@@ -126,6 +132,7 @@ def read_options(args: argparse.Namespace) -> Options:
         plan=plan,
         run=args.run or uuid.uuid4().hex,
         kubeconfig=args.kubeconfig,
+        context=args.context,
         via=via,
         identity=args.identity or f"{socket.gethostname()}-{os.getpid()}",
         poll_interval=args.poll_interval,
@@ -159,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _connected(options: Options, plan: Plan) -> int:
-    client = await connect(options.kubeconfig)
+    client = await connect(options.kubeconfig, options.context)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(client.close)
         session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -179,7 +186,14 @@ async def _connected(options: Options, plan: Plan) -> int:
 
 async def _run(options: Options, plan: Plan, client: Any, session: aiohttp.ClientSession) -> int:
     """Hold the Lease, carry on or begin, and give the Lease back however it ends."""
-    lease = Lease(client, plan.old.namespace, object_name(plan.old), options.identity, duration=options.lease_duration)
+    lease = Lease(
+        client,
+        plan.old.namespace,
+        object_name(plan.old),
+        options.identity,
+        duration=options.lease_duration,
+        labels=LABELS,
+    )
     task = asyncio.current_task()
     assert task is not None
     stopping = False

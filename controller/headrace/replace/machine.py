@@ -25,6 +25,8 @@ class Refused:
     """The preflight found what must be put right first. Nothing was changed."""
 
     problems: tuple[str, ...]
+    records: tuple[RouteRecord, ...] = ()
+    facts: str = ""
 
 
 @dataclass(frozen=True)

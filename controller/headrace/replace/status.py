@@ -13,7 +13,7 @@ from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.routes import swap_of
 from headrace.replace.state import Phase, State
 from headrace.replace.store import Store, object_name
-from headrace.replace.weights import refs_at, weight_of
+from headrace.replace.weights import Refs, Swap, Unsplittable, refs_at, weight_of
 
 # What a follower is told of at once; the rest comes with it.
 _MILESTONES = frozenset({Phase.APPROVAL, Phase.RESTORE, Phase.DRAIN})
@@ -38,6 +38,7 @@ async def read(client: Any, pool: PoolRef) -> dict[str, Any]:
         "new_group": plan.new.group,
         "share": percent_of(state, plan) if state.phase is Phase.APPROVAL else state.share,
         "reason": state.reason,
+        "plan": plan.as_json(),
         "old_is_kept": not plan.remove_old,
         "milestones": milestones(state),
         "routes": [f"{record.namespace}/{record.name}" for record in state.records],
@@ -84,23 +85,28 @@ def _clock(at: float) -> str:
 def plan_as_json(plan: Plan, found: Refused | Found) -> dict[str, Any]:
     """What a replacement would do: routes with their weights at every step, gates, time, and what is in its way."""
     routes = []
-    for record in found.records if isinstance(found, Found) else ():
+    for record in found.records:
         swap = swap_of(plan, record.namespace)
         for rule in record.rules:
-            steps = {
-                str(percent): [f"{ref.get('name')}={weight_of(ref)}" for ref in refs_at(rule.refs, swap, percent)]
-                for percent in (0, *plan.steps)
-            }
+            steps = {str(percent): _weights(rule.refs, swap, percent) for percent in (0, *plan.steps)}
             routes.append({"route": f"{record.namespace}/{record.name}", "rule": rule.index, "steps": steps})
     return {
         "plan": plan.as_json(),
         "old": str(plan.old),
         "new": str(plan.new),
         "problems": list(found.problems) if isinstance(found, Refused) else [],
-        "facts": found.facts if isinstance(found, Found) else "",
+        "facts": found.facts,
+        "route_namespaces": sorted({record.namespace for record in found.records}),
         "routes": routes,
         "expected_seconds": plan.expected_seconds,
     }
+
+
+def _weights(refs: Refs, swap: Swap, percent: int) -> list[str]:
+    try:
+        return [f"{ref.get('name')}={weight_of(ref)}" for ref in refs_at(refs, swap, percent)]
+    except Unsplittable:
+        return ["cannot be written"]
 
 
 def plan_lines(shown: dict[str, Any]) -> list[str]:
@@ -108,7 +114,7 @@ def plan_lines(shown: dict[str, Any]) -> list[str]:
     plan = shown["plan"]
     found = [f"{shown['old']} -> {shown['new']}"]
     if shown["problems"]:
-        return [*found, "In the way:", *(f"  - {problem}" for problem in shown["problems"])]
+        found += ["In the way:", *(f"  - {problem}" for problem in shown["problems"])]
     found += [shown["facts"], "Weights:"]
     for entry in shown["routes"]:
         found.append(f"  HTTPRoute {entry['route']}, rule {entry['rule']}")

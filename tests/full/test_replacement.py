@@ -1,0 +1,315 @@
+"""A pool is replaced under traffic on a real cluster: nobody notices, whatever breaks meanwhile.
+
+The load comes from `load`, which shares no code with Headrace and accounts for every byte. Weights and phases are read
+from the cluster by kubectl."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..e2e.stack import Stack
+from .load import Load
+
+PLAYBOOK = "playbooks/replace_pool.yml"
+MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
+RECORD = "headrace-replace-blue"
+VARIABLES = ("-e", "@tests/full/replacement.yml")
+
+
+@pytest.fixture(scope="module")
+def cluster(stack: Stack) -> Iterator[Stack]:
+    """The stack with two pools; the route leads to the old one."""
+    stack.site(*VARIABLES)
+    yield stack
+    stack.playbook("playbooks/local_cluster_down.yml")
+
+
+@pytest.fixture
+def fresh(cluster: Stack) -> Stack:
+    """The route leads to the old pool, nothing is recorded, and both pools are as the inventory has them."""
+    for kind in ("job", "lease", "configmap"):
+        cluster.kubectl("delete", kind, RECORD, "-n", "default", "--ignore-not-found", "--wait")
+    cluster.site(
+        *VARIABLES, "-e", "inference_gateway_force_conflicts=true", "-e", "inference_pool_force_conflicts=true"
+    )
+    cluster.wait_for("traffic flows", lambda: cluster.request("/v1/models").status == 200)
+    return cluster
+
+
+def arguments(*more: str) -> tuple[str, ...]:
+    return (*VARIABLES, "-e", "pool=blue", "-e", "replacement=green", *more)
+
+
+def start(stack: Stack, *more: str) -> subprocess.Popen[str]:
+    """The playbook, running."""
+    command = [
+        str(stack.repository / ".venv/bin/ansible-playbook"), PLAYBOOK, "-i", "inventories/local",
+        "-e", "@tests/e2e/cluster.yml", *arguments(*more),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=stack.repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def state(stack: Stack) -> dict[str, Any]:
+    """The recorded state; {} while there is none, or the API server is away."""
+    shown = stack.kubectl("get", "configmap", RECORD, "-n", "default", "-o", "json", check=False)
+    try:
+        found = json.loads(json.loads(shown)["data"]["state.json"])
+    except (ValueError, KeyError):
+        return {}
+    assert isinstance(found, dict)
+    return found
+
+
+def reached(stack: Stack, phase: str, share: int | None = None, timeout: float = 400) -> dict[str, Any]:
+    """Wait until the replacement is there; a finished one that never was there fails the test."""
+
+    def there() -> bool:
+        now = state(stack)
+        assert now.get("phase") not in ("Completed", "RolledBack", "Refused") or now["phase"] == phase, now["log"][-3:]
+        return now.get("phase") == phase and share in (None, now["share"])
+
+    stack.wait_for(f"{phase} at {share}", there, timeout)
+    return state(stack)
+
+
+def ended(stack: Stack, timeout: float = 600) -> dict[str, Any]:
+    """Wait until the replacement has ended."""
+    ends = ("Completed", "RolledBack", "Refused")
+    stack.wait_for("the replacement ends", lambda: state(stack).get("phase") in ends, timeout)
+    return state(stack)
+
+
+def specs(stack: Stack) -> dict[str, Any]:
+    return {route["metadata"]["name"]: route["spec"] for route in stack.objects("httproutes", "-n", "default")}
+
+
+def renamed(found: dict[str, Any]) -> dict[str, Any]:
+    found = copy.deepcopy(found)
+    for spec in found.values():
+        for rule in spec["rules"]:
+            for ref in rule["backendRefs"]:
+                ref["name"] = "green" if ref["name"] == "blue" else ref["name"]
+    return found
+
+
+@contextmanager
+def traffic(stack: Stack, rate: float = 50.0) -> Iterator[Load]:
+    """The load of the tests, for the length of the block."""
+    load = Load(stack.gateway, MODEL, rate=rate, paths=("/v1/completions", "/shared/v1/completions"))
+    with load:
+        yield load
+    print(load.summary())
+
+
+def within_bounds(share: float, count: int, of: int) -> bool:
+    """Whether `count` of `of` is a likely outcome of a share: 4.5 standard deviations, one in 100,000."""
+    return abs(count - share * of) <= 4.5 * math.sqrt(of * share * (1 - share)) + 0.5
+
+
+def test_a_whole_replacement_under_load_loses_nothing(fresh: Stack) -> None:
+    before = specs(fresh)
+    with traffic(fresh) as load:
+        time.sleep(15)
+        done = fresh.playbook(PLAYBOOK, *arguments(), timeout=1200)
+        time.sleep(15)
+    assert not load.faults, load.faults[:5]
+    found = state(fresh)
+    assert found["phase"] == "Completed"
+    assert specs(fresh) == renamed(before)
+    for gate in found["history"]:
+        # The window of a gate, less what Envoy needs to take a weight at its beginning.
+        served = load.pools(gate["at"] - gate["seconds"] + 2, gate["at"])
+        total = served["blue"] + served["green"]
+        assert total > 500
+        assert within_bounds(gate["percent"] / 100, served["green"], total), (gate["percent"], served)
+        print(f"{gate['percent']} %: {served['green']} of {total} at the new pool")
+    assert "100 % at the new pool: pass" in done.output
+    again = fresh.playbook(PLAYBOOK, *arguments())
+    assert again.changed == 0, "what is done is not done again"
+    refused = fresh.site(*VARIABLES, check=False)
+    assert refused.returncode != 0
+    assert "which was replaced by green" in " ".join(refused.output.split())
+    assert fresh.site(*VARIABLES, "-e", "replace_test_pool=green").changed == 0, "the inventory change of the report"
+    back = fresh.playbook(PLAYBOOK, *arguments("-e", "action=rollback"))
+    assert back.failed == 0
+    assert specs(fresh) == before
+
+
+def test_check_mode_shows_the_plan_and_changes_nothing(fresh: Stack) -> None:
+    before = [route["metadata"]["resourceVersion"] for route in fresh.objects("httproutes", "-A")]
+    done = fresh.playbook(PLAYBOOK, *arguments("--check"))
+    assert done.changed == 0
+    assert "HTTPRoute default/chat, rule 0" in done.output
+    assert [route["metadata"]["resourceVersion"] for route in fresh.objects("httproutes", "-A")] == before
+
+
+def test_site_refuses_meanwhile_and_a_second_playbook_follows(fresh: Stack) -> None:
+    first = start(fresh)
+    reached(fresh, "Gating")
+    refused = fresh.site(*VARIABLES, check=False)
+    assert refused.returncode != 0
+    assert f"Lease {RECORD} is held by {RECORD}" in " ".join(refused.output.split())
+    other = fresh.playbook(PLAYBOOK, *VARIABLES, "-e", "pool=blue", "-e", "replacement=other", check=False)
+    assert other.returncode != 0
+    assert "is being replaced by" in " ".join(other.output.split())
+    second = fresh.playbook(PLAYBOOK, *arguments(), timeout=900)
+    assert second.changed == 0, "it follows, and changes nothing"
+    assert first.wait(60) == 0
+
+
+def slow_or_failing(*flags: str) -> tuple[str, ...]:
+    return ("-e", json.dumps({"replace_test_new_arguments": list(flags)}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(("--error-rate", "1"), "server errors"), (("--slowdown", "10"), "time per output token")],
+    ids=["errors", "slow"],
+)
+def test_a_new_pool_that_is_bad_is_taken_back(fresh: Stack, flags: tuple[str, ...], reason: str) -> None:
+    before = specs(fresh)
+    cold = {"interval": 20, "gate_timeout": 120, "min_sample": 20, "warmup_requests": 0, "drain_timeout": 60}
+    with traffic(fresh) as load:
+        time.sleep(5)
+        done = fresh.playbook(
+            PLAYBOOK, *arguments(*slow_or_failing(*flags)), "-e", json.dumps({"pool_replacement_settings": cold}),
+            check=False, timeout=1200,
+        )  # fmt: skip
+        time.sleep(5)
+    assert done.returncode != 0
+    assert state(fresh)["phase"] == "RolledBack"
+    assert reason in state(fresh)["reason"]
+    assert specs(fresh) == before
+    # What the fault itself costs: 5 % for one gate interval, and nothing of the old pool's.
+    assert all(fault.status == 500 and fault.pool in ("green", "") for fault in load.faults), load.faults[:5]
+    assert len(load.faults) <= 0.05 * 50 * 20 * 2
+
+
+def test_a_warm_up_that_fails_costs_nobody_anything(fresh: Stack) -> None:
+    before = specs(fresh)
+    with traffic(fresh) as load:
+        done = fresh.playbook(PLAYBOOK, *arguments(*slow_or_failing("--error-rate", "0.5")), check=False, timeout=900)
+    assert done.returncode != 0
+    assert "the warm-up failed" in state(fresh)["reason"]
+    assert not load.faults, load.faults[:5]
+    assert specs(fresh) == before
+
+
+@pytest.mark.parametrize("victim", ["green", "green-epp"])
+def test_a_new_pool_that_dies_is_taken_back(fresh: Stack, victim: str) -> None:
+    before = specs(fresh)
+    with traffic(fresh) as load:
+        playbook = start(fresh)
+        reached(fresh, "Gating", 25)
+        fresh.kubectl("scale", "deployment", victim, "-n", "default", "--replicas=0")
+        fresh.kubectl(
+            "delete",
+            "pods",
+            "-n",
+            "default",
+            "-l",
+            f"{'app' if victim == 'green' else 'app.kubernetes.io/name'}={victim}",
+            "--grace-period=0",
+            "--force",
+        )
+        killed = time.time()
+        found = ended(fresh)
+        back = found["finished"]
+        playbook.wait(120)
+        time.sleep(5)
+    assert found["phase"] == "RolledBack"
+    assert "the new pool is dead" in found["reason"]
+    assert specs(fresh) == before
+    lost = [fault for fault in load.faults if not killed - 12 <= fault.started <= back + 3]
+    assert not lost, lost[:5]
+    # At most the new pool's share of what came until the weights were back, and the streams that it had.
+    assert len(load.faults) <= 0.25 * 50 * (back - killed + 5) * 1.5 + 0.25 * 25 * 10 * 1.5
+    fresh.kubectl("scale", "deployment", victim, "-n", "default", f"--replicas={2 if victim == 'green' else 1}")
+
+
+def test_an_api_server_that_is_away_for_20_seconds_changes_nothing(fresh: Stack) -> None:
+    from .machine import processes_that_name
+
+    before = specs(fresh)
+    with traffic(fresh) as load:
+        playbook = start(fresh)
+        reached(fresh, "Gating", 25)
+        ours = processes_that_name(f"{fresh.kubeconfig.parents[1]}/")
+        servers = [pid for pid, command in ours.items() if "kube-apiserver --" in command]
+        assert servers
+        for pid in servers:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(20)
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+        found = ended(fresh)
+        playbook.wait(120)
+    assert found["phase"] in ("Completed", "RolledBack")
+    assert not load.faults, load.faults[:5]
+    assert specs(fresh) == (renamed(before) if found["phase"] == "Completed" else before)
+
+
+MOMENTS = [("Preparing", None), ("WarmingUp", None), ("Gating", 5), ("Gating", 50), ("Draining", None)]
+
+
+@pytest.mark.parametrize("who", ["playbook", "job"])
+@pytest.mark.parametrize("moment", MOMENTS, ids=[f"{phase}-{share}" for phase, share in MOMENTS])
+def test_killed_at_any_moment_it_ends_completed_or_rolled_back(
+    fresh: Stack, who: str, moment: tuple[str, int | None]
+) -> None:
+    before = specs(fresh)
+    with traffic(fresh, rate=20) as load:
+        playbook = start(fresh)
+        deadline = time.monotonic() + 500
+        while time.monotonic() < deadline:
+            now = state(fresh)
+            # Short phases may be over before anybody has looked; then this is a moment soon after.
+            if now.get("phase") == moment[0] and moment[1] in (None, now["share"]):
+                break
+            if now.get("phase") and moment[0] in ("Preparing", "WarmingUp") and now["phase"] != "Preflight":
+                break
+            time.sleep(0.1)
+        if who == "playbook":
+            os.killpg(playbook.pid, signal.SIGKILL)
+        else:
+            kill_job(fresh)
+        found = ended(fresh, 900)
+        if who == "job":
+            playbook.wait(120)
+        time.sleep(12)
+    assert found["phase"] in ("Completed", "RolledBack")
+    assert not load.faults, load.faults[:5]
+    assert specs(fresh) == (renamed(before) if found["phase"] == "Completed" else before)
+    if who == "playbook":
+        assert fresh.playbook(PLAYBOOK, *arguments(), check=False).returncode == (found["phase"] != "Completed")
+
+
+def kill_job(stack: Stack) -> None:
+    """SIGKILL for the process in the Job's Pod, from the host."""
+    command = "pool replace --action=run"
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            line = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if command in line and "headrace" in line:
+            os.kill(int(directory.name), signal.SIGKILL)
+            return
+    raise AssertionError("the Job's process is not there")

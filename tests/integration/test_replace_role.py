@@ -1,0 +1,172 @@
+"""The playbook replace_pool.yml against a real API server; the kubelet's part, running the Job's Pod, is the test's.
+
+What the Job may do is exactly what the role gives its ServiceAccount: the command runs with a token of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .replacement import Stage, replaced, simple
+
+RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", re.M)
+
+
+def play(stage: Stage, repository: Path, *arguments: str, start: bool = False) -> Any:
+    """Run replace_pool.yml for a stage's pools, or start it."""
+    variables = {
+        "headrace_kubeconfig": str(stage.api.kubeconfig), "headrace_context": "test", "ansible_connection": "local",
+        "headrace_controller_image": "headrace", "inference_pool_namespace": stage.namespace,
+        "pool": f"{stage.name}-old", "replacement": f"{stage.name}-new",
+        "pool_replacement_report_dir": str(stage.directory / "reports"), "pool_replacement_poll_interval": 0.2,
+        "pool_replacement_steps": [10, 100],
+        "pool_replacement_settings": {
+            "interval": 1.5, "gate_timeout": 10, "min_sample": 20, "warmup_requests": 0, "drain_timeout": 10,
+        },
+    }  # fmt: skip
+    command = [
+        str(repository / ".venv/bin/ansible-playbook"), "playbooks/replace_pool.yml", "-i", "localhost,",
+        "-e", json.dumps(variables), *arguments,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    stage.running.append(process)
+    return process if start else stage.finish(process, 120)
+
+
+def job(stage: Stage) -> dict[str, Any]:
+    found = stage.api.get("job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
+    assert isinstance(found, dict)
+    return found
+
+
+def run_pod(stage: Stage, pod: str) -> subprocess.Popen[str]:
+    """What the kubelet would run, with the rights that the ServiceAccount has."""
+    account = job(stage)["spec"]["template"]["spec"]["serviceAccountName"]
+    done = stage.api.kubectl("create", "token", account, "-n", stage.namespace)
+    assert done.returncode == 0, done.stderr
+    config = json.loads(stage.api.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": done.stdout.strip()}
+    kubeconfig = stage.directory / "kubeconfig-job"
+    kubeconfig.touch(mode=0o600)
+    kubeconfig.write_text(json.dumps(config))
+    (container,) = job(stage)["spec"]["template"]["spec"]["containers"]
+    command = [
+        sys.executable, "-m", "headrace.cli.main", *container["args"], "--kubeconfig", str(kubeconfig),
+        "--identity", pod, "--read-via", "pod",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    stage.running.append(process)
+    return process
+
+
+def test_check_mode_prints_the_plan_and_changes_nothing(stage: Stage, repository: Path) -> None:
+    before = simple(stage)
+    code, output = play(stage, repository, "--check")
+    assert code == 0, output
+    assert f"HTTPRoute {stage.namespace}/one, rule 0" in output
+    assert "Expected: about" in output
+    assert RECAP.search(output)[1] == "0"  # type: ignore[index]
+    assert stage.specs() == before
+    for kind in ("jobs", "leases", "serviceaccounts", "configmaps"):
+        found = stage.api.get(kind, "-n", stage.namespace)["items"]
+        assert not [one for one in found if "headrace-replace" in one["metadata"]["name"]]
+
+
+def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -> None:
+    before = simple(stage)
+    following = play(stage, repository, start=True)
+    for _ in range(600):
+        found = stage.api.kubectl("get", "job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
+        if found.returncode == 0 or following.poll() is not None:
+            break
+    pod = run_pod(stage, "pod-1")
+    stage.wait_for("Gating")
+    code, output = play(stage, repository, "-e", "action=status")
+    assert code == 0, output
+    assert "Gating" in output
+    code, output = stage.finish(pod)
+    assert code == 0, output
+    code, output = stage.finish(following)
+    assert code == 0, output
+    assert "10 % at the new pool: pass" in output
+    assert "100 % at the new pool: pass" in output
+    assert f"replace the backend pool: {stage.name}-old by" in output.replace("\n", " ").replace("    ", "")
+    assert stage.specs() == replaced(stage, before)
+    assert (stage.directory / f"reports/headrace-replace-{stage.name}-old.html").exists()
+    code, output = play(stage, repository)
+    assert code == 0, output
+    assert RECAP.search(output)[1] == "0", "what is done is not done again"  # type: ignore[index]
+    following = play(stage, repository, "-e", "action=rollback", start=True)
+    stage.api.kubectl("wait", "--for=create", "job", "-n", stage.namespace, f"headrace-replace-{stage.name}-old")
+    pod = run_pod(stage, "pod-2")
+    code, output = stage.finish(pod)
+    assert code == 0, output
+    code, output = stage.finish(following)
+    assert code == 0, output
+    assert stage.specs() == before
+
+
+def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_afterwards(
+    stage: Stage,
+    repository: Path,
+    tmp_path: Path,
+) -> None:
+    simple(stage)
+    guard = tmp_path / "guard.yml"
+    guard.write_text(json.dumps([{
+        "hosts": "localhost", "gather_facts": False, "connection": "local",
+        "module_defaults": {"group/kubernetes.core.k8s": {"kubeconfig": str(stage.api.kubeconfig), "context": "test"}},
+        "tasks": [{"include_role": {"name": "pool_replacement", "tasks_from": "guard"}}],
+    }]))  # fmt: skip
+
+    def site(pool: str) -> tuple[int, str]:
+        routes = [{"name": "one", "namespace": stage.namespace, "rules": [{"backends": [{"pool": pool}]}]}]
+        command = [
+            str(repository / ".venv/bin/ansible-playbook"), str(guard), "-i", "localhost,",
+            "-e", json.dumps({"inference_gateway_routes": routes}),
+        ]  # fmt: skip
+        environment = {"ANSIBLE_ROLES_PATH": str(repository / "roles"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, env=environment, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+    plan = stage.plan()
+    process = stage.start(plan, "--identity", "pod-1")
+    stage.wait_for("Gating")
+    code, output = site(f"{stage.name}-old")
+    assert code != 0
+    assert f"headrace-replace-{stage.name}-old is held by pod-1" in " ".join(output.split())
+    assert stage.finish(process)[0] == 0
+    code, output = site(f"{stage.name}-old")
+    assert code != 0
+    assert f"which was replaced by {stage.name}-new" in " ".join(output.split())
+    code, output = site(f"{stage.name}-new")
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-e", "replacement="], "-e pool=OLD -e replacement=NEW"),
+        (["-e", "replacement=nowhere"], "there is no new pool"),
+        (["-e", '{"pool_replacement_steps": [50]}'], "the last one 100"),
+        (["-e", "action=rollback"], "there is nothing to rollback"),
+    ],
+)
+def test_wrong_input_is_refused_with_the_fix(
+    stage: Stage,
+    repository: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    before = simple(stage)
+    code, output = play(stage, repository, *arguments)
+    assert code != 0
+    assert message in " ".join(output.split()), output
+    assert "Traceback" not in output
+    assert stage.specs() == before
