@@ -370,7 +370,7 @@ def test_a_report_is_written(stage: Stage, tmp_path: Path) -> None:
     code, output = stage.run(stage.plan(), "--action", "report", "--output", str(tmp_path / "out"))
     assert code == 0, output
     page = (tmp_path / f"out/headrace-replace-{stage.name}-old.html").read_text()
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 3, "shares, TTFT, time per output token: errors were 0 throughout"
     assert "http" not in page.replace("https://", "").replace("http://", ""), "nothing to fetch"
     found = json.loads((tmp_path / f"out/headrace-replace-{stage.name}-old.json").read_text())
     assert found["outcome"] == "Completed"
