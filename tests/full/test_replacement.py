@@ -95,7 +95,11 @@ def ended(stack: Stack, timeout: float = 600) -> dict[str, Any]:
 
 
 def specs(stack: Stack) -> dict[str, Any]:
-    return {route["metadata"]["name"]: route["spec"] for route in stack.objects("httproutes", "-n", "default")}
+    return {
+        route["metadata"]["name"]: route["spec"]
+        for route in stack.objects("httproutes", "-n", "default")
+        if not route["metadata"]["name"].endswith("-canary")
+    }
 
 
 def renamed(found: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ class Stage:
             f"{item['metadata']['namespace']}/{item['metadata']['name']}": item["spec"]
             for item in self.api.get("httproutes", "-A")["items"]
             if item["metadata"]["namespace"].startswith(self.namespace)
+            and "headrace.dev/replacement" not in item["metadata"].get("labels", {})
         }
 
     def pod(self, which: str, *, ready: bool = True) -> None:

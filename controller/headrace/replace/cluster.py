@@ -27,10 +27,10 @@ from headrace.replace.routes import (
     Object,
     Operation,
     RouteRecord,
-    canary,
     final_patch,
     gitops_owner,
     granted,
+    hold,
     records,
     restore_patch,
     shift_patch,
@@ -52,6 +52,8 @@ CANARY_HEADER = "headrace-replace"
 _PAGE_SIZE = 500
 _PATCH_TRIES = 8
 _DELETED_SECONDS = 120.0
+# Envoys have taken a new route by then.
+_TAKEN_SECONDS = 3.0
 
 
 class Cluster:
@@ -135,6 +137,7 @@ class Cluster:
         """Give the new pool its share on every recorded route. Raises ApiError, LeaseLost."""
         if new := await self.discover(state):
             return Discovered(new)
+        await self._hold(state)
         foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
         return Abort(foreign) if foreign else WrittenEvent(percent)
 
@@ -143,12 +146,22 @@ class Cluster:
         if new := await self.discover(state):
             return Discovered(new)
         foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
-        return Abort(foreign) if foreign else Finalised()
+        if foreign:
+            return Abort(foreign)
+        await self._release(state)
+        return Finalised()
 
     async def restore(self, state: State) -> Event:
         """Give every recorded route its backends and weights back. Raises ApiError, LeaseLost."""
+        try:
+            await self._hold(state)
+        except ApiError as error:
+            # It only makes the way back smoother.
+            if error.status == 0:
+                raise
+            logger.warning("the pools are not held in the gateway while weights return: %s", error)
         await self._patch_all(state, lambda route, record: restore_patch(route, record, self._plan))
-        await self.remove_canary(state)
+        await self._release(state)
         return Restored()
 
     async def discover(self, state: State) -> tuple[RouteRecord, ...]:
@@ -189,56 +202,62 @@ class Cluster:
             else:
                 return
 
-    # ---- the warm-up
+    # ---- a route of our own, and the warm-up through it
 
     async def warm_up(self, state: State) -> Event:
         """Ask the new pool alone, through a route of its own. Raises ApiError, LeaseLost."""
         plan = self._plan
         if plan.warmup_requests == 0:
             return WarmedUp("no warm-up was asked for")
-        await self._lease.ensure()
         try:
-            address = await self._canary(state)
+            address = await self._address(await self._hold(state))
             if address is None:
                 return WarmedUp("no warm-up: no rule has a path prefix that completions can be asked under")
-            done = await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout)
-            return WarmedUp(done)
+            return WarmedUp(await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout))
         except WarmUpFailed as error:
             return Abort(f"the warm-up failed: {error}")
-        finally:
-            await self.remove_canary(state)
 
-    async def _canary(self, state: State) -> Address | None:
-        plan = self._plan
-        token = secrets.token_hex(16)
-        for record in _own_namespace_first(state.records, plan):
+    async def _address(self, held: Object | None) -> Address | None:
+        if held is None:
+            return None
+        parent = (held["spec"].get("parentRefs") or [{}])[0]
+        gateway: Object = {}
+        if not self._plan.gateway_url:
+            where = GATEWAYS.path(parent.get("namespace") or held["metadata"]["namespace"], parent.get("name"))
+            gateway = await request(self._client, "GET", where)
+        return address_of(held, gateway, str(parent.get("sectionName") or ""), self._plan.gateway_url)
+
+    async def _hold(self, state: State) -> Object | None:
+        """Our own route to both pools: the one that is there, else a new one, which Envoys get a moment to take."""
+        for record in _own_namespace_first(state.records, self._plan):
+            try:
+                return await request(self._client, "GET", HTTP_ROUTES.path(record.namespace, self._hold_name))
+            except ApiError as error:
+                if error.status != 404:
+                    raise
             try:
                 route = await request(self._client, "GET", HTTP_ROUTES.path(record.namespace, record.name))
             except ApiError as error:
                 if error.status == 404:
                     continue
                 raise
-            wanted = canary(route, record, plan, self._canary_name, CANARY_HEADER, token)
-            if wanted is None:
-                continue
-            await apply(self._client, HTTP_ROUTES, wanted, force=True)
-            parent = (route["spec"].get("parentRefs") or [{}])[0]
-            gateway: Object = {}
-            if not plan.gateway_url:
-                where = GATEWAYS.path(parent.get("namespace") or record.namespace, parent.get("name"))
-                gateway = await request(self._client, "GET", where)
-            return address_of(wanted, gateway, str(parent.get("sectionName") or ""), plan.gateway_url)
+            wanted = hold(route, record, self._plan, self._hold_name, CANARY_HEADER, secrets.token_hex(16))
+            if wanted is not None:
+                await self._lease.ensure()
+                made = await apply(self._client, HTTP_ROUTES, wanted, force=True)
+                await asyncio.sleep(_TAKEN_SECONDS)
+                return made
         return None
 
     @property
-    def _canary_name(self) -> str:
+    def _hold_name(self) -> str:
         return f"{object_name(self._plan.old)[:245]}-canary"
 
-    async def remove_canary(self, state: State) -> None:
-        """Remove the warm-up's route, wherever it was made. Raises ApiError."""
-        for namespace in dict.fromkeys(record.namespace for record in _own_namespace_first(state.records, self._plan)):
+    async def _release(self, state: State) -> None:
+        """Remove our own route, wherever it was made."""
+        for namespace in dict.fromkeys(record.namespace for record in state.records):
             try:
-                await _delete(self._client, HTTP_ROUTES.path(namespace, self._canary_name))
+                await _delete(self._client, HTTP_ROUTES.path(namespace, self._hold_name))
             except ApiError as error:
                 # Where we may not make one there is none of ours.
                 if error.status != 403:

@@ -13,6 +13,8 @@ from headrace.replace.plan import Plan
 from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
+# Marks a route of our own, see `hold`: it leads to the old pool and is none of those to be changed.
+HOLD_LABEL = "headrace.dev/replacement"
 Object = Mapping[str, Any]
 Operation = dict[str, Any]
 
@@ -84,6 +86,8 @@ def refs_of(rule: Object) -> Refs:
 def record(route: Object, plan: Plan) -> RouteRecord | None:
     """What has to be remembered of a route; None if it does not lead to the old pool."""
     metadata = route.get("metadata") or {}
+    if HOLD_LABEL in (metadata.get("labels") or {}):
+        return None
     namespace = str(metadata.get("namespace") or "default")
     swap = swap_of(plan, namespace)
     rules = tuple(
@@ -241,30 +245,33 @@ def _shown(refs: Refs, swap: Swap) -> str:
     return ", ".join(f"{identity(ref, swap.route_namespace)[3]}={weight_of(ref)}" for ref in refs) or "nothing"
 
 
-def canary(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, token: str) -> dict[str, Any] | None:
-    """A route to the new pool alone, for requests with a header that no client sends: its warm-up.
+def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, token: str) -> dict[str, Any] | None:
+    """A route of our own to each of the pools, for requests with a header that no client sends.
 
-    It copies the first rule that leads to the old pool, so that it is matched before it (the same path and one header
-    more) and does the same to requests. None where no rule has a path that completions can be asked under."""
+    The warm-up asks the new pool alone through it. And it keeps both pools in the gateway's configuration while routes
+    name one of them with weight 0: a gateway drops what gets nothing, and would have to learn it anew, losing requests,
+    when a weight rises again. It copies the first rule that leads to the old pool, so that it is matched before it
+    (the same path, one header more) and does the same to requests. None if no such rule is left."""
     swap = swap_of(plan, known.namespace)
     for rule in known.rules:
         at = _place(route, rule, swap)
         if at is None:
             continue
         found = rules_of(route)[at]
-        prefix = _prefix(found)
-        if prefix is None:
-            continue
-        match = {
-            "path": {"type": "PathPrefix", "value": prefix},
-            "headers": [*_headers(found), {"type": "Exact", "name": header, "value": token}],
-        }
-        copied: dict[str, Any] = {
-            "matches": [match],
-            "backendRefs": [{**swap.renamed(_first_old(found, swap)), "weight": 1}],
-        }
-        if found.get("filters"):
-            copied["filters"] = found["filters"]
+        old = next(ref for ref in rule.refs if swap.is_old(ref))
+        matches = [match for match in found.get("matches") or () if isinstance(match, Mapping)] or [
+            {"path": {"type": "PathPrefix", "value": "/"}}
+        ]
+        rules = []
+        for which, ref in (("new", swap.renamed(old)), ("old", dict(old))):
+            own = {"type": "Exact", "name": header, "value": f"{token}-{which}"}
+            copied: dict[str, Any] = {
+                "matches": [{**match, "headers": [*(match.get("headers") or ()), own]} for match in matches],
+                "backendRefs": [{**ref, "weight": 1}],
+            }
+            if found.get("filters"):
+                copied["filters"] = found["filters"]
+            rules.append(copied)
         spec = {key: value for key, value in (route.get("spec") or {}).items() if key in ("parentRefs", "hostnames")}
         return {
             "apiVersion": f"{GATEWAY_GROUP}/v1",
@@ -272,35 +279,8 @@ def canary(route: Object, known: RouteRecord, plan: Plan, name: str, header: str
             "metadata": {
                 "name": name,
                 "namespace": known.namespace,
-                "labels": {"app.kubernetes.io/part-of": "headrace", "headrace.dev/replacement": plan.old.name[:63]},
+                "labels": {"app.kubernetes.io/part-of": "headrace", HOLD_LABEL: plan.old.name[:63]},
             },
-            "spec": {**spec, "rules": [copied]},
+            "spec": {**spec, "rules": rules},
         }
     return None
-
-
-def _first_old(rule: Object, swap: Swap) -> Mapping[str, Any]:
-    for ref in refs_of(rule):
-        if swap.is_old(ref):
-            return ref
-    # The replacement is resumed after the last step: the old pool's reference is there still, or the rule is foreign.
-    return {"group": swap.new.group, "kind": "InferencePool", "name": swap.new.name}
-
-
-def _prefix(rule: Object) -> str | None:
-    matches = rule.get("matches")
-    if not matches:
-        return "/"
-    for match in matches:
-        path = match.get("path") or {"type": "PathPrefix", "value": "/"}
-        if path.get("type", "PathPrefix") == "PathPrefix":
-            return str(path.get("value") or "/")
-    return None
-
-
-def _headers(rule: Object) -> list[Mapping[str, Any]]:
-    for match in rule.get("matches") or ():
-        path = match.get("path") or {"type": "PathPrefix"}
-        if path.get("type", "PathPrefix") == "PathPrefix":
-            return [header for header in match.get("headers") or () if isinstance(header, Mapping)]
-    return []

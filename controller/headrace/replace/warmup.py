@@ -32,17 +32,21 @@ class Address:
     headers: Mapping[str, str]
 
 
-def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: str, given_url: str) -> Address:
-    """The address of a canary route behind a Gateway. Raises WarmUpFailed for a Gateway without an address."""
-    (rule,) = route["spec"]["rules"]
-    (match,) = rule["matches"]
-    headers = {
-        header["name"]: header["value"] for header in match["headers"] if header.get("type") != "RegularExpression"
-    }
+def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: str, given_url: str) -> Address | None:
+    """Where the first rule of a route is reached behind a Gateway; None if no match of it has a path prefix.
+
+    Raises WarmUpFailed for a Gateway without an address."""
+    matches = route["spec"]["rules"][0]["matches"]
+    paths = [match.get("path") or {"type": "PathPrefix", "value": "/"} for match in matches]
+    at = next((at for at, path in enumerate(paths) if path.get("type", "PathPrefix") == "PathPrefix"), None)
+    if at is None:
+        return None
+    exact = [header for header in matches[at]["headers"] if header.get("type") != "RegularExpression"]
+    headers = {str(header["name"]): str(header["value"]) for header in exact}
     hostnames = route["spec"].get("hostnames") or []
     if hostnames:
         headers["Host"] = str(hostnames[0]).replace("*.", "warm-up.", 1)
-    prefix = str(match["path"]["value"]).rstrip("/")
+    prefix = str(paths[at].get("value") or "/").rstrip("/")
     if given_url:
         return Address(given_url.rstrip("/"), prefix, headers)
     metadata, spec = gateway.get("metadata") or {}, gateway.get("spec") or {}

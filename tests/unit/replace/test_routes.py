@@ -10,10 +10,10 @@ import pytest
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.routes import (
     Foreign,
-    canary,
     final_patch,
     gitops_owner,
     granted,
+    hold,
     record,
     records,
     restore_patch,
@@ -185,26 +185,32 @@ def test_another_namespaces_route_needs_a_grant_for_the_new_pool() -> None:
     assert granted(known(MIXED), PLAN, [])
 
 
-def test_the_canary_is_matched_before_the_rule_it_copies() -> None:
-    filters = [
-        {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}}
-    ]
+def test_our_own_route_is_matched_before_the_rule_it_copies_and_is_not_one_to_change() -> None:
+    path = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
+    filters = [{"type": "URLRewrite", "urlRewrite": {"path": path}}]
     found = route(rule(pool("old", 3), path="/qwen", filters=filters))
-    got = canary(found, known(found), PLAN, "canary", "x-canary", "token")
+    got = hold(found, known(found), PLAN, "own", "x-own", "token")
     assert got is not None
     assert got["spec"]["parentRefs"] == found["spec"]["parentRefs"]
     assert got["spec"]["hostnames"] == found["spec"]["hostnames"]
-    (copied,) = got["spec"]["rules"]
-    assert copied["filters"] == filters
-    assert copied["backendRefs"] == [pool("new", 1)]
-    assert copied["matches"] == [
-        {
-            "path": {"type": "PathPrefix", "value": "/qwen"},
-            "headers": [{"type": "Exact", "name": "x-canary", "value": "token"}],
-        }
+    assert [each["filters"] for each in got["spec"]["rules"]] == [filters, filters]
+    assert [each["backendRefs"] for each in got["spec"]["rules"]] == [[pool("new", 1)], [pool("old", 1)]]
+    assert [each["matches"] for each in got["spec"]["rules"]] == [
+        [
+            {
+                "path": {"type": "PathPrefix", "value": "/qwen"},
+                "headers": [{"type": "Exact", "name": "x-own", "value": f"token-{which}"}],
+            }
+        ]
+        for which in ("new", "old")
     ]
-    exact = route({"matches": [{"path": {"type": "Exact", "value": "/x"}}], "backendRefs": [pool("old")]})
-    assert canary(exact, known(exact), PLAN, "canary", "x-canary", "token") is None
+    assert record(got, PLAN) is None
+    # At the last step, where the old pool has weight 0, and after it.
+    last = patched(found, shift_patch(found, known(found), PLAN, 100))
+    assert hold(last, known(found), PLAN, "own", "x-own", "token") == got
+    done = patched(last, final_patch(last, known(found), PLAN))
+    assert hold(done, known(found), PLAN, "own", "x-own", "token") == got
+    assert hold(route(rule(pool("third"), path="/x")), known(found), PLAN, "own", "x-own", "token") is None
 
 
 def test_plans_are_kept_whole_and_wrong_ones_name_the_field() -> None:
