@@ -1,0 +1,257 @@
+"""The loop around the step engine, on a clock of its own: waits, refusals, dead pools, requests of people."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headrace.kube.client import ApiError
+from headrace.kube.lease import LeaseLost
+from headrace.replace.counters import Counters, Histogram
+from headrace.replace.machine import Event, Finalised, Found, Refused, Removed, Restored, WarmedUp, Written
+from headrace.replace.measure import PoolReading
+from headrace.replace.plan import Plan, PoolRef
+from headrace.replace.routes import records
+from headrace.replace.runner import Runner
+from headrace.replace.state import Phase, State
+from headrace.replace.store import Record, Request
+
+from .test_routes import MIXED
+
+GA = "inference.networking.k8s.io"
+PLAN = Plan(
+    old=PoolRef(GA, "serving", "old"), new=PoolRef(GA, "serving", "new"), steps=(10, 100), interval=20.0,
+    gate_timeout=60.0, min_sample=20, dead_after=5.0,
+)  # fmt: skip
+AWAY = ApiError(0, "Unreachable", "GET /: refused")
+FORBIDDEN = ApiError(403, "Forbidden", "may not patch httproutes")
+
+
+class Bench:
+    """World, reader and keeper in memory, with a clock that sleeping moves on."""
+
+    def __init__(self, plan: Plan = PLAN) -> None:
+        self.plan = plan
+        self.now = 1000.0
+        self.share = 0
+        self.errors, self.dead = 0.0, ""
+        self.request: Request | None = None
+        self.stored: State | None = None
+        self.saves = 0
+        self.fail: Callable[[str], Exception | None] = lambda what: None
+        self.at: Callable[[], None] = lambda: None
+        self.counted = {"old": Counters(), "new": Counters()}
+        self.reasons: list[str] = []
+        self.restored = False
+
+    def runner(self) -> Runner:
+        return Runner(self.plan, self, self, self, poll_interval=1.0, clock=lambda: self.now, sleep=self.sleep)
+
+    async def run(self, state: State | None = None) -> State:
+        return await self.runner().run(state or State(run="1", started=self.now, since=self.now))
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.at()
+        for which, share in (("old", 100 - self.share), ("new", self.share)):
+            count = round(share * seconds / 10, 3)
+            bad = count * (self.errors if which == "new" else 0.0)
+            shape = Histogram((0.1, 1.0), (count / 2, count / 2, 0.0))
+            self.counted[which] += Counters(count, bad, bad, shape, shape)
+
+    def may(self, what: str) -> None:
+        if (error := self.fail(what)) is not None:
+            raise error
+
+    # World
+
+    async def preflight(self) -> Refused | Found:
+        self.may("preflight")
+        return Found(records([MIXED], self.plan), "facts")
+
+    async def shift(self, state: State, percent: int) -> Event:
+        self.may("shift")
+        self.share = percent
+        return Written(percent)
+
+    async def warm_up(self, state: State) -> Event:
+        self.may("warm_up")
+        return WarmedUp()
+
+    async def finalise(self, state: State) -> Event:
+        self.may("finalise")
+        return Finalised()
+
+    async def restore(self, state: State) -> Event:
+        self.may("restore")
+        self.share, self.restored = 0, True
+        return Restored()
+
+    async def discover(self, state: State) -> tuple[object, ...]:
+        return ()
+
+    async def remove(self, objects: tuple[Any, ...]) -> Removed:
+        return Removed(len(objects))
+
+    async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
+        self.reasons.append(reason)
+
+    # Reader
+
+    async def read(self, ref: PoolRef) -> PoolReading:
+        self.may(f"read {ref.name}")
+        pages = {ref.name: self.counted[ref.name]}
+        return PoolReading(pages, {ref.name: 0.0}, self.dead if ref.name == "new" else "", float(self.share < 100))
+
+    # Keeper
+
+    async def load(self) -> Record | None:
+        self.may("load")
+        return None if self.stored is None else Record(self.plan, self.stored, 0, "1", self.request)
+
+    async def save(self, plan: Plan, state: State, epoch: int) -> None:
+        self.may("save")
+        self.stored = state
+        self.saves += 1
+
+    async def clear_request(self) -> None:
+        self.may("clear")
+        self.request = None
+
+
+async def test_the_happy_way_takes_the_time_that_the_plan_says() -> None:
+    bench = Bench()
+    state = await bench.run()
+    assert state.phase is Phase.DONE
+    assert bench.stored == state
+    assert [result.verdict for result in state.history] == ["pass", "pass"]
+    assert 40 <= bench.now - 1000 <= PLAN.expected_seconds
+    assert bench.reasons[-1] == "Completed"
+    # A request is counted once, in the window that it came in.
+    assert state.history[0].requests_new == pytest.approx(20, abs=2)
+
+
+async def test_errors_end_the_window_early() -> None:
+    bench = Bench()
+    bench.errors = 1.0
+    state = await bench.run()
+    assert state.phase is Phase.ROLLED_BACK
+    assert "ended in server errors" in state.reason
+    assert bench.restored
+    assert bench.now - 1000 < 15
+
+
+async def test_a_window_with_too_little_traffic_waits_and_then_fails() -> None:
+    bench = Bench(dataclasses.replace(PLAN, min_sample=2000))
+    state = await bench.run()
+    assert state.phase is Phase.ROLLED_BACK
+    assert "2000 are needed" in state.reason
+    assert 60 <= bench.now - 1000 < 70
+
+
+async def test_a_dead_pool_is_given_its_seconds_and_no_more() -> None:
+    bench = Bench()
+
+    def dead() -> None:
+        bench.dead = "no ready endpoint" if bench.now > 1010 else ""
+
+    bench.at = dead
+    state = await bench.run()
+    assert state.reason == "the new pool is dead: no ready endpoint"
+    assert 1015 <= bench.now <= 1018
+    bench = Bench()
+    bench.at = lambda: setattr(bench, "dead", "blink" if 1010 < bench.now < 1013 else "")
+    assert (await bench.run()).phase is Phase.DONE
+
+
+async def test_an_api_server_that_is_away_is_waited_for_everywhere() -> None:
+    bench = Bench()
+    bench.fail = lambda what: AWAY if int(bench.now) % 7 in (1, 2, 3) else None
+    state = await bench.run()
+    assert state.phase is Phase.DONE
+
+
+@pytest.mark.parametrize(("what", "phase"), [("preflight", Phase.FAILED), ("shift", Phase.ROLLED_BACK)])
+async def test_a_refusal_that_lasts_is_not_waited_out(what: str, phase: Phase) -> None:
+    bench = Bench()
+    bench.fail = lambda asked: FORBIDDEN if asked == what else None
+    state = await bench.run()
+    assert state.phase is phase
+    assert "may not patch" in state.reason
+
+
+async def test_a_rollback_is_never_given_up() -> None:
+    bench = Bench()
+    bench.errors = 1.0
+    bench.fail = lambda what: FORBIDDEN if what == "restore" and bench.now < 1500 else None
+    state = await bench.run()
+    assert state.phase is Phase.ROLLED_BACK
+    assert bench.now >= 1500
+
+
+async def test_people_are_heard_while_it_waits() -> None:
+    bench = Bench(dataclasses.replace(PLAN, manual=(10,), approval_timeout=500.0))
+
+    def people() -> None:
+        if bench.stored is not None and bench.stored.phase is Phase.APPROVAL and bench.now > 1200:
+            bench.request = Request("approve", "me", 10)
+
+    bench.at = people
+    state = await bench.run()
+    assert state.phase is Phase.DONE
+    assert "approved by me" in [entry.message for entry in state.log]
+    assert bench.request is None
+    bench.request = Request("rollback", "me")
+    state = await bench.run(state)
+    assert (state.phase, state.reason) == (Phase.ROLLED_BACK, "asked for by me")
+    bench.request = Request("rollback", "me")
+    assert await bench.run(state) == state, "back already"
+    assert bench.request is None
+
+
+async def test_an_approval_of_another_step_is_none() -> None:
+    bench = Bench(dataclasses.replace(PLAN, manual=(10,), approval_timeout=100.0))
+    bench.request = Request("approve", "me", 50)
+    state = await bench.run()
+    assert state.reason == "nobody approved within 100 s"
+
+
+async def test_asked_to_roll_back_in_the_middle_of_a_rollback_it_goes_on() -> None:
+    bench = Bench()
+    bench.errors = 1.0
+    bench.fail = lambda what: AWAY if what == "restore" and bench.now < 1100 else None
+    bench.at = lambda: setattr(bench, "request", Request("rollback") if 1050 < bench.now < 1060 else bench.request)
+    assert (await bench.run()).phase is Phase.ROLLED_BACK
+    assert bench.request is None
+
+
+async def test_the_total_time_is_bounded() -> None:
+    bench = Bench(dataclasses.replace(PLAN, timeout=10.0))
+    state = await bench.run()
+    assert state.reason == "not finished after 10 s"
+
+
+async def test_the_drain_ends_at_its_deadline() -> None:
+    bench = Bench(dataclasses.replace(PLAN, drain_timeout=30.0))
+    reads = bench.read
+
+    async def busy(ref: PoolRef) -> PoolReading:
+        return dataclasses.replace(await reads(ref), in_flight=3.0)
+
+    bench.read = busy  # type: ignore[method-assign]
+    state = await bench.run()
+    assert state.phase is Phase.DONE
+    assert any("3 requests in flight" in entry.message for entry in state.log)
+
+
+async def test_a_lost_lease_ends_the_work_at_once() -> None:
+    bench = Bench()
+    bench.fail = lambda what: LeaseLost("taken over") if what == "shift" and bench.share == 10 else None
+    with pytest.raises(LeaseLost):
+        await bench.run()
+    assert bench.stored is not None and bench.stored.phase is Phase.SHIFT
+    bench.fail = lambda what: None
+    assert (await bench.run(bench.stored)).phase is Phase.DONE, "the next one carries on"
