@@ -49,6 +49,7 @@ class Served:
     def __init__(self, name: str, host: str, port: int) -> None:
         self.name, self.host, self.port = name, host, port
         self.behaviour = Behaviour()
+        self.models = ["llama"]
         self.picker = Metrics(name)
         self.registry = CollectorRegistry()
         labels = ("model_name", "engine")
@@ -77,8 +78,11 @@ class Served:
         async def page(_: web.Request) -> web.Response:
             return web.Response(body=generate_latest(self.picker.registry) + generate_latest(self.registry))
 
+        async def models(_: web.Request) -> web.Response:
+            return web.json_response({"data": [{"id": model} for model in self.models]})
+
         application = web.Application()
-        application.add_routes([web.get("/metrics", page)])
+        application.add_routes([web.get("/metrics", page), web.get("/v1/models", models)])
         return application
 
 

@@ -294,8 +294,10 @@ def test_a_pool_is_migrated_to_the_other_api_group(stage: Stage) -> None:
 def test_the_plan_says_everything_and_changes_nothing(stage: Stage) -> None:
     many_routes(stage)
     versions = [item["metadata"]["resourceVersion"] for item in stage.api.get("httproutes", "-A")["items"]]
+    stage.old.models.append("sql-lora")
     code, output = stage.run(stage.plan(), "--action", "plan")
     assert code == 0, output
+    assert "models that only the old pool serves (rewrite them, or requests for them fail): sql-lora" in output
     shown = json.loads(output)
     text = "\n".join(shown["text"])
     assert f"HTTPRoute {stage.namespace}/mixed, rule 1" in text

@@ -89,6 +89,7 @@ class Cluster:
         found = records(routes, plan)
         problems += self._of_pools(members, facts)
         problems += await self._of_routes(routes, found)
+        facts += await self._of_models(members)
         return Refused(tuple(problems), found, "; ".join(facts)) if problems else Found(found, "; ".join(facts))
 
     def _of_pools(self, members: dict[str, Members], facts: list[str]) -> Iterable[str]:
@@ -107,6 +108,14 @@ class Cluster:
                 f"the {members['old'].ready_servers} of the old one: add some, or lower capacity_ratio "
                 f"({plan.capacity_ratio:g}) where the new ones are stronger"
             )
+
+    async def _of_models(self, members: dict[str, Members]) -> list[str]:
+        """What only the old pool serves: no problem where requests are rewritten, a 404 where they are not."""
+        served = {what: await self._measure.models(pool) for what, pool in members.items()}
+        missing = sorted(served.get("old", frozenset()) - served.get("new", frozenset()))
+        if not missing or not served.get("new"):
+            return []
+        return [f"models that only the old pool serves (rewrite them, or requests for them fail): {', '.join(missing)}"]
 
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
         plan, problems = self._plan, list[str]()

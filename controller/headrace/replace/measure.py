@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -156,6 +157,17 @@ class Measure:
         targets = [target for target in (*members.pickers, *members.servers) if target.ready]
         pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
         return _reading(ref, members, {target: page for target, page in pages.items() if page is not None})
+
+    async def models(self, members: Members) -> frozenset[str]:
+        """The models that a pool's first ready server names; none if it does not say."""
+        for target in members.servers:
+            page = await self.text(target, "/v1/models") if target.ready else None
+            if page is not None:
+                try:
+                    return frozenset(str(entry["id"]) for entry in json.loads(page)["data"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return frozenset()
 
     async def text(self, target: Target, path: str) -> bytes | None:
         """Any page of a process; None if it does not answer with 200 in time."""
