@@ -326,8 +326,19 @@ class Cut:
         finally:
             self._open = True
 
+    @contextmanager
+    def hang(self) -> Iterator[None]:
+        """Nothing gets through for the length of the block, and nobody is told."""
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._flowing.set)
+
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
         self._ready.set()
         await asyncio.to_thread(self._stopping.wait)
@@ -345,6 +356,7 @@ class Cut:
         async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError, RuntimeError):
                 while data := await source.read(65536):
+                    await self._flowing.wait()
                     sink.write(data)
                     await sink.drain()
             sink.close()

@@ -243,12 +243,13 @@ def test_an_approval_is_waited_for(stage: Stage) -> None:
     assert stage.specs() == replaced(stage, before)
 
 
-def test_an_api_server_that_is_away_is_waited_for(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["cut", "hang"])
+def test_an_api_server_that_is_away_is_waited_for(stage: Stage, tmp_path: Path, how: str) -> None:
     before = many_routes(stage)
     with Cut(stage.api, tmp_path) as line:
         process = stage.start(stage.plan(), kubeconfig=line.kubeconfig)
         stage.wait_for("Gating", share=10)
-        with line.cut():
+        with getattr(line, how)():
             time.sleep(8)
         code, output = stage.finish(process)
     assert code == 0, output

@@ -36,6 +36,7 @@ SERVICES = Resource("", "v1", "services", True)
 PICKER_METRICS_PORT = 9090
 _METRICS_PORT_NAMES = ("http-metrics", "metrics")
 _PAGE_SECONDS = 3.0
+_LIST_SECONDS = 3.0
 # Pages asked for at once; a pool of hundreds of Pods must not open hundreds of connections in one moment.
 _AT_ONCE = 16
 
@@ -146,14 +147,19 @@ class Measure:
         """One look at a pool. Never raises for Pods that do not answer or an API server that is away.
 
         Raises ApiError where the pool was never seen, and InvalidPool."""
+        members = self._known.get(ref)
         try:
-            members = self._known[ref] = await self.members(ref)
+            # An API server that hangs must not keep us from looking at Pods that are known.
+            async with asyncio.timeout(None if members is None else _LIST_SECONDS):
+                members = self._known[ref] = await self.members(ref)
+        except TimeoutError:
+            logger.warning("the API server does not answer; looking at the Pods of %s that are known", ref)
         except ApiError as error:
             if error.status == 404:
                 return PoolReading(dead=f"there is no pool {ref}")
-            if ref not in self._known:
+            if members is None:
                 raise
-            members = self._known[ref]
+        assert members is not None
         targets = [target for target in (*members.pickers, *members.servers) if target.ready]
         pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
         return _reading(ref, members, {target: page for target, page in pages.items() if page is not None})

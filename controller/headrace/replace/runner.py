@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 _BACKOFF_SECONDS = (0.2, 5.0)
 # The old pool is idle when nothing is in flight there for so many looks in a row.
 _IDLE_LOOKS = 3
+# People's requests are looked for in passing; an API server that hangs must not stop what else is looked at.
+_REQUEST_SECONDS = 3.0
 # Envoys take a new weight within this; until then the old pool may get requests still.
 _SETTLE_SECONDS = 3.0
 _TIMED = frozenset({Phase.PREPARE, Phase.WARM_UP, Phase.SHIFT, Phase.GATE})
@@ -210,8 +212,9 @@ class Runner:
 
     async def _request(self) -> Request | None:
         try:
-            stored = await self._keeper.load()
-        except ApiError:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                stored = await self._keeper.load()
+        except (ApiError, TimeoutError):
             return None
         return stored.request if stored is not None else None
 
