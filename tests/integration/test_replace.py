@@ -86,6 +86,9 @@ def test_a_whole_replacement_over_many_routes(stage: Stage) -> None:
     assert requests == pytest.approx([0.1, 0.5, 1.0], abs=0.1), "the traffic that was measured is the weights'"
     assert stage.run(stage.plan())[0] == 0, "the same attempt again changes nothing"
     assert stage.specs() == replaced(stage, before)
+    stage.route("route-0", rule(stage.pool_ref("new", 1), path="/0"))
+    with pytest.raises(AssertionError, match='conflict with "headrace-replace"'):
+        stage.route("route-0", rule(stage.pool_ref("old", 1), path="/0"))
     events = stage.api.get("events", "-n", stage.namespace)["items"]
     assert {"Shifting", "Completed"} <= {event["reason"] for event in events}
 
