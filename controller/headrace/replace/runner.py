@@ -35,7 +35,7 @@ from headrace.replace.machine import (
 from headrace.replace.measure import PoolReading
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.state import Phase, State
-from headrace.replace.store import Record, Request
+from headrace.replace.store import Record, Request, Unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +215,10 @@ class Runner:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 stored = await self._keeper.load()
         except (ApiError, TimeoutError):
+            return None
+        except (Unreadable, ValueError) as error:
+            # Somebody broke the record. What is known here is whole, and is written over it with the next step.
+            logger.warning("the record cannot be read: %s", error)
             return None
         return stored.request if stored is not None else None
 

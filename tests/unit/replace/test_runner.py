@@ -17,7 +17,7 @@ from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.routes import records
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
-from headrace.replace.store import Record, Request
+from headrace.replace.store import Record, Request, Unreadable
 
 from .test_routes import MIXED
 
@@ -245,6 +245,12 @@ async def test_the_drain_ends_at_its_deadline() -> None:
     state = await bench.run()
     assert state.phase is Phase.DONE
     assert any("3 requests in flight" in entry.message for entry in state.log)
+
+
+async def test_a_record_that_somebody_broke_is_written_over() -> None:
+    bench = Bench()
+    bench.fail = lambda what: Unreadable("no JSON") if what == "load" else None
+    assert (await bench.run()).phase is Phase.DONE
 
 
 async def test_a_lost_lease_ends_the_work_at_once() -> None:
