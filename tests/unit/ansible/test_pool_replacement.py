@@ -1,0 +1,127 @@
+"""What role pool_replacement makes of its variables and of what is recorded, rendered by Ansible itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headrace.replace.plan import parse_plan
+
+GA, ALPHA = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
+
+
+def rendered(repository: Path, folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each set of variables the role's templates, as objects, and the plan as the command gets it."""
+    role = repository / "roles/pool_replacement"
+    lookups = [
+        f"'{name}': lookup('ansible.builtin.template', '{role / 'templates' / name}')"
+        for name in ("guard.json.j2", "job.yaml.j2", "rbac.yaml.j2")
+    ]
+    # One task for each case: tasks are what takes time.
+    content = "{{ {" + ", ".join([*lookups, "'plan': __pool_replacement_plan"]) + "} | to_json }}"
+    given = {
+        "pool_replacement_pool": "blue", "pool_replacement_new": "green", "pool_replacement_image": "image",
+        "__pool_replacement_route_namespaces": ["default"], "__pool_replacement_run": "1",
+        "__pool_replacement_records": {"resources": []}, "__pool_replacement_leases": {"resources": []},
+    }  # fmt: skip
+    copies = [
+        {
+            "ansible.builtin.copy": {"dest": str(folder / f"{number}.json"), "content": content, "mode": "0600"},
+            "vars": {**given, **variables},
+        }
+        for number, variables in enumerate(cases)
+    ]
+    play = {
+        "hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": copies,
+        "vars_files": [str(role / "defaults/main.yml"), str(role / "vars/main.yml")],
+        "vars": {"ansible_python_interpreter": sys.executable},
+    }  # fmt: skip
+    (folder / "play.yml").write_text(json.dumps([play]))
+    # `removals.json.j2` is looked up by its short name, as in the role.
+    (folder / "templates").symlink_to(role / "templates")
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), str(folder / "play.yml"), "-i", "localhost,"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    found = [json.loads((folder / f"{number}.json").read_text()) for number in range(len(cases))]
+    return [
+        {
+            "guard": json.loads(one["guard.json.j2"])
+            if isinstance(one["guard.json.j2"], str)
+            else one["guard.json.j2"],
+            "job": yaml.safe_load(one["job.yaml.j2"]),
+            "rbac": [part for part in yaml.safe_load_all(one["rbac.yaml.j2"]) if part],
+            "plan": one["plan"],
+        }
+        for one in found
+    ]
+
+
+def record(old: str, new: str, phase: str, finished: float = 0.0, group: str = GA) -> dict[str, Any]:
+    plan = {
+        "old": {"group": group, "namespace": "default", "name": old},
+        "new": {"group": GA, "namespace": "default", "name": new},
+    }
+    data = {"plan.json": json.dumps(plan), "state.json": json.dumps({"phase": phase, "finished": finished})}
+    return {"metadata": {"name": f"headrace-replace-{old}", "namespace": "default"}, "data": data}
+
+
+def test_the_plan_is_one_that_the_command_takes_and_removal_needs_rights(repository: Path, tmp_path: Path) -> None:
+    (found,) = rendered(repository, tmp_path, [{
+        "pool_replacement_old": "remove", "pool_replacement_old_model_servers": ["blue-server"],
+        "pool_replacement_settings": {"interval": 30, "max_ttft_ratio": 2}, "pool_replacement_steps": [50, 100],
+        "pool_replacement_old_api_version": "v1alpha2",
+    }])  # fmt: skip
+    plan = parse_plan(found["plan"])
+    assert (plan.old.group, plan.steps, plan.interval, plan.max_ttft_ratio) == (ALPHA, (50, 100), 30.0, 2.0)
+    assert plan.remove_new == ()
+    (container,) = found["job"]["spec"]["template"]["spec"]["containers"]
+    (given,) = [argument for argument in container["args"] if argument.startswith("--plan=")]
+    assert json.loads(given.removeprefix("--plan=")) == found["plan"]
+    rules = [rule for one in found["rbac"] if one["kind"] == "Role" for rule in one["rules"]]
+    for gone in plan.remove_old:
+        assert any(
+            gone.group in rule["apiGroups"] and gone.plural in rule["resources"] and "delete" in rule["verbs"]
+            and rule.get("resourceNames") == [gone.name]
+            for rule in rules
+        ), gone  # fmt: skip
+    # Whatever it may change or delete is named, but for what it makes.
+    for rule in rules:
+        assert rule.get("resourceNames") or not {"patch", "update", "delete"} & set(rule["verbs"]), rule
+
+
+GUARDED: list[tuple[list[dict[str, Any]], str, str]] = [
+    ([record("blue", "green", "Gating")], "blue", "is being replaced by green (Gating)"),
+    ([record("blue", "green", "Gating")], "other", "held by pod-1"),
+    ([record("blue", "green", "Completed", 5)], "blue", "which was replaced by green"),
+    ([record("blue", "green", "Completed", 5)], "green", ""),
+    ([record("blue", "green", "RolledBack", 5)], "blue", ""),
+    ([record("blue", "green", "Completed", 5), record("green", "blue", "Completed", 9)], "blue", ""),
+    ([record("blue", "green", "Completed", 9), record("green", "blue", "Completed", 5)], "blue", "replaced by"),
+    ([record("blue", "blue", "Completed", 5, ALPHA)], "blue", ""),
+    ([{"metadata": {"name": "x", "namespace": "default"}, "data": {}}], "blue", ""),
+]
+
+
+def test_the_guard_refuses_what_contradicts_a_replacement(repository: Path, tmp_path: Path) -> None:
+    lease = {
+        "metadata": {"name": "headrace-replace-blue", "namespace": "default"}, "spec": {"holderIdentity": "pod-1"}
+    }  # fmt: skip
+    cases = [
+        {
+            "__pool_replacement_records": {"resources": records},
+            "__pool_replacement_leases": {"resources": [lease]},
+            "inference_gateway_routes": [
+                {"name": "one", "rules": [{"backends": [{"pool": pool}, {"service": "x", "port": 80}]}]}
+            ],
+        }
+        for records, pool, _ in GUARDED
+    ]
+    for (records, pool, problem), found in zip(GUARDED, rendered(repository, tmp_path, cases), strict=True):
+        assert len(found["guard"]) == bool(problem), (records, pool)
+        assert problem in " ".join(found["guard"])
