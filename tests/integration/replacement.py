@@ -207,7 +207,7 @@ class Stage:
         self.running.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, str]:
+    def finish(self, process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str]:
         """Wait for a command: its exit code and what it said."""
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
@@ -222,7 +222,7 @@ class Stage:
         done = self.api.kubectl("get", "configmap", name, "-n", self.namespace, "-o", "json")
         return json.loads(json.loads(done.stdout)["data"]["state.json"]) if done.returncode == 0 else {}
 
-    def wait_for(self, *phases: str, share: int | None = None, timeout: float = 60) -> dict[str, Any]:
+    def wait_for(self, *phases: str, share: int | None = None, timeout: float = 200) -> dict[str, Any]:
         """Until the recorded state is in one of the phases."""
         deadline = time.monotonic() + timeout
         while True:

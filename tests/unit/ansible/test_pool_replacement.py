@@ -51,15 +51,18 @@ def rendered(repository: Path, folder: Path, cases: list[dict[str, Any]]) -> lis
     found = [json.loads((folder / f"{number}.json").read_text()) for number in range(len(cases))]
     return [
         {
-            "guard": json.loads(one["guard.json.j2"])
-            if isinstance(one["guard.json.j2"], str)
-            else one["guard.json.j2"],
+            "guard": _parsed(one["guard.json.j2"]),
             "job": yaml.safe_load(one["job.yaml.j2"]),
             "rbac": [part for part in yaml.safe_load_all(one["rbac.yaml.j2"]) if part],
             "plan": one["plan"],
         }
         for one in found
     ]
+
+
+def _parsed(value: Any) -> Any:
+    """Of JSON text a template may make the value itself, or leave the text."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def record(old: str, new: str, phase: str, finished: float = 0.0, group: str = GA) -> dict[str, Any]:
