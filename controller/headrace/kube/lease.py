@@ -139,9 +139,7 @@ class Lease:
         stamp = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
         if stamp != self._seen[0]:
             self._seen = (stamp, self._clock())
-            # A holder whose last renewal is long past on any clock need not be watched for one more duration.
-            age = _age(spec.get("renewTime"))
-            return age is not None and age > 4 * float(spec.get("leaseDurationSeconds") or self._duration)
+            return False
         return self._clock() - self._seen[1] > float(spec.get("leaseDurationSeconds") or self._duration)
 
     async def _read(self) -> dict[str, Any] | None:
@@ -183,12 +181,3 @@ class Lease:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _age(renewed: object) -> float | None:
-    if not isinstance(renewed, str):
-        return None
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(renewed)).total_seconds()
-    except ValueError:
-        return None
