@@ -88,16 +88,19 @@ def test_check_mode_prints_the_plan_and_changes_nothing(stage: Stage, repository
 
 def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -> None:
     before = simple(stage)
-    following = play(stage, repository, start=True)
+    # An approval holds it while the playbook is asked for its status: that takes longer than a quick replacement.
+    following = play(stage, repository, "-e", '{"pool_replacement_manual_steps": [10]}', start=True)
     for _ in range(3000):
         found = stage.api.kubectl("get", "job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
         if found.returncode == 0 or following.poll() is not None:
             break
     pod = run_pod(stage, "pod-1")
-    stage.wait_for("Gating")
+    stage.wait_for("AwaitingApproval", timeout=300)
     code, output = play(stage, repository, "-e", "action=status")
     assert code == 0, output
-    assert "Gating" in output
+    assert "AwaitingApproval" in output
+    code, output = play(stage, repository, "-e", "action=approve")
+    assert code == 0, output
     code, output = stage.finish(pod, 400)
     assert code == 0, output
     code, output = stage.finish(following, 400)
@@ -147,12 +150,13 @@ def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_aft
         done = subprocess.run(command, cwd=repository, capture_output=True, text=True, env=environment, timeout=400)
         return done.returncode, done.stdout + done.stderr
 
-    plan = stage.plan()
+    plan = stage.plan(manual=[10])
     process = stage.start(plan, "--identity", "pod-1")
-    stage.wait_for("Gating")
+    stage.wait_for("AwaitingApproval")
     code, output = site(f"{stage.name}-old")
     assert code != 0
     assert f"headrace-replace-{stage.name}-old is held by pod-1" in " ".join(output.split())
+    assert stage.run(plan, "--action", "approve")[0] == 0
     assert stage.finish(process)[0] == 0
     code, output = site(f"{stage.name}-old")
     assert code != 0
