@@ -34,6 +34,7 @@ def cluster(repository: Path, suite: Suite) -> Iterator[Stack]:
     try:
         stack.site()
         _load_images(stack, suite)
+        _run_a_pod_beside_the_gateways(stack, suite)
         yield stack
     finally:
         stack.playbook(DOWN)
@@ -44,7 +45,7 @@ def _load_images(stack: Stack, suite: Suite) -> None:
     images = []
     for number, reference in enumerate(sorted({container["image"] for container in suite.containers()})):
         archive = suite.folder / f"image-{number}.tar"
-        if "/echo-basic:" in reference:
+        if reference == suite.backend_image:
             program_image(suite.backend, reference, archive)
         else:
             image_with_entrypoint(_controller_archive(stack), ENTRYPOINT, reference, archive)
@@ -53,6 +54,24 @@ def _load_images(stack: Stack, suite: Suite) -> None:
     command = [sys.executable, str(tool), "load-images", "--state-dir", str(stack.kubeconfig.parents[1])]
     done = subprocess.run(command, input=json.dumps(images), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _run_a_pod_beside_the_gateways(stack: Stack, suite: Suite) -> None:
+    """Before any test the suite waits for Pods where its Gateways are, and takes them for the Gateways' own Envoys.
+
+    Envoy Gateway runs those in its own namespace, so any other Pod has to do. No test looks at it."""
+    namespace = suite.gateway_namespace
+    container = {"name": "nothing", "image": suite.backend_image, "imagePullPolicy": "IfNotPresent"}
+    objects = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "beside-the-gateways", "namespace": namespace},
+            "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+        },
+    ]
+    stack.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
 
 def _controller_archive(stack: Stack) -> Path:

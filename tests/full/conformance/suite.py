@@ -76,11 +76,29 @@ class Suite:
         files = (self.source / "tests").glob("*.go")
         return frozenset(name for file in files for name in _SHORT_NAME.findall(file.read_text()))
 
+    @cached_property
+    def manifests(self) -> list[dict[str, Any]]:
+        """The objects that every test needs."""
+        text = (self.source / "resources/base.yaml").read_text()
+        return [document for document in yaml.safe_load_all(text) if document]
+
     def containers(self) -> Iterator[dict[str, Any]]:
-        """Every container that the base manifests run."""
-        for document in yaml.safe_load_all((self.source / "resources/base.yaml").read_text()):
-            if document and document["kind"] == "Deployment":
+        """Every container that the manifests run."""
+        for document in self.manifests:
+            if document["kind"] == "Deployment":
                 yield from document["spec"]["template"]["spec"]["containers"]
+
+    @property
+    def backend_image(self) -> str:
+        """The name that the manifests give the backend's image."""
+        (found,) = {box["image"] for box in self.containers() if f"/{self.backend.name}:" in box["image"]}
+        return found
+
+    @property
+    def gateway_namespace(self) -> str:
+        """Where the Gateways are."""
+        (found,) = {found["metadata"]["namespace"] for found in self.manifests if found["kind"] == "Gateway"}
+        return found
 
     def run(self, kubeconfig: Path, arguments: Sequence[str], timeout: float) -> Mapping[str, Result]:
         """Run the suite against a cluster; what became of each of its tests."""

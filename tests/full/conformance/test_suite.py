@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import yaml
 
 from ...e2e.stack import Stack
@@ -9,7 +11,7 @@ from .suite import Suite
 
 # The slowest test waits for three answers in a row of a Pod whose pool has 30 % of the traffic: a minute or two each.
 TIMEOUT_SECONDS = 2400
-IMPLEMENTATION = ("-organization=headrace", "-project=headrace", "-version=0.1.0")
+IMPLEMENTATION = ("-organization=headrace", "-project=headrace", f"-version={version('headrace')}")
 
 
 def test_the_manifests_need_no_registry(suite: Suite) -> None:
