@@ -97,6 +97,10 @@ test-full: test ## All of the above, and what takes longer: repeated bring-ups, 
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
 	$(BIN)/pytest tests/full --durations=0
 
+.PHONY: conformance
+conformance: $(STAMP) binaries ## Run the upstream conformance suite of InferencePools on a cluster of its own
+	$(BIN)/pytest tests/full/conformance -s
+
 .PHONY: bench
 bench: $(STAMP) ## Measure the endpoint picker's decision
 	$(BIN)/python -m benchmarks.decision

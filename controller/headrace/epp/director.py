@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -19,7 +19,7 @@ from headrace.datalayer.store import EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
 from headrace.extproc.events import PickNeeded
-from headrace.scheduling import Facts, Outcome, Profile, SchedulingConfig, run
+from headrace.scheduling import EndpointState, Facts, Outcome, Profile, SchedulingConfig, run
 from headrace.scheduling.filters import SubsetFilter
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,13 @@ class Admission(Protocol):
 
     async def admit(self, request: Request) -> Refusal | None:
         """Returns when the request may go on (None), or is to be refused."""
+
+
+class Selection(Protocol):
+    """Another way to pick, for the requests that it is meant for."""
+
+    def pick(self, request: Request, states: Sequence[EndpointState]) -> Outcome | None:
+        """The pick among the pool's endpoints; None where the request is not for this way."""
 
 
 class AdmitAll:
@@ -64,6 +71,7 @@ class Director:
         pick_deadline: float,
         decisions_kept: int,
         admission: Admission | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self.store = EndpointStore()
         self.ledger = Ledger(self.store)
@@ -77,6 +85,7 @@ class Director:
         self._rng = rng
         self._deadline = pick_deadline
         self._admission = admission
+        self._selection = selection
         self._synced = asyncio.Event()
 
     @property
@@ -136,7 +145,9 @@ class Director:
         now = self.clock()
         states = self.store.snapshot()
         facts = Facts(request, now, self._rng, self.store.is_adapter(request.model), len(hashes), matches)
-        outcome = run(self._profile, states, facts)
+        outcome = self._selection.pick(request, states) if self._selection is not None else None
+        if outcome is None:
+            outcome = run(self._profile, states, facts)
         if not outcome.picks:
             refusal = Refusal(
                 503, RefusalReason.NO_ENDPOINTS, f"no model server can take the request: {outcome.reason}"
@@ -161,6 +172,7 @@ class Director:
             refusal=None,
             pod=endpoint.pod_name if endpoint is not None else "",
             seconds=seconds,
+            reason=outcome.reason,
         )
         return Picked(Decision(outcome.picks), entry)
 

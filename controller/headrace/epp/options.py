@@ -46,6 +46,7 @@ class Options:
     drain_timeout: float = 30.0
     max_body_bytes: int = 64 << 20
     decisions_kept: int = 1000
+    conformance_hooks: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,6 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--drain-delay", type=duration, default=3.0, help="serve on this long after SIGTERM, not ready")
     flag("--drain-timeout", type=duration, default=30.0, help="then wait this long for open streams")
     flag("--max-request-body-bytes", type=_whole, default=64 << 20, help="a longer request body is answered 413")
+    hooks_help = "for the conformance suite alone: clients choose endpoints by header, and are told which one answered"
+    flag("--conformance-hooks", default=False, help=hooks_help, **bool_flag)  # type: ignore[arg-type]
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
@@ -159,6 +162,7 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         drain_delay=args.drain_delay,
         drain_timeout=args.drain_timeout,
         max_body_bytes=args.max_request_body_bytes,
+        conformance_hooks=args.conformance_hooks,
     )
 
 

@@ -19,6 +19,7 @@ from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.config_file import load_config
+from headrace.epp.conformance import SelectionByHeader
 from headrace.epp.director import Director
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
@@ -64,7 +65,10 @@ class Process:
             rng=rng,
             pick_deadline=options.pick_deadline,
             decisions_kept=options.decisions_kept,
+            selection=SelectionByHeader() if options.conformance_hooks else None,
         )
+        if options.conformance_hooks:
+            logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
         director = self.director
         self._metrics.registry.register(
             PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
@@ -175,7 +179,9 @@ class Process:
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
-        service = ExtProcService(self.director, max_body_bytes=options.max_body_bytes)
+        service = ExtProcService(
+            self.director, max_body_bytes=options.max_body_bytes, conformance_hooks=options.conformance_hooks
+        )
         server = grpc.aio.server(options=grpc_options)
         server.add_generic_rpc_handlers((service.handler(), self._health.handler()))
         address = endpoint_key(options.bind_address, options.grpc_port)

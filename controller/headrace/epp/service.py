@@ -115,9 +115,13 @@ class StreamSession:
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    def __init__(self, director: Director, *, max_body_bytes: int) -> None:
+    def __init__(self, director: Director, *, max_body_bytes: int, conformance_hooks: bool = False) -> None:
         self._director = director
-        self._settings = ConversationSettings(new_request_id=lambda: str(uuid.uuid4()), max_body_bytes=max_body_bytes)
+        self._settings = ConversationSettings(
+            new_request_id=lambda: str(uuid.uuid4()),
+            max_body_bytes=max_body_bytes,
+            conformance_hooks=conformance_hooks,
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""

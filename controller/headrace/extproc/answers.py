@@ -87,6 +87,11 @@ def request_headers(mutation: bytes) -> bytes:
     return nested(1, nested(1, nested(2, mutation)))
 
 
+def response_headers(mutation: bytes) -> bytes:
+    """Continue with the response's headers changed."""
+    return nested(2, nested(1, nested(2, mutation)))
+
+
 def buffered_request_body(mutation: bytes, body: bytes | None = None) -> bytes:
     """Continue after a buffered body, with headers changed and, if given, another body in its place."""
     common = nested(2, mutation)

@@ -38,7 +38,7 @@ from headrace.extproc.events import (
     ResponseEnded,
     ResponseStarted,
 )
-from headrace.extproc.metadata import read_headers, served_endpoint, subset_hint
+from headrace.extproc.metadata import conformance_report, read_headers, served_endpoint, subset_hint
 from headrace.extproc.wire import Kind, MalformedMessage, Message
 
 
@@ -60,10 +60,12 @@ class ProtocolViolation(ValueError):  # noqa: N818
 @dataclass(frozen=True, kw_only=True)
 class ConversationSettings:
     """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
-    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB."""
+    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. `conformance_hooks`: tell clients
+    in a response header which endpoint answered, as the conformance suite asks of a picker."""
 
     new_request_id: Callable[[], str]
     max_body_bytes: int = 64 << 20
+    conformance_hooks: bool = False
     templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)
 
 
@@ -303,6 +305,9 @@ class Conversation:
         self.events.append(started_event(headers, message.metadata_context))
         if ended:
             self._end_response()
+        if self._settings.conformance_hooks:
+            report = conformance_report(message.metadata_context)
+            return [answers.response_headers(answers.set_header(names.CONFORMANCE_SERVED, report))]
         return [answers.UNCHANGED[Kind.RESPONSE_HEADERS]]
 
     def _on_response_body(self, message: Message) -> list[bytes]:

@@ -19,5 +19,9 @@ REQUEST_ID = "x-request-id"
 OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 
+# The conformance suite's, behind a flag: which endpoints the picker is to choose from, and which one answered.
+CONFORMANCE_SELECTION = "test-epp-endpoint-selection"
+CONFORMANCE_SERVED = "x-conformance-test-served-endpoint"
+
 # On errors that the picker itself answers: why, in one word.
 DROPPED_REASON = "x-llm-d-request-dropped-reason"

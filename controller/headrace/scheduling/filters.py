@@ -48,10 +48,13 @@ class SubsetFilter:
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         subset = facts.request.subset
-        if subset is None:
-            return states
-        allowed = {_normal(entry) for entry in subset}
-        return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
+        return states if subset is None else named(states, subset)
+
+
+def named(states: Sequence[EndpointState], entries: Sequence[str]) -> Sequence[EndpointState]:
+    """The candidates that a list of `ip:port` and `ip` names, in their order. An `ip` names each port of it."""
+    allowed = {_normal(entry) for entry in entries}
+    return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
 
 
 def _normal(entry: str) -> str:

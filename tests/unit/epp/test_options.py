@@ -89,3 +89,15 @@ def test_a_certificate_directory_needs_both_files(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").touch()
     with pytest.raises(InvalidFlag, match=r"tls\.key"):
         options("--pool-name=p", f"--cert-path={tmp_path}")
+
+
+def test_the_conformance_suites_arguments_are_taken_as_they_stand() -> None:
+    flags = "--pool-name p --pool-namespace n --zap-encoder json --grpc-port 9002 --grpc-health-port 9003"
+    found = options("--conformance-hooks", *flags.split())
+    assert (found.pool_name, found.pool_namespace, found.pool_group) == ("p", "n", GA_GROUP)
+    assert (found.secure_serving, found.cert_path) == (True, None)
+    assert found.conformance_hooks
+
+
+def test_the_conformance_hooks_are_off_unless_asked_for() -> None:
+    assert not options("--pool-name=p").conformance_hooks
