@@ -98,8 +98,9 @@ test-full: test ## All of the above, and what takes longer: repeated bring-ups, 
 	$(BIN)/pytest tests/full --durations=0
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the endpoint picker's decision
+bench: $(STAMP) ## Measure the endpoint picker's decision and the gateway controller's translation
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.translation
 
 # ---- upkeep ----------------------------------------------------------------------------------------------------------
 

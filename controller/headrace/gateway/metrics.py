@@ -22,6 +22,12 @@ class Metrics:
         self.translation_notes = Gauge(
             "headrace_gateway_translation_problems", "Problems noted by the last hook call", registry=self.registry
         )
+        self.translation_lists = Counter(
+            "headrace_gateway_translation_lists",
+            "Lists that hook calls made because the informers lacked an object or had no open watch",
+            ["kind"],
+            registry=self.registry,
+        )
         self.pools = Gauge(
             "headrace_gateway_pools", "InferencePools known, by API group", ["group"], registry=self.registry
         )

@@ -17,14 +17,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.hook import Hook
+from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.options import Options
-from headrace.gateway.snapshot import Snapshot
+from headrace.gateway.snapshot import Object, Snapshot
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
-from headrace.kube.client import ConfigurationError, connect
+from headrace.gateway.xds_names import RuleName
+from headrace.kube.client import ConfigurationError, Resource, connect, request
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ class Process:
     def _build(self, client: Any) -> None:
         options = self._options
         self._watch = Watch(client, self._changed)
+        self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
         self._writer = StatusWriter(client, self._watch, self._metrics, options.controller_name)
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
@@ -132,13 +135,13 @@ class Process:
     def _translated(self, translation: Translation) -> None:
         self._writer.unverified(translation.unverified)
 
-    async def _newest(self) -> Snapshot:
+    async def _newest(self, named: frozenset[RuleName]) -> Snapshot:
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._watch.settled.wait()
         except TimeoutError:
             raise NotSettled(f"not ready: {self._why_not_ready()}") from None
-        return await self._watch.read_anew()
+        return await self._knowledge.snapshot_for(named)
 
     def _why_not_ready(self) -> str:
         if self._draining:
@@ -218,6 +221,11 @@ class Process:
 
         method: Any = grpc.unary_unary_rpc_method_handler(check)
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})
+
+
+async def _listed(client: Any, resource: Resource) -> list[Object]:
+    found = await request(client, "GET", resource.path())
+    return list(found.get("items") or ())
 
 
 def _taken(flag: str, port: int) -> CannotServe:

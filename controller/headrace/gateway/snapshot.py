@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, PickerReference, Pool, parse_pool
@@ -115,6 +116,20 @@ class Snapshot:
         if service is None:
             raise UnresolvedPicker(f"there is no Service {pool.namespace}/{picker.name}: create it, or name another")
         return _resolve(service, picker, pool.namespace)
+
+    def pods_of(self, pool: Pool) -> Iterable[Object]:
+        """The Pods that may belong to a pool: every one that does is among them."""
+        found = [self._pods_by_label.get((pool.namespace, *pair), ()) for pair in pool.selector.items()]
+        return min(found, key=len, default=())
+
+    @cached_property
+    def _pods_by_label(self) -> dict[tuple[str, str, str], list[Object]]:
+        # Each pool would look at each Pod else, after each change of a Pod.
+        found: dict[tuple[str, str, str], list[Object]] = {}
+        for (namespace, _), pod in self.pods.items():
+            for label, value in mapping(mapping(pod.get("metadata")).get("labels")).items():
+                found.setdefault((namespace, label, str(value)), []).append(pod)
+        return found
 
     def is_ours(self, gateway: Object, controller_name: str) -> bool:
         """Whether a Gateway's class belongs to the controller of that name."""

@@ -7,11 +7,10 @@ policies ask for stays. Everything that has nothing to do with pools is passed o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
@@ -27,10 +26,7 @@ from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
 from headrace.gateway.snapshot import Backend, PickerService, Snapshot, UnresolvedPicker, backends_of, rules_of
 from headrace.gateway.trust import find_trust
-
-# Envoy Gateway v1.9: irRouteName and irRouteDestinationName. Tested against its real output.
-_ROUTE_NAME = re.compile(r"((httproute|grpcroute)/([^/]+)/([^/]+)/rule/(\d+))/match/")
-_KINDS = {"httproute": "HTTPRoute", "grpcroute": "GRPCRoute"}
+from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
 
 # For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
@@ -38,16 +34,6 @@ _RETRIES = 2
 _HOST_SELECTIONS = 5
 
 _Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
-
-
-class RuleName(NamedTuple):
-    """A route's rule, as Envoy Gateway names it."""
-
-    destination: str
-    kind: str
-    namespace: str
-    name: str
-    rule: int
 
 
 @dataclass
@@ -60,13 +46,17 @@ class Translation:
     notes: list[str] = field(default_factory=list)
 
 
-def parse_route_name(name: str) -> RuleName | None:
-    """The rule that an xDS route was made for; None for names of another shape."""
-    found = _ROUTE_NAME.match(name)
-    if found is None:
-        return None
-    destination, kind, namespace, route, index = found.groups()
-    return RuleName(destination, kind, namespace, route, int(index))
+def named_rules(request: PostTranslateModifyRequest) -> frozenset[RuleName]:
+    """The rules of routes that a hook call is about. What cannot be read names none."""
+    found: set[RuleName] = set()
+    for content in request.routes:
+        try:
+            configuration = route_pb2.RouteConfiguration.FromString(content)
+        except DecodeError:
+            continue
+        for host in configuration.virtual_hosts:
+            found.update(name for route in host.routes if (name := parse_route_name(route.name)) is not None)
+    return frozenset(found)
 
 
 def translate(
@@ -203,7 +193,7 @@ class _Work:
             weight.name = name
             weight.weight.value = share
             return [weight]
-        if not self._snapshot.permits(_KINDS[rule.kind], rule.namespace, backend):
+        if not self._snapshot.permits(KINDS[rule.kind], rule.namespace, backend):
             return invalid
         plan = self._plan(backend.pool_key)
         if plan is None:

@@ -11,7 +11,8 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway import names
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
-from headrace.gateway.translate import Translation, parse_route_name, translate
+from headrace.gateway.translate import Translation, translate
+from headrace.gateway.xds_names import parse_route_name
 from tests.unit.gateway import objects as o
 
 A = f"inferencepool/{GA_GROUP}/default/a"
