@@ -109,14 +109,18 @@ def cluster_filters(plan: PickPlan, *, observe_bodies: bool) -> dict[str, any_pb
     return found
 
 
-def listener_filters() -> list[http_connection_manager_pb2.HttpFilter]:
-    """The filters, all disabled, in the order requests pass them. They name a picker that no request reaches."""
+def listener_filters(*, idle: bool = False) -> list[http_connection_manager_pb2.HttpFilter]:
+    """The filters, all disabled, in the order requests pass them. They name a picker that no request reaches.
+
+    `idle`: not disabled, but with nothing to do until a route's own configuration says so: for listeners where a
+    request may get another route than the one that its filters are made for."""
+    nothing = _Mode(request_header_mode=_Mode.SKIP, response_header_mode=_Mode.SKIP)
     nowhere = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.INVALID_CLUSTER)
     )
     pick = ext_proc_pb2.ExternalProcessor(
         grpc_service=nowhere,
-        processing_mode=_Mode(request_header_mode=_Mode.SEND),
+        processing_mode=nothing if idle else _Mode(request_header_mode=_Mode.SEND),
         message_timeout=seconds(MESSAGE_TIMEOUT_SECONDS),
         metadata_options=_metadata(),
         stat_prefix="headrace_pick",
@@ -126,7 +130,7 @@ def listener_filters() -> list[http_connection_manager_pb2.HttpFilter]:
     pick.status_on_error.code = 503
     observe = ext_proc_pb2.ExternalProcessor(
         grpc_service=nowhere,
-        processing_mode=_observe_mode(bodies=False),
+        processing_mode=nothing if idle else _observe_mode(bodies=False),
         metadata_options=_metadata(),
         stat_prefix="headrace_observe",
         route_cache_action=ext_proc_pb2.ExternalProcessor.RETAIN,
@@ -137,7 +141,7 @@ def listener_filters() -> list[http_connection_manager_pb2.HttpFilter]:
     mutation = header_mutation_pb2.HeaderMutation(mutations=_removed_headers())
     configs = ((names.HEADERS_FILTER, mutation), (names.PICK_FILTER, pick), (names.OBSERVE_FILTER, observe))
     return [
-        http_connection_manager_pb2.HttpFilter(name=name, disabled=True, typed_config=pack(config))
+        http_connection_manager_pb2.HttpFilter(name=name, disabled=not idle, typed_config=pack(config))
         for name, config in configs
     ]
 

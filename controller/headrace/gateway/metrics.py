@@ -28,6 +28,15 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.model_requests = Counter(
+            "headrace_gateway_model_requests",
+            "Bodies read for body-based routing, by whether they named a model: named, none or malformed",
+            ["result"],
+            registry=self.registry,
+        )
+        self.model_seconds = Counter(
+            "headrace_gateway_model_seconds", "Time spent reading bodies for body-based routing", registry=self.registry
+        )
         self.pools = Gauge(
             "headrace_gateway_pools", "InferencePools known, by API group", ["group"], registry=self.registry
         )

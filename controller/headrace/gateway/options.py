@@ -29,6 +29,7 @@ class Options:
     bind_address: str = "0.0.0.0"  # a Pod's own network; tests bind loopback
     controller_name: str = "gateway.envoyproxy.io/gatewayclass-controller"
     verify_by_default: bool = True
+    envoy_gateway_version: str = ""
     cert_path: Path | None = None
     eds_client_ca: Path | None = None
     kubeconfig: str | None = None
@@ -69,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="verify",
         help="endpoint pickers without a BackendTLSPolicy: verify (nobody is trusted) or unverified",
     )
+    flag(
+        "--envoy-gateway-version", default="", help="Envoy Gateway's; one outside the tested range is named in the log"
+    )
     flag("--cert-path", default="", help="directory of tls.crt, tls.key, and ca.crt: the CA of the hook's clients")
     flag("--eds-client-ca", default="", help="file: the CA of the Envoys' client certificates")
     flag("--insecure", action="store_true", help="no TLS on the hook and discovery ports; for tests")
@@ -103,6 +107,7 @@ def read_options(args: argparse.Namespace) -> Options:
         bind_address=args.bind_address,
         controller_name=args.controller_name,
         verify_by_default=args.epp_tls_default == "verify",
+        envoy_gateway_version=args.envoy_gateway_version,
         cert_path=cert_path,
         eds_client_ca=client_ca,
         kubeconfig=args.kubeconfig or None,

@@ -15,23 +15,26 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
+from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.hook import Hook
 from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.metrics import Metrics
+from headrace.gateway.model_service import ModelService
 from headrace.gateway.options import Options
 from headrace.gateway.snapshot import Object, Snapshot
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
-from headrace.gateway.xds_names import RuleName
+from headrace.gateway.xds_names import RuleName, untested_version
 from headrace.kube.client import ConfigurationError, Resource, connect, request
 
 logger = logging.getLogger(__name__)
 
 # As Envoy Gateway's extensionManager is told by the roles: 200 pools and 1,000 routes are a few MiB.
-_MAX_MESSAGE = 64 << 20
+# Body-based routing has as much for a body, and some for what is around it.
+_MAX_MESSAGE = 65 << 20
 _GRPC_OPTIONS = [
     # Two processes on one port would share its connections.
     ("grpc.so_reuseport", 0),
@@ -80,6 +83,8 @@ class Process:
 
     async def run(self, on_listening: Callable[[Ports], None] = lambda ports: None) -> None:
         """Serve until `stop`, then drain. Raises CannotServe, InvalidCertificate."""
+        if untested := untested_version(self._options.envoy_gateway_version):
+            logger.warning("%s", untested)
         try:
             client = await connect(self._options.kubeconfig)
         except ConfigurationError as error:
@@ -117,6 +122,8 @@ class Process:
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
         )
+        base_models = BaseModels(lambda: self._watch.snapshot.base_model_config_maps)
+        self._models = ModelService(base_models, self._metrics)
         self._discovery = Discovery(source, self._metrics, self._watch.settled)
         self._hook = Hook(
             self._newest,
@@ -158,7 +165,7 @@ class Process:
         options = self._options
         hook, eds = grpc.aio.server(options=_GRPC_OPTIONS), grpc.aio.server(options=_GRPC_OPTIONS)
         hook.add_generic_rpc_handlers((self._hook.handler(), self._health()))
-        eds.add_generic_rpc_handlers((*self._discovery.handlers(), self._health()))
+        eds.add_generic_rpc_handlers((*self._discovery.handlers(), self._models.handler(), self._health()))
         hook_port = self._bind(hook, "hook-port", options.hook_port, own_ca=True)
         eds_port = self._bind(eds, "eds-port", options.eds_port, own_ca=False)
         async with contextlib.AsyncExitStack() as stack:

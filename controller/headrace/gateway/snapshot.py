@@ -73,6 +73,7 @@ class Snapshot:
     endpoint_slices: Objects = field(default_factory=dict)
     pods: Objects = field(default_factory=dict)
     config_maps: Objects = field(default_factory=dict)
+    base_model_config_maps: Objects = field(default_factory=dict)
     pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
     bad_pools: Mapping[PoolKey, InvalidPool] = field(default_factory=dict)
 

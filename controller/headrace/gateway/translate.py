@@ -7,8 +7,10 @@ policies ask for stays. Everything that has nothing to do with pools is passed o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -20,7 +22,7 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
-from headrace.gateway import filters, names
+from headrace.gateway import filters, model_routing, names
 from headrace.gateway.clusters import number, pack, picker_cluster, pool_cluster, seconds
 from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
@@ -34,6 +36,7 @@ _RETRIES = 2
 _HOST_SELECTIONS = 5
 
 _Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
+_Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 
 
 @dataclass
@@ -83,6 +86,7 @@ class _Work:
         self.result = Translation(PostTranslateModifyResponse())
         self._snapshot = snapshot
         self._verify_by_default = verify_by_default
+        self._listeners = request.listeners
         self._templates: dict[str, cluster_pb2.Cluster] = {}
         for content in request.clusters:
             try:
@@ -96,6 +100,7 @@ class _Work:
         self._made: dict[str, cluster_pb2.Cluster] = {}
         self._variants: dict[tuple[PoolKey, bytes], str] = {}
         self._configurations: set[str] = set()
+        self._by_model: set[str] = set()
 
     # Routes
 
@@ -107,13 +112,21 @@ class _Work:
             self.result.notes.append(f"a route configuration cannot be read: {error}")
             return content
         changed = False
+        by_model = any(
+            model_routing.matches_model(route) for host in configuration.virtual_hosts for route in host.routes
+        )
         for host in configuration.virtual_hosts:
             for route in host.routes:
                 try:
                     changed = self._route(route) or changed
                 except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
                     self.result.notes.append(f"route {route.name} is left as it is: {error!r}")
-        if not changed:
+            if by_model:
+                defaults = model_routing.filter_defaults(self._managers.get(configuration.name, ()))
+                self.result.notes += model_routing.secure_host(host, defaults)
+        if by_model:
+            self._by_model.add(configuration.name)
+        elif not changed:
             return content
         self._configurations.add(configuration.name)
         return bytes(configuration.SerializeToString(deterministic=True))
@@ -311,6 +324,20 @@ class _Work:
 
     # Listeners
 
+    @cached_property
+    def _managers(self) -> dict[str, list[_Manager]]:
+        """The connection managers that serve a route configuration, by its name. What cannot be read is noted later."""
+        found: dict[str, list[_Manager]] = {}
+        for content in self._listeners:
+            with contextlib.suppress(DecodeError):
+                for network_filter in _network_filters(listener_pb2.Listener.FromString(content)):
+                    manager = _Manager()
+                    if network_filter.typed_config.Is(manager.DESCRIPTOR) and network_filter.typed_config.Unpack(
+                        manager
+                    ):
+                        found.setdefault(manager.rds.route_config_name, []).append(manager)
+        return found
+
     def listener(self, content: bytes) -> bytes:
         """A listener, with our filters before its router where it serves a changed route configuration."""
         if not self._configurations:
@@ -320,17 +347,13 @@ class _Work:
         except DecodeError as error:
             self.result.notes.append(f"a listener cannot be read: {error}")
             return content
-        chains = list(listener.filter_chains)
-        if listener.HasField("default_filter_chain"):
-            chains.append(listener.default_filter_chain)
         changed = False
-        for chain in chains:
-            for network_filter in chain.filters:
-                changed = self._network_filter(network_filter) or changed
+        for network_filter in _network_filters(listener):
+            changed = self._network_filter(network_filter) or changed
         return bytes(listener.SerializeToString(deterministic=True)) if changed else content
 
     def _network_filter(self, network_filter: listener_pb2.Filter) -> bool:
-        manager = http_connection_manager_pb2.HttpConnectionManager()
+        manager = _Manager()
         if not network_filter.typed_config.Is(manager.DESCRIPTOR):
             return False
         try:
@@ -343,8 +366,18 @@ class _Work:
         kept = list(manager.http_filters)
         if any(found.name == names.PICK_FILTER for found in kept):
             return False
+        if manager.rds.route_config_name in self._by_model:
+            model_routing.prepare_manager(manager)
+            network_filter.typed_config.Pack(manager, deterministic=True)
+            return True
         del manager.http_filters[:]
         # The router is the last; nothing may come between the pick and it, or it would see no picked header.
         manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
         network_filter.typed_config.Pack(manager, deterministic=True)
         return True
+
+
+def _network_filters(listener: listener_pb2.Listener) -> Iterable[listener_pb2.Filter]:
+    for chain in listener.filter_chains:
+        yield from chain.filters
+    yield from listener.default_filter_chain.filters

@@ -1,7 +1,7 @@
 """The informers: which kinds are followed, where, and the snapshot that they come to.
 
 Routes, Gateways and pools are followed in the whole cluster; Pods, Services and EndpointSlices only in namespaces that
-hold a pool; of ConfigMaps only those that a BackendTLSPolicy takes a CA from."""
+hold a pool; of ConfigMaps only those that a BackendTLSPolicy takes a CA from, and those that name base models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
+from headrace.gateway import names
 from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, parse_pools
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.client import Resource
@@ -43,7 +44,9 @@ _BESIDE_POOLS = (PODS, SERVICES, ENDPOINT_SLICES)
 # What a translation is made of, besides what stands beside the pools.
 TRANSLATED = (HTTP_ROUTES, GRPC_ROUTES, REFERENCE_GRANTS, *POOLS)
 
+# Resource, namespace, name; of the ConfigMaps in the whole cluster those with the label of base models.
 _Key = tuple[Resource, str, str]
+_BASE_MODELS: _Key = (CONFIG_MAPS, "", "")
 
 
 class Watch:
@@ -90,6 +93,7 @@ class Watch:
         try:
             for resource in _EVERYWHERE:
                 self._follow((resource, "", ""))
+            self._follow(_BASE_MODELS, label_selector=names.BASE_MODEL_SELECTOR)
             await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
             while True:
                 self._reshape.clear()
@@ -112,7 +116,7 @@ class Watch:
         else:
             asyncio.get_running_loop().call_later(1.0, self._reshape.set)
 
-    def _follow(self, key: _Key) -> None:
+    def _follow(self, key: _Key, *, label_selector: str | None = None) -> None:
         resource, namespace, name = key
 
         def changed() -> None:
@@ -129,6 +133,7 @@ class Watch:
             self._client,
             resource,
             namespace=namespace or None,
+            label_selector=label_selector,
             field_selector=f"metadata.name={name}" if name else None,
             on_change=changed,
         )
@@ -177,6 +182,9 @@ class Watch:
             endpoint_slices=objects(ENDPOINT_SLICES),
             pods=objects(PODS),
             config_maps=objects(CONFIG_MAPS),
+            base_model_config_maps=dict(self._reflectors[_BASE_MODELS].objects)
+            if _BASE_MODELS in self._reflectors
+            else {},
             pools=pools,
             bad_pools=bad,
         )

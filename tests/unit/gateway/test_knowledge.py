@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway.knowledge import Knowledge
@@ -18,6 +20,8 @@ from headrace.gateway.watch import GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE
 from headrace.gateway.xds_names import TESTED_VERSIONS, RuleName, parse_route_name, untested_version
 from headrace.kube.client import ApiError, Resource
 from tests.unit.gateway import objects as o
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def rule(name: str, index: int = 0, *, kind: str = "httproute", namespace: str = "default") -> RuleName:
@@ -208,3 +212,8 @@ def test_versions_outside_the_tested_range_are_named():
         assert untested_version(tested) == ""
     assert "v1.8.0" in untested_version("v1.8.0")
     assert TESTED_VERSIONS[0] in untested_version("latest")
+
+
+def test_the_role_names_the_same_versions():
+    found = yaml.safe_load((ROOT / "roles/envoy_gateway/vars/main.yml").read_text())
+    assert tuple(found["__envoy_gateway_tested_versions"]) == TESTED_VERSIONS
