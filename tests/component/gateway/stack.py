@@ -116,10 +116,16 @@ def ports(keys: Iterable[str]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def run_stack(
-    cluster: Cluster, routes: Sequence[Any], directory: Path, clusters: Sequence[Any] = ()
+    cluster: Cluster,
+    routes: Sequence[Any],
+    directory: Path,
+    clusters: Sequence[Any] = (),
+    http_filters: Sequence[Any] = (),
 ) -> AsyncIterator[Stack]:
     """Translate for `routes` and run the outcome."""
-    translation = translate(o.hook_input(routes, clusters), cluster.snapshot, verify_by_default=cluster.verify)
+    translation = translate(
+        o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
+    )
     server = grpc.aio.server(options=_GRPC_OPTIONS)
     models = ModelService(BaseModels(lambda: cluster.snapshot.base_model_config_maps), cluster.metrics)
     server.add_generic_rpc_handlers((*cluster.discovery.handlers(), models.handler()))

@@ -7,13 +7,18 @@ import contextlib
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.rbac.v3 import rbac_pb2
+from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from google.protobuf import any_pb2
 
 from headrace.gateway import names
 from tests.component.epp.picker import PickerProcess, start_picker
@@ -48,6 +53,18 @@ def web(server: ModelServer) -> cluster_pb2.Cluster:
     return found
 
 
+POLICY = "envoy.filters.http.rbac/securitypolicy/default/keys"
+
+
+def only_with_key() -> http_rbac_pb2.RBAC:
+    """What an authentication policy comes to: 403 without the header x-key."""
+    rules = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
+    permitted = rules.policies["keys"]
+    permitted.permissions.add().any = True
+    permitted.principals.add().header.CopyFrom(route_components_pb2.HeaderMatcher(name="x-key", present_match=True))
+    return http_rbac_pb2.RBAC(rules=rules)
+
+
 @dataclass
 class Routed:
     """Pools `a` (model-a) and `b` (base model base-b), a Service below /web, nothing else: 404."""
@@ -67,7 +84,9 @@ class Routed:
 
 
 @contextlib.asynccontextmanager
-async def routed(tmp_path: Path, failure_mode: str = "FailClose") -> AsyncIterator[Routed]:
+async def routed(
+    tmp_path: Path, failure_mode: str = "FailClose", policy_on: Iterable[int] = ()
+) -> AsyncIterator[Routed]:
     async with (
         model_servers(3) as servers,
         start_picker([servers[0].key], tmp_path, name="a") as first,
@@ -95,7 +114,11 @@ async def routed(tmp_path: Path, failure_mode: str = "FailClose") -> AsyncIterat
             by_header(1, "X-Gateway-Base-Model-Name", "base-b"),
             o.xds_route("httproute/default/r/rule/2/match/0/*", prefix="/web", cluster="web"),
         ]
-        async with run_stack(cluster, routes, tmp_path, [web(servers[2])]) as stack:
+        for number in policy_on:
+            routes[number].typed_per_filter_config[POLICY].Pack(route_components_pb2.FilterConfig(config=any_pb2.Any()))
+        policy = http_connection_manager_pb2.HttpFilter(name=POLICY, disabled=True)
+        policy.typed_config.Pack(only_with_key())
+        async with run_stack(cluster, routes, tmp_path, [web(servers[2])], [policy]) as stack:
             yield Routed(stack, servers, first, second)
 
 
@@ -199,3 +222,21 @@ async def test_many_at_once(tmp_path: Path):
         answers = await asyncio.gather(*(all_of.ask(model) for model in models))
         wanted = {"model-a": all_of.key("a"), "base-b": all_of.key("b"), "adapter-1": all_of.key("b"), "unknown": None}
         assert [answer.get("server") for _, answer in answers] == [wanted[model] for model in models]
+
+
+async def test_policies_hold_for_routes_that_are_reached_by_model(tmp_path: Path):
+    """As Envoy Gateway attaches them: a filter that is disabled, and switched on by each route of the policy."""
+    async with routed(tmp_path, policy_on=(0, 1, 2)) as all_of:
+        for path, wanted in (("/v1/completions", "a"), ("/web", "a")):
+            assert (await all_of.ask("model-a", path))[0] == 403
+            status, answer = await all_of.ask("model-a", path, headers={"x-key": "1"})
+            assert (status, answer.get("server")) == (200, all_of.key(wanted))
+        assert (await all_of.ask("unknown", "/web"))[0] == 403
+        assert not all_of.stack.translation.notes
+    only_first = tmp_path / "only-first"
+    only_first.mkdir()
+    async with routed(only_first, policy_on=(0,)) as all_of:
+        # A request that is first matched to the Service would get past the policy: nobody gets there.
+        assert (await all_of.ask("model-a", headers={"x-key": "1"}))[0] == 500
+        assert (await all_of.ask("base-b"))[0] == 200
+        assert any("rule/0" in note and POLICY in note for note in all_of.stack.translation.notes)
