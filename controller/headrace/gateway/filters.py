@@ -32,6 +32,8 @@ _Stream = _Mode.FULL_DUPLEX_STREAMED
 MESSAGE_TIMEOUT_SECONDS = 3.0
 # A buffered body may be this long; Envoy Gateway's listeners allow 32 KiB.
 BUFFER_LIMIT_BYTES = 64 << 20
+# A streamed body of this length can still be sent to the next endpoint of a list; a longer one goes to one only.
+RETRY_LIMIT_BYTES = 1 << 20
 # An observation's stream ends this long after the response did.
 _OBSERVE_CLOSE_SECONDS = 0.05
 # One in so many responses is observed in full where the pool asks for a sample.

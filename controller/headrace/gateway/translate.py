@@ -181,9 +181,10 @@ class _Work:
             tried = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
             tried.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
             policy.host_selection_retry_max_attempts = _HOST_SELECTIONS
-        if any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans):
-            limit = max(filters.BUFFER_LIMIT_BYTES, route.request_body_buffer_limit.value)
-            route.request_body_buffer_limit.value = limit
+        # A retry needs the whole body once more: a listener of Envoy Gateway keeps 32 KiB.
+        buffered = any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans)
+        wanted = filters.BUFFER_LIMIT_BYTES if buffered else filters.RETRY_LIMIT_BYTES
+        route.request_body_buffer_limit.value = max(wanted, route.request_body_buffer_limit.value)
 
     def _weights(
         self,

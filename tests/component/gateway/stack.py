@@ -121,8 +121,10 @@ async def run_stack(
     directory: Path,
     clusters: Sequence[Any] = (),
     http_filters: Sequence[Any] = (),
+    *,
+    controller: bool = True,
 ) -> AsyncIterator[Stack]:
-    """Translate for `routes` and run the outcome."""
+    """Translate for `routes` and run the outcome. `controller`: whether there is one, for Envoy to ask."""
     translation = translate(
         o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
     )
@@ -130,7 +132,10 @@ async def run_stack(
     models = ModelService(BaseModels(lambda: cluster.snapshot.base_model_config_maps), cluster.metrics)
     server.add_generic_rpc_handlers((*cluster.discovery.handlers(), models.handler()))
     port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    if controller:
+        await server.start()
+    else:
+        await server.stop(0)
     try:
         async with (
             start_envoy(_bootstrap(translation, port), directory) as envoy,

@@ -184,7 +184,7 @@ def test_body_modes_of_our_picker(failure_mode, annotation, mode):
     assert observed.processing_mode.response_trailer_mode == modes.SEND
     assert observed.failure_mode_allow.value is True
     limit = o.routes_in(result.response)[NAME].request_body_buffer_limit.value
-    assert limit == (64 << 20 if mode == "BUFFERED" else 0)
+    assert limit == (64 << 20 if mode == "BUFFERED" else 1 << 20)
     assert any("nonsense" in note for note in result.notes) is (annotation == "nonsense")
 
 
