@@ -28,6 +28,11 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.nudges = Counter(
+            "headrace_gateway_retranslations_caused",
+            "Times that Envoy Gateway was made to call because a translation was out of date",
+            registry=self.registry,
+        )
         self.model_requests = Counter(
             "headrace_gateway_model_requests",
             "Bodies read for body-based routing, by whether they named a model: named, none or malformed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Options:
     cert_path: Path | None = None
     eds_client_ca: Path | None = None
     kubeconfig: str | None = None
+    namespace: str = ""
     drain_delay: float = 3.0
     drain_timeout: float = 15.0
 
@@ -77,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--eds-client-ca", default="", help="file: the CA of the Envoys' client certificates")
     flag("--insecure", action="store_true", help="no TLS on the hook and discovery ports; for tests")
     flag("--kubeconfig", default="", help="else in-cluster, or $KUBECONFIG")
+    flag("--namespace", default=os.environ.get("NAMESPACE", ""), help="the controller's own; else $NAMESPACE")
     flag("--drain-delay", type=duration, default=3.0, help="serve on this long after SIGTERM, not ready")
     flag("--drain-timeout", type=duration, default=15.0, help="then wait this long for open calls")
 
@@ -111,6 +114,7 @@ def read_options(args: argparse.Namespace) -> Options:
         cert_path=cert_path,
         eds_client_ca=client_ca,
         kubeconfig=args.kubeconfig or None,
+        namespace=args.namespace,
         drain_delay=args.drain_delay,
         drain_timeout=args.drain_timeout,
     )

@@ -21,6 +21,7 @@ from headrace.gateway.hook import Hook
 from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.model_service import ModelService
+from headrace.gateway.nudge import Nudge
 from headrace.gateway.options import Options
 from headrace.gateway.snapshot import Object, Snapshot
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
@@ -101,6 +102,7 @@ class Process:
             background = [
                 tasks.create_task(self._watch.run(), name="informers"),
                 tasks.create_task(self._writer.run(), name="status"),
+                tasks.create_task(self._nudge.run(), name="nudge"),
             ]
             logger.info("serving", extra={"ports": vars(ports)})
             on_listening(ports)
@@ -118,7 +120,20 @@ class Process:
         options = self._options
         self._watch = Watch(client, self._changed)
         self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
-        self._writer = StatusWriter(client, self._watch, self._metrics, options.controller_name)
+        self._writer = StatusWriter(
+            client,
+            self._watch,
+            self._metrics,
+            options.controller_name,
+            verify_by_default=options.verify_by_default,
+        )
+        self._nudge = Nudge(
+            client,
+            options.namespace,
+            lambda: self._watch.snapshot,
+            self._metrics,
+            verify_by_default=options.verify_by_default,
+        )
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
         )
@@ -135,12 +150,14 @@ class Process:
     def _changed(self) -> None:
         self._discovery.changed()
         self._writer.changed()
+        self._nudge.changed()
         pools = self._watch.snapshot.pools
         for group in (GA_GROUP, EXTENSION_GROUP):
             self._metrics.pools.labels(group).set(sum(key[0] == group for key in pools))
 
     def _translated(self, translation: Translation) -> None:
         self._writer.unverified(translation.unverified)
+        self._nudge.translated(translation.pools)
 
     async def _newest(self, named: frozenset[RuleName]) -> Snapshot:
         try:

@@ -118,6 +118,16 @@ class Snapshot:
             raise UnresolvedPicker(f"there is no Service {pool.namespace}/{picker.name}: create it, or name another")
         return _resolve(service, picker, pool.namespace)
 
+    def picker_or_none(self, pool: Pool) -> tuple[PickerService, str]:
+        """The Service of a pool's endpoint picker; where there is none, one that nothing stands behind, and why."""
+        try:
+            return self.picker_service(pool), ""
+        except UnresolvedPicker as error:
+            picker = pool.picker or PickerReference("", 0)
+            return PickerService(
+                picker.name, pool.namespace, picker.port or 0, "", is_ours=False, cleartext=False
+            ), str(error)
+
     def pods_of(self, pool: Pool) -> Iterable[Object]:
         """The Pods that may belong to a pool: every one that does is among them."""
         found = [self._pods_by_label.get((pool.namespace, *pair), ()) for pair in pool.selector.items()]

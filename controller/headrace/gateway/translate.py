@@ -25,8 +25,9 @@ from headrace.core import Pool
 from headrace.gateway import filters, model_routing, names
 from headrace.gateway.clusters import number, pack, picker_cluster, pool_cluster, seconds
 from headrace.gateway.names import PoolKey
+from headrace.gateway.plans import pool_plan
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
-from headrace.gateway.snapshot import Backend, PickerService, Snapshot, UnresolvedPicker, backends_of, rules_of
+from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
 from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
 
@@ -41,10 +42,10 @@ _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 
 @dataclass
 class Translation:
-    """The response; the pools that are served; what could not be done, for the log."""
+    """The response; the pools that are served, each with its plan in words; what could not be done, for the log."""
 
     response: PostTranslateModifyResponse
-    pools: set[PoolKey] = field(default_factory=set)
+    pools: dict[PoolKey, str] = field(default_factory=dict)
     unverified: set[PoolKey] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
@@ -266,23 +267,16 @@ class _Work:
         elif pool.picker is None:
             self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: it names no picker")
         else:
-            plan = filters.plan_pick(pool, self._service(pool))
+            service, problem = self._snapshot.picker_or_none(pool)
+            plan = filters.plan_pick(pool, service)
+            if problem:
+                # The failure mode decides what becomes of requests while the picker is missing.
+                self.result.notes.append(f"InferencePool {'/'.join(key)}: {problem}")
             self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in plan.notes]
             self._picker_cluster(plan)
-            self.result.pools.add(key)
+            self.result.pools[key] = pool_plan(self._snapshot, pool, verify_by_default=self._verify_by_default)
         self._plans[key] = plan
         return plan
-
-    def _service(self, pool: Pool) -> PickerService:
-        try:
-            return self._snapshot.picker_service(pool)
-        except UnresolvedPicker as error:
-            # The failure mode decides what becomes of requests while the picker is missing.
-            self.result.notes.append(f"InferencePool {'/'.join(names.pool_key(pool))}: {error}")
-            picker = pool.picker
-            name = picker.name if picker is not None else ""
-            port = (picker.port if picker is not None else None) or 0
-            return PickerService(name, pool.namespace, port, "", is_ours=False, cleartext=False)
 
     def _picker_cluster(self, plan: filters.PickPlan) -> None:
         trust = find_trust(self._snapshot, plan.service, verify_by_default=self._verify_by_default)
