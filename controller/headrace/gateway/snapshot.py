@@ -29,6 +29,7 @@ class Backend:
     namespace: str
     name: str
     weight: int
+    filters: tuple[Object, ...] = field(default=(), compare=False)
 
     @property
     def is_pool(self) -> bool:
@@ -142,6 +143,20 @@ class Snapshot:
                 found.setdefault((namespace, label, str(value)), []).append(pod)
         return found
 
+    def policies_of(self, namespace: str, service: str) -> Iterable[tuple[Object, str]]:
+        """The BackendTLSPolicies that name a Service, each with the name of the port that it is for ("": all)."""
+        return self._policies_by_service.get((namespace, service), ())
+
+    @cached_property
+    def _policies_by_service(self) -> dict[tuple[str, str], list[tuple[Object, str]]]:
+        found: dict[tuple[str, str], list[tuple[Object, str]]] = {}
+        for (namespace, _), policy in self.backend_tls_policies.items():
+            for target in mappings(mapping(policy.get("spec")).get("targetRefs")):
+                if not target.get("group") and target.get("kind") == "Service":
+                    key = (namespace, str(target.get("name") or ""))
+                    found.setdefault(key, []).append((policy, str(target.get("sectionName") or "")))
+        return found
+
     def is_ours(self, gateway: Object, controller_name: str) -> bool:
         """Whether a Gateway's class belongs to the controller of that name."""
         class_name = str(mapping(gateway.get("spec")).get("gatewayClassName") or "")
@@ -181,6 +196,7 @@ def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
                 namespace=str(reference.get("namespace") or route_namespace),
                 name=str(reference.get("name") or ""),
                 weight=weight if isinstance(weight, int) and weight >= 0 else 1,
+                filters=tuple(mappings(reference.get("filters"))),
             )
         )
     return tuple(found)

@@ -22,7 +22,7 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
-from headrace.gateway import filters, model_routing, names
+from headrace.gateway import backend_filters, filters, model_routing, names
 from headrace.gateway.clusters import number, pack, picker_cluster, pool_cluster, seconds
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
@@ -225,8 +225,18 @@ class _Work:
             weight.CopyFrom(self._switched_on(plan, bodies))
             weight.name = name
             weight.weight.value = part
+            self._backend_filters(rule, backend, weight)
             weights.append(weight)
         return weights
+
+    def _backend_filters(self, rule: RuleName, backend: Backend, weight: _Weight) -> None:
+        """The filters of a backendRef, which Envoy Gateway leaves out where the backend is a pool."""
+        for found in backend.filters:
+            if not backend_filters.apply_filter(found, weight):
+                where = f"{rule.destination}, backend {backend.index}"
+                note = f"{where}: filter {found.get('type')} of a backendRef is not supported on a pool"
+                if note not in self.result.notes:
+                    self.result.notes.append(note)
 
     def _switched_on(self, plan: filters.PickPlan, bodies: bool) -> _Weight:
         """A weighted cluster with the filters of a pool; the same for every rule."""

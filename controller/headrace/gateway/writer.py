@@ -74,16 +74,21 @@ class StatusWriter:
             for (namespace, name), pool in self._watch.objects(resource).items():
                 key = (resource.group, namespace, name)
                 own = parents.get(key, {})
-                status = wanted_status(
-                    pool,
-                    key,
-                    snapshot,
-                    own,
-                    self._controller_name,
-                    now,
-                    self._written.get(key, frozenset()),
-                    verify_by_default=self._verify_by_default,
-                )
+                try:
+                    status = wanted_status(
+                        pool,
+                        key,
+                        snapshot,
+                        own,
+                        self._controller_name,
+                        now,
+                        self._written.get(key, frozenset()),
+                        verify_by_default=self._verify_by_default,
+                    )
+                except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+                    # An object that nobody foresaw is no reason to leave the others without a status.
+                    logger.exception("no status for InferencePool %s", "/".join(key))
+                    continue
                 done = status is None or await self._write(resource, pool, status)
                 all_done = all_done and done
                 self._written[key] = frozenset(own) if done else self._written.get(key, frozenset()) | frozenset(own)

@@ -34,6 +34,17 @@ class Window:
         return sum(count for what, count in self.answers.items() if what.startswith(kind) and not what.endswith("200"))
 
 
+def counted(world: World) -> dict[str, int]:
+    """Envoy's own counters of picks, summed over listeners."""
+    found: Counter[str] = Counter()
+    stats = (world.admin("/stats?format=json&filter=ext_proc.headrace_pick") or {}).get("stats", [])
+    for stat in stats:
+        kind = stat.get("name", "").rpartition(".")[2]
+        if kind in ("failure_mode_allowed", "streams_failed", "message_timeouts"):
+            found[kind] += stat["value"]
+    return dict(found)
+
+
 async def measured(pool_of: Failing) -> Window:
     """Requests at a steady rate, every other a GET."""
     window = Window()
@@ -62,6 +73,7 @@ async def measured(pool_of: Failing) -> Window:
 async def test_what_a_failing_picker_costs(world: World, how: str, ours: bool) -> None:
     async with failing(world, "FailOpen", ours=ours) as pool_of:
         server = None
+        before = counted(world)
         if how == "refuses TLS":
             server = await asyncio.start_server(lambda _, writer: writer.close(), ipv4(8), 9002)
             pool_of.place_picker(ipv4(8))
@@ -73,10 +85,13 @@ async def test_what_a_failing_picker_costs(world: World, how: str, ours: bool) -
             pool_of.picker.kill(signal.SIGCONT)
             if server is not None:
                 server.close()
+        after = {name: value - before.get(name, 0) for name, value in counted(world).items()}
         print(
             f"picker {'of ours' if ours else 'of others'}, {how}: {dict(window.answers)},"
-            f" last failure after {window.last_failure:.1f} s, slowest answer {window.worst:.1f} s"
+            f" last failure after {window.last_failure:.1f} s, slowest answer {window.worst:.1f} s; Envoy: {after}"
         )
+        # Envoy counts what it let pass without a pick.
+        assert after["failure_mode_allowed"] > 0
         assert window.failures("GET") == 0
         if ours:
             assert window.failures("POST") == 0

@@ -298,3 +298,25 @@ def test_grpc_routes():
     found = o.snapshot([o.pool("a")], grpc_routes=[o.route("g", [o.pool_ref("a")])], services=[o.service()])
     result = translate(o.hook_input([o.xds_route(name)]), found)
     assert o.shares(o.routes_in(result.response)[name]) == [(A, 1)]
+
+
+def test_filters_of_a_backend_ref_hold_for_its_pool():
+    headers = {
+        "set": [{"name": "x-pool", "value": "a"}],
+        "add": [{"name": "x-more", "value": "1"}],
+        "remove": ["x-gone"],
+    }
+    request = {"type": "RequestHeaderModifier", "requestHeaderModifier": headers}
+    response = {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [{"name": "x-from", "value": "a"}]}}
+    mirror = {"type": "RequestMirror", "requestMirror": {}}
+    result = run(
+        [o.pool_ref("a", filters=[request, response, mirror, {"type": "RequestHeaderModifier"}]), o.pool_ref("b")]
+    )
+    first, second = weights(result)
+    assert [
+        (option.header.key, option.header.value, option.append_action) for option in first.request_headers_to_add
+    ] == [("x-pool", "a", 2), ("x-more", "1", 0)]
+    assert list(first.request_headers_to_remove) == ["x-gone"]
+    assert first.response_headers_to_add[0].header.key == "x-from"
+    assert not second.request_headers_to_add
+    assert [note for note in result.notes if "RequestMirror" in note]
