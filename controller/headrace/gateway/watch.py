@@ -82,7 +82,11 @@ class Watch:
     def behind(self) -> frozenset[Resource]:
         """The kinds that are translated and whose watch is not open: what they say may be old."""
         found = ((resource, self._reflectors[(resource, "", "")]) for resource in TRANSLATED)
-        return frozenset(kind for kind, reflector in found if reflector.synced and not reflector.live)
+        return frozenset(
+            kind
+            for kind, reflector in found
+            if reflector.synced and not (reflector.live or reflector.absent or reflector.forbidden)
+        )
 
     def forbidden(self) -> list[str]:
         """The kinds that we may not read: a rule is missing in the ClusterRole."""
