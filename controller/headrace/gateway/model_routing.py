@@ -36,12 +36,14 @@ from xds.type.matcher.v3 import matcher_pb2, string_pb2
 
 from headrace.gateway import names
 from headrace.gateway.clusters import number, pack, seconds
-from headrace.gateway.filters import BUFFER_LIMIT_BYTES, listener_filters
+from headrace.gateway.filters import listener_filters
 
 _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 _Predicate: TypeAlias = matcher_pb2.Matcher.MatcherList.Predicate
 _Mode: TypeAlias = processing_mode_pb2.ProcessingMode
 _Route: TypeAlias = route_components_pb2.Route
+# A longer JSON body is answered 413. Envoy holds it until it is read, and the controller while it reads it.
+BODY_LIMIT_BYTES = 32 << 20
 _EARLY = "envoy.http.early_header_mutation.header_mutation"
 # The controller answers in milliseconds, or it is gone: then the request is refused, as no other pool may have it.
 _MODEL_TIMEOUT_SECONDS = 2.0
@@ -166,7 +168,7 @@ def prepare_manager(manager: _Manager) -> None:
 
 
 def _body_filters() -> Sequence[http_connection_manager_pb2.HttpFilter]:
-    buffer = buffer_pb2.Buffer(max_request_bytes=number(BUFFER_LIMIT_BYTES))
+    buffer = buffer_pb2.Buffer(max_request_bytes=number(BODY_LIMIT_BYTES))
     service = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.DISCOVERY_CLUSTER),
         # The other replica of the controller may answer.

@@ -6,6 +6,7 @@ found come later in the chain. A stream ends with its answer: nothing of a respo
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -26,6 +27,8 @@ from headrace.gateway.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+# Bodies that are read at a time: the rest waits in Envoy, so that many long ones do not end in this process's memory.
+_BODIES_AT_A_TIME = 8
 _CLEAR_ROUTE_CACHE = flag(5, True)  # of CommonResponse
 
 
@@ -79,6 +82,7 @@ class ModelService:
     def __init__(self, base_models: Callable[[], Mapping[str, str]], metrics: Metrics) -> None:
         self._base_models = base_models
         self._metrics = metrics
+        self._reading = asyncio.Semaphore(_BODIES_AT_A_TIME)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
@@ -88,16 +92,22 @@ class ModelService:
     async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
         stream = ModelStream(self._base_models())
         try:
-            while not stream.done:
-                raw = await context.read()
-                if not isinstance(raw, bytes):  # grpc.aio.EOF
-                    return
-                started = time.perf_counter()
-                answer = stream.feed(raw)
-                self._metrics.model_seconds.inc(time.perf_counter() - started)
-                await context.write(answer)
+            await self._turn(stream, context)
+            if not stream.done:
+                async with self._reading:
+                    await self._turn(stream, context)
         except MalformedMessage as error:
             self._metrics.model_requests.labels("malformed").inc()
             logger.warning("body-based routing: the gateway broke the protocol: %s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         self._metrics.model_requests.labels("named" if stream.model else "none").inc()
+
+    async def _turn(self, stream: ModelStream, context: Any) -> None:
+        raw = await context.read()
+        if not isinstance(raw, bytes):  # grpc.aio.EOF
+            stream.done = True
+            return
+        started = time.perf_counter()
+        answer = stream.feed(raw)
+        self._metrics.model_seconds.inc(time.perf_counter() - started)
+        await context.write(answer)

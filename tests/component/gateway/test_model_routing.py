@@ -216,6 +216,15 @@ async def test_answers_stream_and_outlive_the_controller(tmp_path: Path):
         assert (await all_of.stack.ask("/web", "GET"))[0] == 200
 
 
+async def test_a_body_that_is_too_long_is_refused_where_it_would_be_read(tmp_path: Path):
+    async with routed(tmp_path) as all_of:
+        body = b'{"model":"model-a","prompt":"' + b"x" * (33 << 20) + b'"}'
+        for kind, wanted in (("application/json", 413), ("text/plain", 200)):
+            status, _ = await all_of.stack.ask("/web", json=None, data=body, headers={"content-type": kind})
+            assert status == wanted
+        assert not all_of.servers[0].requests
+
+
 async def test_many_at_once(tmp_path: Path):
     async with routed(tmp_path) as all_of:
         models = ["model-a", "base-b", "adapter-1", "unknown"] * 50
