@@ -28,8 +28,9 @@ _SELECTED_HOST_KEY_TAG = b"\x12"
 # A starting Envoy waits this long for a controller that does not answer, and then serves its other routes.
 _FIRST_FETCH_SECONDS = 2.0
 _CONNECT_SECONDS = 1.0
-# A picker that hangs cannot fire its own deadline: Envoy notices within interval plus timeout.
+# A picker that hangs cannot fire its own deadline: Envoy notices within interval plus timeout, less than two seconds.
 _KEEPALIVE_SECONDS = 1.0
+_KEEPALIVE_TIMEOUT_SECONDS = 0.8
 # Then it is tried again: it is back in use within two seconds of its recovery.
 _PASSED_BY_SECONDS = 1.5
 # gRPC health is asked only of our own picker: others need not serve it on their ext_proc port.
@@ -106,7 +107,7 @@ def picker_cluster(
     http2.initial_stream_window_size.value = 1 << 20
     http2.initial_connection_window_size.value = 16 << 20
     http2.connection_keepalive.interval.CopyFrom(seconds(_KEEPALIVE_SECONDS))
-    http2.connection_keepalive.timeout.CopyFrom(seconds(_KEEPALIVE_SECONDS))
+    http2.connection_keepalive.timeout.CopyFrom(seconds(_KEEPALIVE_TIMEOUT_SECONDS))
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
     if failure_detection and service.is_ours:
         check = cluster.health_checks.add(

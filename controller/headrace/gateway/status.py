@@ -22,6 +22,7 @@ from headrace.gateway.snapshot import (
     mappings,
     rules_of,
 )
+from headrace.gateway.trust import find_trust
 
 _MAX_MESSAGE = 1000
 _MAX_PARENTS = 32
@@ -108,6 +109,9 @@ def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool) -> Condit
     # The plan is here for its reader, and so that its change changes the pool: see `nudge`.
     plan = pool_plan(snapshot, pool, verify_by_default=verify_by_default)
     message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
+    trust = find_trust(snapshot, service, verify_by_default=verify_by_default)
+    if trust.problem and not service.cleartext:
+        message += f"; nobody is trusted: {trust.problem}"
     return _condition("ResolvedRefs", True, "ResolvedRefs", message)
 
 

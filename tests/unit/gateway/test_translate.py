@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
@@ -260,7 +262,7 @@ def test_picker_cluster_notices_death_and_takes_its_ca_from_discovery():
     (config,) = found.typed_extension_protocol_options.values()
     assert config.Unpack(options)
     keepalive = options.explicit_http_config.http2_protocol_options.connection_keepalive
-    assert (keepalive.interval.seconds, keepalive.timeout.seconds) == (1, 1)
+    assert keepalive.interval.ToTimedelta() + keepalive.timeout.ToTimedelta() < timedelta(seconds=2)
     assert found.common_lb_config.healthy_panic_threshold.value == 0
     assert found.common_lb_config.HasField("healthy_panic_threshold")
     assert found.transport_socket.name == "envoy.transport_sockets.tls"
