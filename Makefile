@@ -102,8 +102,9 @@ conformance: $(STAMP) binaries ## Run the upstream conformance suite of Inferenc
 	$(BIN)/pytest tests/full/conformance -s
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the endpoint picker's decision
+bench: $(STAMP) ## Measure the endpoint picker's decision and the gateway controller's translation
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.translation
 
 # ---- upkeep ----------------------------------------------------------------------------------------------------------
 

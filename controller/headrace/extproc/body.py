@@ -79,6 +79,18 @@ def read_body(body: bytes, *, path: str, content_encoding: str = "", whole: bool
         return _NOTHING
 
 
+def read_model(body: bytes, *, content_encoding: str = "") -> str:
+    """The model that a JSON body names; "" where it names none, or cannot be read: nothing is refused here."""
+    if (content_encoding and content_encoding != "identity") or body[:64].lstrip()[:1] != b"{":
+        return ""
+    try:
+        value = _load(body)
+    except ValueError:
+        return ""
+    model = value.get("model") if isinstance(value, dict) else None
+    return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
+
+
 def _load(body: bytes) -> Any:
     """The body's JSON value; None for one too large for a second reading. Raises ValueError."""
     try:

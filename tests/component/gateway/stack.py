@@ -20,14 +20,21 @@ from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 (Me
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf.json_format import MessageToDict
 
+from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.metrics import Metrics
+from headrace.gateway.model_service import ModelService
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.tls import certificate_of_nobody
 from headrace.gateway.translate import Translation, translate
 from tests.component.envoy import Envoy, start_envoy
 from tests.unit.gateway import objects as o
 
+_GRPC_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_receive_message_length", 65 << 20),
+]
 LISTENER = "default/gateway/http"
 _OVERRIDE_HOST = "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost"
 _SERVED = {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint-served"}]}
@@ -61,6 +68,7 @@ class Stack:
     """A running Envoy, a client of it, and the translation it runs."""
 
     cluster: Cluster
+    discovery_server: Any
     envoy: Envoy
     url: str
     client: aiohttp.ClientSession
@@ -108,21 +116,33 @@ def ports(keys: Iterable[str]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def run_stack(
-    cluster: Cluster, routes: Sequence[Any], directory: Path, clusters: Sequence[Any] = ()
+    cluster: Cluster,
+    routes: Sequence[Any],
+    directory: Path,
+    clusters: Sequence[Any] = (),
+    http_filters: Sequence[Any] = (),
+    *,
+    controller: bool = True,
 ) -> AsyncIterator[Stack]:
-    """Translate for `routes` and run the outcome."""
-    translation = translate(o.hook_input(routes, clusters), cluster.snapshot, verify_by_default=cluster.verify)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)])
-    server.add_generic_rpc_handlers(cluster.discovery.handlers())
+    """Translate for `routes` and run the outcome. `controller`: whether there is one, for Envoy to ask."""
+    translation = translate(
+        o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
+    )
+    server = grpc.aio.server(options=_GRPC_OPTIONS)
+    models = ModelService(BaseModels(lambda: cluster.snapshot.base_model_config_maps), cluster.metrics)
+    server.add_generic_rpc_handlers((*cluster.discovery.handlers(), models.handler()))
     port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    if controller:
+        await server.start()
+    else:
+        await server.stop(0)
     try:
         async with (
             start_envoy(_bootstrap(translation, port), directory) as envoy,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client,
         ):
             url = f"http://127.0.0.1:{await envoy.listener_port(LISTENER)}"
-            yield Stack(cluster, envoy, url, client, translation)
+            yield Stack(cluster, server, envoy, url, client, translation)
     finally:
         cluster.discovery.close()
         await server.stop(0)
@@ -148,7 +168,9 @@ def _bootstrap(translation: Translation, discovery_port: int) -> dict[str, Any]:
     (chain_filter,) = listener_json["defaultFilterChain"]["filters"]
     chain_filter["typedConfig"]["routeConfig"] = configuration
     made = [cluster_pb2.Cluster.FromString(content) for content in response.clusters]
-    clusters = [_with_served(MessageToDict(found)) for found in made if found.name.startswith("inferencepool/")]
+    clusters = [
+        _with_served(MessageToDict(found)) for found in made if found.name.startswith(("inferencepool/", "web"))
+    ]
     discovery = {
         "name": "headrace_eds",
         "type": "STATIC",
