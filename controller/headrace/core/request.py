@@ -17,7 +17,8 @@ class Request:
     method: str = "POST"
     path: str = "/"
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
-    # The name asked for: a base model or an adapter; "" where the request names none (bodyless, or not an inference).
+    # The name the server will see, a base model or an adapter; "" where the request names none (bodyless, or not an
+    # inference).
     model: str = ""
     # What prefix caches see, in order: the prompt's bytes, or the messages' roles and contents. Empty where unknown.
     prompt: bytes = b""
@@ -27,5 +28,14 @@ class Request:
     max_tokens: int | None = None
     objective: str = ""
     fairness_id: str = ""
+    # Of the objective: higher goes first, below 0 may be shed.
+    priority: int = 0
+    # Milliseconds to the first token, and for each of the next, that the client asks for; None where it does not.
+    slo_ttft_ms: float | None = None
+    slo_tpot_ms: float | None = None
+    # The name the client gave, where `model` is another one that its request is rewritten to; else "".
+    asked_model: str = ""
+    # The name a header asks to have put into the body, "" for none. Not yet in `model`.
+    wanted_model: str = ""
     # The endpoints the gateway allows, each `ip:port` or `ip`; None: all. An empty tuple allows none.
     subset: tuple[str, ...] | None = None

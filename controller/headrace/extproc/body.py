@@ -163,22 +163,3 @@ def _facts_of_beginning(body: bytes) -> BodyFacts:
         except ValueError:
             model = ""
     return BodyFacts(model=model, prompt=body, streaming=re.search(rb'"stream"\s*:\s*true', body) is not None)
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """The JSON object `body` with its `model` replaced, every other byte kept where that is possible.
-
-    Raises ValueError if the body is not a JSON object."""
-    value = orjson.loads(body)
-    if not isinstance(value, dict):
-        raise ValueError("the body must be a JSON object")
-    wanted = {**value, "model": model}
-    written = orjson.dumps(model)
-    # A text "model" may also occur in a message: each candidate is tried, and only the right one gives what is wanted.
-    for number, found in enumerate(_MODEL_FIELD.finditer(body)):
-        if number == 8:
-            break
-        changed = body[: found.start(1)] + written + body[found.end(1) :]
-        if orjson.loads(changed) == wanted:
-            return changed
-    return orjson.dumps(wanted)

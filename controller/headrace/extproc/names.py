@@ -16,8 +16,13 @@ SUBSET_METADATA = "envoy.lb.subset_hint"
 UNTRUSTED = (DESTINATION, SERVED, SUBSET)
 
 REQUEST_ID = "x-request-id"
+
+# Inputs of a client: llm-d's name first, which wins, then the reference picker's.
 OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+SLO_TTFT_MS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+SLO_TPOT_MS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 
 # On errors that the picker itself answers: why, in one word.
 DROPPED_REASON = "x-llm-d-request-dropped-reason"

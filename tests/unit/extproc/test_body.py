@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body, with_model
+from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body
+from headrace.extproc.model_name import with_model
 
 COMPLETIONS = "/v1/completions"
 
