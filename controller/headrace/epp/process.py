@@ -16,6 +16,7 @@ import grpc.aio
 from aiohttp import web
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
+from headrace.core.objective import PoolReference
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.config_file import load_config
@@ -135,6 +136,7 @@ class Process:
         if options.endpoints:
             return self._replace(options.endpoints, options.static_failure_mode)
         # Imported here: the Kubernetes client takes longer to load than everything else together.
+        from headrace.epp.policy_watch import watch_policies
         from headrace.epp.watch import watch_pool
         from headrace.kube.client import ConfigurationError, connect
 
@@ -143,7 +145,16 @@ class Process:
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        return watch_pool(client, options, self)
+        pool = PoolReference(options.pool_name, options.pool_group)
+
+        async def watch() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(watch_pool(client, options, self), name="watch the pool")
+                tasks.create_task(
+                    watch_policies(client, options.pool_namespace, pool, self.director.policies), name="watch policies"
+                )
+
+        return watch()
 
     def _is_ready(self) -> bool:
         return self.director.synced and not self._draining

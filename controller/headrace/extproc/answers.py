@@ -23,8 +23,8 @@ _DYNAMIC_METADATA = 8
 # CONTINUE, with nothing changed, to each kind of message.
 UNCHANGED: dict[Kind, bytes] = {kind: nested(kind - 1, b"") for kind in Kind}
 
-# Continue with the response, whose length is about to change.
-WITHOUT_CONTENT_LENGTH = nested(2, nested(1, nested(2, nested(2, b"content-length"))))
+# `HeaderMutation.remove_headers` for a body whose length is about to change.
+REMOVE_CONTENT_LENGTH = nested(2, b"content-length")
 
 _REMOVE_UNTRUSTED = b"".join(nested(2, name.encode()) for name in names.UNTRUSTED)
 
@@ -88,6 +88,11 @@ def _metadata(destination: str) -> bytes:
 def request_headers(mutation: bytes) -> bytes:
     """Continue with the request's headers changed."""
     return nested(1, nested(1, nested(2, mutation)))
+
+
+def response_headers(mutation: bytes) -> bytes:
+    """Continue with the response's headers changed."""
+    return nested(2, nested(1, nested(2, mutation)))
 
 
 def buffered_request_body(mutation: bytes, body: bytes | None = None) -> bytes:

@@ -45,11 +45,13 @@ from headrace.extproc.wire import Kind, Message
 class ConversationSettings:
     """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
     picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. `control_headers`: objective,
-    fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker."""
+    fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker. `subset_hint`: the
+    gateway's subset limits the pick."""
 
     new_request_id: Callable[[], str]
     max_body_bytes: int = 64 << 20
     control_headers: bool = True
+    subset_hint: bool = True
     templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)
 
 
@@ -110,8 +112,8 @@ class Conversation:
         handler = _TRANSITIONS.get((self._phase, message.kind))
         if handler is None:
             raise ProtocolViolation(f"{message.kind.name} while {self._phase.name}")
-        if self._phase in _BEFORE_PICK and message.metadata_context is not None and self._subset is None:
-            self._subset = subset_hint(message.metadata_context)
+        if message.metadata_context is not None and self._phase in _BEFORE_PICK and self._subset is None:
+            self._subset = subset_hint(message.metadata_context) if self._settings.subset_hint else None
         return handler(self, message)
 
     def resume(self, outcome: Decision | Refusal) -> list[bytes]:
@@ -236,6 +238,8 @@ class Conversation:
         mutation, metadata = self._settings.templates.of(decision.destination)
         if self._request_id_is_new:
             mutation += answers.set_header(names.REQUEST_ID, self._request_id)
+        for name, value in decision.response_headers:
+            self._response.mutation += answers.set_header(name, value)
         body, self._body = self._body, b""
         rewritten = self._rewritten(body, decision.model)
         if self._site is _Site.HEADERS:

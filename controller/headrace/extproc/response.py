@@ -78,26 +78,27 @@ class ResponseReader:
 
 class ResponsePhase:
     """A response that passes through. `restore_model` is set to the client's own name where the request's was
-    rewritten."""
+    rewritten; `mutation` is a serialized HeaderMutation for its headers."""
 
-    __slots__ = ("_names", "_reader", "restore_model")
+    __slots__ = ("_names", "_reader", "mutation", "restore_model")
 
     def __init__(self, events: list[Event]) -> None:
         self._reader = ResponseReader(events)
         self._names: ModelNames | None = None
         self.restore_model: str | None = None
+        self.mutation = b""
 
     def headers(self, message: Message, mode: BodyMode) -> list[bytes]:
         """The answer to the response's headers."""
         reader = self._reader
         reader.headers(message)
-        if self.restore_model is None or not reader.readable or reader.ended or mode in (BodyMode.NONE, BodyMode.GRPC):
-            return [answers.UNCHANGED[Kind.RESPONSE_HEADERS]]
-        self._names = ModelNames(self.restore_model, events=reader.streaming, nested=True)
-        if mode in ONE_BODY_ANSWER:
-            # The body's own answer carries its new length.
-            return [answers.UNCHANGED[Kind.RESPONSE_HEADERS]]
-        return [answers.WITHOUT_CONTENT_LENGTH]
+        mutation = self.mutation
+        body_shown = not reader.ended and mode not in (BodyMode.NONE, BodyMode.GRPC)
+        if self.restore_model is not None and reader.readable and body_shown:
+            self._names = ModelNames(self.restore_model, events=reader.streaming, nested=True)
+            if mode not in ONE_BODY_ANSWER:  # there the body's own answer carries its new length
+                mutation += answers.REMOVE_CONTENT_LENGTH
+        return [answers.response_headers(mutation) if mutation else answers.UNCHANGED[Kind.RESPONSE_HEADERS]]
 
     def body(self, message: Message, mode: BodyMode) -> list[bytes]:
         """The answers to a piece of the response's body."""
