@@ -129,6 +129,55 @@ async def test_a_pool_of_the_page_and_its_pods(api: ApiServer, namespace: str, t
         await until(picker, listed())
 
 
+async def test_objectives_and_rewrites_are_followed_where_they_may_be_read(
+    api: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    pool = {
+        "apiVersion": f"{GA}/v1",
+        "kind": "InferencePool",
+        "metadata": {"name": "pool", "namespace": namespace},
+        "spec": {
+            "targetPorts": [{"number": 8000}],
+            "selector": {"matchLabels": {"app": "m"}},
+            "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
+        },
+    }
+    api.apply(pool)
+    async with picker_of(api, namespace, tmp_path, GA) as picker:
+        await until(picker, listed())
+        # Its Role says nothing of them: logged once for each kind, and it serves.
+        async with asyncio.timeout(HANG_SECONDS):
+            while picker.log.read_text().count("cannot be read") < 2:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.05)
+        assert (await picker.get("/readyz"))[0] == 200
+    role = api.get("role", "epp", "-n", namespace)
+    extras = ["inferenceobjectives", "inferencemodelrewrites"]
+    role["rules"].append({"apiGroups": [EXTENSION], "resources": extras, "verbs": ["get", "list", "watch"]})
+    del role["metadata"]["managedFields"]
+    assert api.kubectl("replace", "-f", "-", stdin=json.dumps(role)).returncode == 0
+    async with picker_of(api, namespace, tmp_path, GA) as picker:
+        await until(picker, listed())
+
+        def policy(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+            metadata = {"name": name, "namespace": namespace}
+            return {"apiVersion": f"{EXTENSION}/v1alpha2", "kind": kind, "metadata": metadata, "spec": spec}
+
+        mine, other = {"name": "pool"}, {"name": "other"}
+        rules = [{"matches": [{"model": {"value": "a"}}], "targets": [{"modelRewrite": "b"}]}]
+        api.apply(
+            policy("InferenceObjective", "chat", {"priority": 7, "poolRef": mine}),
+            policy("InferenceObjective", "else", {"priority": 8, "poolRef": other}),
+            policy("InferenceModelRewrite", "canary", {"poolRef": mine, "rules": rules}),
+        )
+        await until(picker, lambda page: page["objectives"] == {"chat": 7} and page["rewritten_models"] == ["a"])
+        api.apply(policy("InferenceObjective", "chat", {"priority": -1, "poolRef": mine}))
+        await until(picker, lambda page: page["objectives"] == {"chat": -1})
+        for kind, name in (("inferenceobjectives", "chat"), ("inferencemodelrewrites", "canary")):
+            done = api.kubectl("delete", f"{kind}.{EXTENSION}", name, "-n", namespace)
+            assert done.returncode == 0, done.stderr
+        await until(picker, lambda page: page["objectives"] == {} and page["rewritten_models"] == [])
+
+
 async def test_a_v1_pool_with_ranks(api: ApiServer, namespace: str, tmp_path: Path) -> None:
     api.apply(
         {

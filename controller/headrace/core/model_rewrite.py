@@ -74,6 +74,11 @@ class RewriteTable:
     def __bool__(self) -> bool:
         return bool(self._exact) or self._generic is not None
 
+    @property
+    def models(self) -> list[str]:
+        """The models that a rule names, sorted; `*` last where a rule is for every model."""
+        return sorted(self._exact) + ["*"] * (self._generic is not None)
+
     def choose(self, model: str, rng: Random) -> Rewritten | None:
         """The model that a request for `model` goes to; None where no rule is for it."""
         found = self._exact.get(model, self._generic)

@@ -31,6 +31,11 @@ class Policies:
         """The priority of each objective, by its name."""
         return dict(self._priorities)
 
+    @property
+    def rewritten_models(self) -> list[str]:
+        """The models that a rule names, `*` for a rule for every model."""
+        return self._rewrites.models
+
     def apply(self, request: Request) -> Request:
         """The request with its priority, and with the model it goes to. An objective that is not known has priority 0.
 

@@ -81,6 +81,8 @@ def endpoint_list(director: Director) -> dict[str, Any]:
         "failure_mode": director.failure_mode.value,
         "profile": director.profile.name,
         "adapters": sorted(director.store.adapters),
+        "objectives": director.policies.priorities,
+        "rewritten_models": director.policies.rewritten_models,
         "endpoints": listed,
     }
 
