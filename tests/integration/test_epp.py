@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from ..component.epp.picker import PickerProcess, start_picker
@@ -60,7 +61,9 @@ async def picker_of(
     kubeconfig = directory / "epp.kubeconfig"
     kubeconfig.touch(mode=0o600)
     kubeconfig.write_text(json.dumps(config))
-    source = ["--pool-name=pool", f"--pool-namespace={namespace}", f"--pool-group={group}"]
+    source = [f"--pool-namespace={namespace}", f"--pool-group={group}"]
+    if not any(flag.startswith("--endpoint-selector") for flag in flags):
+        source.append("--pool-name=pool")
     async with start_picker([], directory, *flags, source=[*source, f"--kubeconfig={kubeconfig}"]) as picker:
         yield picker
 
@@ -153,7 +156,6 @@ async def test_objectives_and_rewrites_are_followed_where_they_may_be_read(
     role = api.get("role", "epp", "-n", namespace)
     extras = ["inferenceobjectives", "inferencemodelrewrites"]
     role["rules"].append({"apiGroups": [EXTENSION], "resources": extras, "verbs": ["get", "list", "watch"]})
-    del role["metadata"]["managedFields"]
     assert api.kubectl("replace", "-f", "-", stdin=json.dumps(role)).returncode == 0
     async with picker_of(api, namespace, tmp_path, GA) as picker:
         await until(picker, listed())
@@ -176,6 +178,67 @@ async def test_objectives_and_rewrites_are_followed_where_they_may_be_read(
             done = api.kubectl("delete", f"{kind}.{EXTENSION}", name, "-n", namespace)
             assert done.returncode == 0, done.stderr
         await until(picker, lambda page: page["objectives"] == {} and page["rewritten_models"] == [])
+
+
+async def test_pods_selected_by_flags(api: ApiServer, namespace: str, tmp_path: Path) -> None:
+    api.apply(pod(namespace, "a"), pod(namespace, "other", app="x"))
+    set_ready(api, namespace, "a", "127.0.0.1")
+    set_ready(api, namespace, "other", "127.0.0.2")
+    flags = ("--endpoint-selector=app=m", "--endpoint-target-ports=8000,8002", "--failure-mode=FailOpen")
+    async with picker_of(api, namespace, tmp_path, GA, *flags) as picker:
+        await until(picker, listed("127.0.0.1:8000", "127.0.0.1:8002"))
+        await until(picker, lambda page: page["failure_mode"] == "FailOpen")
+        set_ready(api, namespace, "a", "127.0.0.1", ready=False)
+        await until(picker, listed())
+
+
+async def test_pages_are_for_those_whom_the_api_server_lets_in(api: ApiServer, namespace: str, tmp_path: Path) -> None:
+    def account(name: str, role: str) -> tuple[dict[str, Any], ...]:
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+        rbac = "rbac.authorization.k8s.io"
+        return (
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}},
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "ClusterRoleBinding",
+                "metadata": {"name": f"{namespace}-{name}"},
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": role},
+                "subjects": [subject],
+            },
+        )
+
+    reader = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": f"{namespace}-metrics"},
+        "rules": [{"nonResourceURLs": ["/metrics", "/debug/*"], "verbs": ["get"]}],
+    }
+    api.apply(reader, *account("reader", f"{namespace}-metrics"), *account("stranger", "system:discovery"))
+
+    async def ask(picker: PickerProcess, path: str, token: str = "") -> int:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        url = f"http://127.0.0.1:{picker.metrics_port}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
+            return answer.status
+
+    tokens = {}
+    for name in ("reader", "stranger"):
+        done = api.kubectl("create", "token", name, "-n", namespace)
+        assert done.returncode == 0, done.stderr
+        tokens[name] = done.stdout.strip()
+    async with picker_of(api, namespace, tmp_path, GA, "--metrics-endpoint-auth") as picker:
+        # Its own account may not ask: nobody gets in, and its log says what is missing.
+        assert await ask(picker, "/metrics", tokens["reader"]) == 503
+        assert "tokenreviews" in picker.log.read_text()
+        api.apply(*account("epp", "system:auth-delegator"))
+        async with asyncio.timeout(HANG_SECONDS):
+            while await ask(picker, "/metrics", tokens["reader"]) != 200:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.1)
+        assert await ask(picker, "/debug/decisions", tokens["reader"]) == 200
+        assert await ask(picker, "/metrics") == 401
+        assert await ask(picker, "/metrics", "nonsense") == 401
+        assert await ask(picker, "/metrics", tokens["stranger"]) == 403
+        assert await ask(picker, "/healthz") == 200
 
 
 async def test_a_v1_pool_with_ranks(api: ApiServer, namespace: str, tmp_path: Path) -> None:

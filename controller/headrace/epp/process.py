@@ -16,10 +16,10 @@ import grpc.aio
 from aiohttp import web
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
-from headrace.core.objective import PoolReference
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
-from headrace.epp.config_file import load_config
+from headrace.epp.access_rules import Access, Closed, Open
+from headrace.epp.config_file import load_config, read_text
 from headrace.epp.director import Director
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
@@ -52,11 +52,11 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        config = load_config(options.config_file) if options.config_file is not None else SchedulingConfig()
+        config = _config(options)
         for note in config.notes:
-            logger.warning("%s: %s", options.config_file, note)
+            logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
-        self._metrics = Metrics(options.pool_name or "static")
+        self._metrics = Metrics(options.served_name)
         rng = Random()
         self.director = Director(
             config=config,
@@ -76,6 +76,10 @@ class Process:
                 busy_seconds=options.refresh_metrics_interval,
                 idle_seconds=options.idle_metrics_interval,
                 stale_seconds=options.metrics_staleness_threshold,
+                scheme=options.metrics_scheme,
+                path=options.metrics_path,
+                port=options.metrics_page_port,
+                verify=options.metrics_verify,
             ),
             clock=time.monotonic,
             rng=rng,
@@ -84,6 +88,8 @@ class Process:
         director.on_pick = self._scraper.wake
         self._health = Health(self._is_ready)
         self._draining = False
+        # Until the API server can be asked, nobody may read what asks for it.
+        self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -136,8 +142,8 @@ class Process:
         if options.endpoints:
             return self._replace(options.endpoints, options.static_failure_mode)
         # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.epp.policy_watch import watch_policies
-        from headrace.epp.watch import watch_pool
+        from headrace.epp.access import ReviewedAccess
+        from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
 
         try:
@@ -145,16 +151,9 @@ class Process:
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        pool = PoolReference(options.pool_name, options.pool_group)
-
-        async def watch() -> None:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(watch_pool(client, options, self), name="watch the pool")
-                tasks.create_task(
-                    watch_policies(client, options.pool_namespace, pool, self.director.policies), name="watch policies"
-                )
-
-        return watch()
+        if options.metrics_endpoint_auth:
+            self._access = ReviewedAccess(client, clock=time.monotonic)
+        return watch_all(client, options, self, self.director.policies)
 
     def _is_ready(self) -> bool:
         return self.director.synced and not self._draining
@@ -186,7 +185,12 @@ class Process:
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
-        service = ExtProcService(self.director, max_body_bytes=options.max_body_bytes)
+        service = ExtProcService(
+            self.director,
+            max_body_bytes=options.max_body_bytes,
+            control_headers=options.control_headers,
+            subset_hint=options.subset_filter,
+        )
         server = grpc.aio.server(options=grpc_options)
         server.add_generic_rpc_handlers((service.handler(), self._health.handler()))
         address = endpoint_key(options.bind_address, options.grpc_port)
@@ -201,7 +205,7 @@ class Process:
         health_port = _bind(
             lambda: health.add_insecure_port(health_address), "grpc-health-port", options.grpc_health_port
         )
-        runner = web.AppRunner(status.application(self.director, self._is_ready), access_log=None)
+        runner = web.AppRunner(status.application(self.director, self._is_ready, lambda: self._access), access_log=None)
         await runner.setup()
         try:
             site = web.TCPSite(runner, options.bind_address, options.metrics_port)
@@ -233,6 +237,15 @@ class Process:
         now.cancel()
         await server.stop(0)
         await stopping
+
+
+def _config(options: Options) -> SchedulingConfig:
+    """The settings that file or text give; the defaults without either. Raises InvalidConfig."""
+    if options.config_file is not None:
+        return load_config(options.config_file)
+    if options.config_text:
+        return read_text(options.config_text.encode(), "--config-text")
+    return SchedulingConfig()
 
 
 def _bind(add_port: Callable[[], int], flag: str, wanted: int) -> int:

@@ -140,9 +140,16 @@ class StreamSession:
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    def __init__(self, director: Director, *, max_body_bytes: int) -> None:
+    def __init__(
+        self, director: Director, *, max_body_bytes: int, control_headers: bool = True, subset_hint: bool = True
+    ) -> None:
         self._director = director
-        self._settings = ConversationSettings(new_request_id=lambda: str(uuid.uuid4()), max_body_bytes=max_body_bytes)
+        self._settings = ConversationSettings(
+            new_request_id=lambda: str(uuid.uuid4()),
+            max_body_bytes=max_body_bytes,
+            control_headers=control_headers,
+            subset_hint=subset_hint,
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
