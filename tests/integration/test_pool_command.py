@@ -46,7 +46,7 @@ def pool(version: str, where: str) -> dict[str, Any]:
     return {"apiVersion": f"{group}/{version}", "kind": "InferencePool", "metadata": metadata, "spec": spec}
 
 
-async def test_status(api: ApiServer, namespace: str) -> None:  # noqa: F811
+async def test_status(api: ApiServer, namespace: str) -> None:
     flags = ("-n", namespace, "--kubeconfig", str(api.kubeconfig))
     code, _, error = await headrace("status", *flags)
     assert (code, f"there is no InferencePool in namespace {namespace}" in error) == (1, True)

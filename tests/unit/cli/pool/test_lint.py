@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cli import main as cli
@@ -277,6 +277,7 @@ KINDS = st.sampled_from(READ_KINDS.split())
 VERSIONS = st.sampled_from([f"{X}/v1alpha2", f"{GA}/v1", "v1", "apps/v1", f"{X}/v1alpha1"])
 
 
+@settings(max_examples=40)
 @given(kind=KINDS, version=VERSIONS, rest=st.dictionaries(KEYS, ANYTHING, max_size=5))
 def test_any_object_is_checked_without_a_crash(kind: str, version: str, rest: dict[str, Any]) -> None:
     obj = {**rest, "apiVersion": version, "kind": kind}
