@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -239,6 +240,52 @@ async def test_pages_are_for_those_whom_the_api_server_lets_in(api: ApiServer, n
         assert await ask(picker, "/metrics", "nonsense") == 401
         assert await ask(picker, "/metrics", tokens["stranger"]) == 403
         assert await ask(picker, "/healthz") == 200
+
+
+async def test_one_of_two_replicas_leads(
+    api: ApiServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = api.get("role", "epp", "-n", namespace)
+    verbs = ["get", "create", "update"]
+    role["rules"].append({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs})
+    assert api.kubectl("replace", "-f", "-", stdin=json.dumps(role)).returncode == 0
+    api.apply(
+        {
+            "apiVersion": f"{GA}/v1",
+            "kind": "InferencePool",
+            "metadata": {"name": "pool", "namespace": namespace},
+            "spec": {
+                "targetPorts": [{"number": 8000}],
+                "selector": {"matchLabels": {"app": "m"}},
+                "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
+            },
+        }
+    )
+
+    async def ready(picker: PickerProcess, wanted: int) -> None:
+        async with asyncio.timeout(HANG_SECONDS):
+            while (await picker.get("/readyz"))[0] != wanted:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.05)
+
+    flag = "--ha-enable-leader-election"
+    monkeypatch.setenv("POD_NAME", "first")
+    async with picker_of(api, namespace, tmp_path, GA, flag) as first:
+        await ready(first, 200)
+        monkeypatch.setenv("POD_NAME", "second")
+        directory = tmp_path / "second"
+        directory.mkdir()
+        async with picker_of(api, namespace, directory, GA, flag) as second:
+            await until(second, listed())
+            assert (await second.get("/readyz"))[0] == 503
+            assert (await second.get("/healthz"))[0] == 200
+            # It gives the Lease back when it is told to end: nobody waits for its 15 s.
+            first.kill(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                assert await first.process.wait() == 0
+                await ready(second, 200)
+            (held,) = api.get("leases", "-n", namespace)["items"]
+            assert held["spec"]["holderIdentity"] == "second"
+            assert held["metadata"]["name"].startswith(f"epp-{namespace}-pool.")
 
 
 async def test_a_v1_pool_with_ranks(api: ApiServer, namespace: str, tmp_path: Path) -> None:

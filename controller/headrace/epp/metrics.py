@@ -72,6 +72,7 @@ class Metrics:
         self.pool_name = pool_name
         self._models = CappedModels()
         self._by_model: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._durations: dict[tuple[str, str], Histogram] = {}
         self._attempts_to: dict[tuple[str, str], Counter] = {}
         model = ("model_name", "target_model_name")
         objective, extension, own = "inference_objective", "inference_extension", "headrace_epp"
@@ -245,7 +246,11 @@ class Metrics:
 
     def ended(self, entry: InFlight, seconds: float) -> None:
         """A request is over."""
-        self._duration.labels(*self._models(entry.asked.model, entry.model)).observe(seconds)
+        names = self._models(entry.asked.model, entry.model)
+        duration = self._durations.get(names)
+        if duration is None:
+            duration = self._durations[names] = self._duration.labels(*names)
+        duration.observe(seconds)
 
     def forget(self, endpoint: Endpoint) -> None:
         """An endpoint left the pool: its series go with it, or a pool of short-lived Pods would pile them up."""

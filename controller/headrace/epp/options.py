@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,9 @@ class Options:
     subset_filter: bool = True
     control_headers: bool = True
     metrics_endpoint_auth: bool = False
+    leader_election: bool = False
+    # Who this replica is: its Pod's name.
+    identity: str = ""
     metrics_scheme: str = "http"
     metrics_path: str = ""
     metrics_page_port: int = 0
@@ -160,6 +164,8 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         subset_filter=not args.disable_endpoint_subset_filter,
         control_headers=args.request_control_headers,
         metrics_endpoint_auth=args.metrics_endpoint_auth,
+        leader_election=args.ha_enable_leader_election,
+        identity=environment.get("POD_NAME") or socket.gethostname(),
         metrics_scheme=args.model_server_metrics_scheme,
         metrics_path=args.model_server_metrics_path,
         metrics_page_port=args.model_server_metrics_port,

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 # Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
 _MESSAGE_OVERHEAD = 1 << 20
 _EXPIRE_SECONDS = 1.0
+# The reference picker's, so that replicas of both kinds never lead at once.
+_LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
 
 
 class CannotServe(RuntimeError):  # noqa: N818
@@ -88,6 +90,9 @@ class Process:
         director.on_pick = self._scraper.wake
         self._health = Health(self._is_ready)
         self._draining = False
+        # With an election, only the replica that leads is ready.
+        self._leading = not options.leader_election
+        self._standing: asyncio.Task[None] | None = None
         # Until the API server can be asked, nobody may read what asks for it.
         self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
@@ -145,6 +150,7 @@ class Process:
         from headrace.epp.access import ReviewedAccess
         from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
+        from headrace.kube.lease import Elector
 
         try:
             client = await connect(options.kubeconfig)
@@ -153,10 +159,33 @@ class Process:
         stack.push_async_callback(client.close)
         if options.metrics_endpoint_auth:
             self._access = ReviewedAccess(client, clock=time.monotonic)
+        if options.leader_election:
+            name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
+            elector = Elector(
+                client,
+                options.pool_namespace,
+                name,
+                options.identity,
+                clock=time.monotonic,
+                on_change=self._led,
+            )
+            self._standing = asyncio.create_task(elector.run(), name="leader election")
+            stack.push_async_callback(self._stand_down)
         return watch_all(client, options, self, self.director.policies)
 
+    async def _stand_down(self) -> None:
+        """Leave the election; the Lease is given back."""
+        if self._standing is not None:
+            self._standing.cancel()
+            await asyncio.gather(self._standing, return_exceptions=True)
+            self._standing = None
+
     def _is_ready(self) -> bool:
-        return self.director.synced and not self._draining
+        return self.director.synced and self._leading and not self._draining
+
+    def _led(self, leading: bool) -> None:
+        self._leading = leading
+        self._told = asyncio.create_task(self._health.changed(), name="tell of the election")
 
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
@@ -228,6 +257,8 @@ class Process:
         logger.info("draining", extra={"delay_seconds": options.drain_delay, "timeout_seconds": options.drain_timeout})
         self._draining = True
         await self._health.changed()
+        # Another replica may lead at once: this one serves on until gateways have noticed.
+        await self._stand_down()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.drain_delay):
                 await self._stop_now.wait()

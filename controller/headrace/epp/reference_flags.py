@@ -43,7 +43,8 @@ def add_reference_flags(parser: argparse.ArgumentParser) -> None:
     flag("--zap-log-level", default="", help="debug, info, error, or a number as of -v")
     flush_help = "accepted; the pool's gauges are computed when they are asked for"
     flag("--refresh-prometheus-metrics-interval", type=duration, default=argparse.SUPPRESS, help=flush_help)
-    flag("--ha-enable-leader-election", default=False, help="accepted with false: every replica serves", **truth)
+    leader_help = "one replica is ready at a time, held by a Lease; without it every replica serves"
+    flag("--ha-enable-leader-election", default=False, help=leader_help, **truth)
     flag("--model-server-metrics-scheme", default="http", help="http or https, of the servers' metrics pages")
     flag("--model-server-metrics-path", default="", help="the page's path; else the engine's own")
     port_help = "the page's port; 0, the endpoint's own (deprecated by the reference picker)"
@@ -64,9 +65,8 @@ def check_reference_flags(args: argparse.Namespace) -> None:
                 "label inference.networking.k8s.io/engine-type (vllm, sglang, triton-tensorrt-llm, trtllm-serve)"
             )
             raise InvalidFlag(name, value, fix)
-    if args.ha_enable_leader_election:
-        fix = "leave it out: all replicas serve at once, so none has to be elected"
-        raise InvalidFlag("ha-enable-leader-election", "true", fix)
+    if args.ha_enable_leader_election and args.endpoints:
+        raise InvalidFlag("ha-enable-leader-election", "true", "leave it out with --endpoints: Leases need Kubernetes")
     if args.model_server_metrics_scheme not in ("http", "https"):
         raise InvalidFlag("model-server-metrics-scheme", args.model_server_metrics_scheme, "use http or https")
     if not 0 <= args.model_server_metrics_port <= 65535:

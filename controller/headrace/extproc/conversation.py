@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
 from headrace.extproc import answers, names
@@ -94,7 +95,8 @@ class Conversation:
         self._body = b""
         self._body_ended = False
         self._trailers_ended = False
-        self._response = ResponsePhase(self.events)
+        # Made when it is needed: most conversations end with the request.
+        self._response: ResponsePhase | None = None
         self._model = ""
         self._backlog: list[Message] = []
 
@@ -212,7 +214,7 @@ class Conversation:
         self._phase = _Phase.PICKING
         headers = {name: value for name, value in self._headers.items() if name not in names.UNTRUSTED}
         self._model = facts.model
-        control = headers if self._settings.control_headers else {}
+        controlled = self._settings.control_headers and not names.CONTROL.isdisjoint(headers)
         request = Request(
             request_id=self._request_id,
             method=headers.get(":method", "POST"),
@@ -223,12 +225,8 @@ class Conversation:
             body_size=len(self._body),
             streaming=facts.streaming,
             max_tokens=facts.max_tokens,
-            objective=_first(control, names.OBJECTIVE),
-            fairness_id=_first(control, names.FAIRNESS_ID),
-            slo_ttft_ms=_milliseconds(_first(control, names.SLO_TTFT_MS)),
-            slo_tpot_ms=_milliseconds(_first(control, names.SLO_TPOT_MS)),
-            wanted_model=_first(control, names.MODEL_REWRITE),
             subset=self._subset,
+            **(_read_control(headers) if controlled else {}),
         )
         self._headers = {}
         self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
@@ -239,7 +237,7 @@ class Conversation:
         if self._request_id_is_new:
             mutation += answers.set_header(names.REQUEST_ID, self._request_id)
         for name, value in decision.response_headers:
-            self._response.mutation += answers.set_header(name, value)
+            self._response_phase().mutation += answers.set_header(name, value)
         body, self._body = self._body, b""
         rewritten = self._rewritten(body, decision.model)
         if self._site is _Site.HEADERS:
@@ -270,7 +268,7 @@ class Conversation:
             changed = with_model(body, model)
         except ValueError:
             return None
-        self._response.restore_model = self._model
+        self._response_phase().restore_model = self._model
         return changed
 
     def _on_passing_body(self, message: Message) -> list[bytes]:
@@ -306,13 +304,18 @@ class Conversation:
     def _on_response_headers(self, message: Message) -> list[bytes]:
         self._pieces = []  # a local answer may overtake a body that was still coming
         self._phase = _Phase.RESPONDING
-        return self._response.headers(message, self._response_mode)
+        return self._response_phase().headers(message, self._response_mode)
 
     def _on_response_body(self, message: Message) -> list[bytes]:
-        return self._response.body(message, self._response_mode)
+        return self._response_phase().body(message, self._response_mode)
 
     def _on_response_trailers(self, message: Message) -> list[bytes]:
-        return self._response.trailers()
+        return self._response_phase().trailers()
+
+    def _response_phase(self) -> ResponsePhase:
+        if self._response is None:
+            self._response = ResponsePhase(self.events)
+        return self._response
 
 
 _BEFORE_PICK = frozenset((_Phase.START, _Phase.COLLECTING))
@@ -339,6 +342,17 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
     (_Phase.RESPONDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
     (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
 }
+
+
+def _read_control(headers: dict[str, str]) -> dict[str, Any]:
+    """The fields of a Request that clients set by headers."""
+    return {
+        "objective": _first(headers, names.OBJECTIVE),
+        "fairness_id": _first(headers, names.FAIRNESS_ID),
+        "slo_ttft_ms": _milliseconds(_first(headers, names.SLO_TTFT_MS)),
+        "slo_tpot_ms": _milliseconds(_first(headers, names.SLO_TPOT_MS)),
+        "wanted_model": _first(headers, names.MODEL_REWRITE),
+    }
 
 
 def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:

@@ -23,6 +23,7 @@ FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id
 MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 SLO_TTFT_MS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 SLO_TPOT_MS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+CONTROL = frozenset((*OBJECTIVE, *FAIRNESS_ID, *MODEL_REWRITE, *SLO_TTFT_MS, *SLO_TPOT_MS))
 
 # On errors that the picker itself answers: why, in one word.
 DROPPED_REASON = "x-llm-d-request-dropped-reason"

@@ -138,6 +138,7 @@ def test_what_is_no_duration(text: str) -> None:
         (["--endpoints=127.0.0.1:1", "--metrics-endpoint-auth"], "--metrics-endpoint-auth=true"),
         (["--pool-name=p", "--model-server-metrics-scheme=ftp"], "--model-server-metrics-scheme=ftp"),
         (["--pool-name=p", "--model-server-metrics-port=70000"], "--model-server-metrics-port=70000"),
+        (["--endpoints=127.0.0.1:1", "--ha-enable-leader-election"], "--ha-enable-leader-election=true"),
         (["--pool-name=p", "--zap-log-level=loud"], "--zap-log-level=loud"),
     ],
 )
