@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reload_help = "take up changed certificates without a restart"
     flag("--enable-cert-reload", default=True, help=reload_help, **bool_flag)  # type: ignore[arg-type]
     flag("--config-file", default="", help="an EndpointPickerConfig")
-    flag("--config-text", default="", help="the same as text, instead of a file")
+    flag("--config-text", default="", help="the same as text, in place of a file")
     flag("--kubeconfig", default="", help="else in-cluster, or $KUBECONFIG")
     flag("-v", "--v", dest="verbosity", type=whole, default=2, help="2 default, 3 verbose, 4 debug, 5 trace")
     interval_help = "time between metrics pages of a server in use"
@@ -115,8 +115,6 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
     if bool(args.endpoint_selector) != bool(args.endpoint_target_ports):
         fix = "give --endpoint-selector and --endpoint-target-ports together"
         raise InvalidFlag("endpoint-target-ports", args.endpoint_target_ports, fix)
-    if args.config_file and args.config_text:
-        raise InvalidFlag("config-text", f"{args.config_text[:20]}...", "give --config-file or --config-text, not both")
     if args.metrics_endpoint_auth and endpoints:
         fix = "leave it out with --endpoints: there is no API server to ask"
         raise InvalidFlag("metrics-endpoint-auth", "true", fix)
@@ -132,6 +130,8 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         raise InvalidFlag("grpc-port", args.grpc_port, "give gRPC, health and metrics a port each")
     if args.refresh_metrics_interval <= 0 or args.idle_metrics_interval <= 0:
         raise InvalidFlag("refresh-metrics-interval", args.refresh_metrics_interval, "give a time over 0")
+    if args.config_file and args.config_text:
+        raise InvalidFlag("config-text", "...", "give --config-file or --config-text, not both")
     if args.pick_deadline <= 0:
         raise InvalidFlag("pick-deadline", args.pick_deadline, "give a time over 0")
     return Options(

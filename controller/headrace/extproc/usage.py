@@ -14,9 +14,8 @@ from typing import Any
 import orjson
 
 # A JSON body is kept to its end up to this size; of a longer one, only the end, where servers write the usage.
-_MOST_KEPT_BYTES = 1 << 20
+_MOST_KEPT_BYTES = 256 << 10
 _TAIL_BYTES = 64 << 10
-_MARKS = (b'"usage"', b'"meta_info"')
 # The keys cannot stand inside a string: there, quotes are escaped.
 _MARK = re.compile(rb'"(?:usage|meta_info)"\s*:\s*(?=\{)')
 _MOST_TOKENS = 1 << 40
@@ -38,42 +37,41 @@ class UsageMeter:
 
     def __init__(self, *, events: bool) -> None:
         self._events = events
-        self._kept = b""
+        self._kept = bytearray()
         self._tail_only = False
         self._found: Usage | None = None
 
     def feed(self, piece: bytes) -> None:
         """The next piece of the body."""
-        kept = self._kept + piece if self._kept else piece
+        kept = self._kept
+        kept += piece
         if not self._events:
             if len(kept) > _MOST_KEPT_BYTES:
                 self._tail_only = True
-                kept = kept[-_TAIL_BYTES:]
-            self._kept = kept
+                del kept[:-_TAIL_BYTES]
             return
-        end = kept.rfind(b"\n") + 1
-        if end:
-            for mark in _MARKS:
-                if kept.find(mark, 0, end) >= 0:
-                    self._read_lines(kept[:end])
-                    break
-            kept = kept[end:]
-        # A line that never ends is no event.
-        self._kept = kept if len(kept) <= _MOST_KEPT_BYTES else b""
+        if b"\n" in piece:
+            end = kept.rfind(b"\n") + 1
+            if _MARK.search(kept, 0, end):
+                self._read_lines(bytes(kept[:end]))
+            del kept[:end]
+        if len(kept) > _MOST_KEPT_BYTES:
+            kept.clear()  # a line that never ends is no event
 
     def usage(self) -> Usage | None:
         """What was reported; None if nothing was. Call it when the response has ended."""
-        kept, self._kept = self._kept, b""
-        if self._events:
-            if any(mark in kept for mark in _MARKS):
+        kept = bytes(self._kept)
+        self._kept.clear()
+        if _MARK.search(kept):
+            if self._events:
                 self._read_lines(kept)
-        elif any(mark in kept for mark in _MARKS):
-            self._read_document(kept)
+            else:
+                self._read_document(kept)
         return self._found
 
     def _read_lines(self, lines: bytes) -> None:
         for line in lines.split(b"\n"):
-            if line.startswith(b"data:") and any(mark in line for mark in _MARKS):
+            if line.startswith(b"data:") and _MARK.search(line):
                 self._read(_load(line[5:]))
 
     def _read_document(self, body: bytes) -> None:

@@ -134,7 +134,7 @@ def test_what_is_no_duration(text: str) -> None:
         (["--endpoint-selector=-a=b", "--endpoint-target-ports=1"], "--endpoint-selector=-a=b"),
         (["--endpoint-selector=a=b", "--endpoint-target-ports=0"], "--endpoint-target-ports=0"),
         (["--endpoint-selector=a=b", "--endpoint-target-ports=1,2,3,4,5,6,7,8,9"], "at most 8"),
-        (["--pool-name=p", "--config-file=x", "--config-text=y"], "--config-text="),
+        (["--pool-name=p", "--config-file=x", "--config-text=y"], "--config-text=..."),
         (["--endpoints=127.0.0.1:1", "--metrics-endpoint-auth"], "--metrics-endpoint-auth=true"),
         (["--pool-name=p", "--model-server-metrics-scheme=ftp"], "--model-server-metrics-scheme=ftp"),
         (["--pool-name=p", "--model-server-metrics-port=70000"], "--model-server-metrics-port=70000"),

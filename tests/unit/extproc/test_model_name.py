@@ -92,6 +92,36 @@ def test_every_split_of_one_event() -> None:
         assert scanner.replaced == 2
 
 
+@given(
+    before=st.dictionaries(
+        st.sampled_from(["id", "object", "created"]), st.none() | st.integers() | st.text(max_size=5)
+    ),
+    after=OBJECTS,
+    cuts=CUTS,
+    compact=st.booleans(),
+)
+def test_usual_events_are_the_same_by_search_and_by_scan(
+    before: dict[str, Any], after: dict[str, Any], cuts: list[int], compact: bool
+) -> None:
+    document = {**before, "model": "old", **{k: v for k, v in after.items() if k != "model"}}
+    text = json.dumps(document, separators=(",", ":") if compact else None)
+    content = f"data: {text}\n\ndata:{text}\n\n".encode()
+    whole = ModelNames("new", events=True, nested=True)
+    changed = whole.feed(content)
+    scanner = ModelNames("new", events=True, nested=True)
+    assert b"".join(scanner.feed(piece) for piece in cut(content, cuts)) == changed
+    assert scanner.replaced == whole.replaced >= 2
+    lines = [line[5:] for line in changed.split(b"\n") if line]
+    assert [json.loads(line) for line in lines] == [expected(document, "new")] * 2
+
+
+def test_the_usual_event_needs_no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    scanner = ModelNames("new", events=True, nested=True)
+    monkeypatch.setattr(scanner, "_scan", None)
+    event = b'data: {"id":"1","created":7,"model":"old","choices":[{"text":"\\"model\\""}],"usage":null}\n\n'
+    assert scanner.feed(event * 2 + b"data: [DONE]\n\n") == event.replace(b"old", b"new") * 2 + b"data: [DONE]\n\n"
+
+
 def test_a_cut_event_does_not_spoil_the_next() -> None:
     scanner = ModelNames("new", events=True)
     assert (
