@@ -29,10 +29,8 @@ _STRING_EVENT = re.compile(rb'(?:[^"\\\n]++|\\[^\n])*+')
 
 # An event as servers write it, up to its model's name: scalars alone come before it. Found in one search, where the
 # scanner takes a step for each key.
-_USUAL_EVENT = re.compile(
-    rb'^(data: ?\{(?:"(?!model")[^"\\\n]*": ?(?:"[^"\\\n]*"|[-+.0-9eE]+|null|true|false), ?)*+"model": ?")[^"\\\n]*(?=")',
-    re.MULTILINE,
-)
+_SCALAR = rb'"(?!model")[^"\\\n]*": ?(?:"[^"\\\n]*"|[-+.0-9eE]+|null|true|false), ?'
+_USUAL_EVENT = re.compile(rb"^(data: ?\{(?:" + _SCALAR + rb')*+"model": ?")[^"\\\n]*(?=")', re.MULTILINE)
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _OBJECT, _NEWLINE = b'"\\,:{\n'
 _OPENING = b"{["
