@@ -28,14 +28,14 @@ class Observation:
         return self._request_id
 
     def handle(self, message: Message) -> list[bytes]:
-        """Take one message; there is never an answer. Raises MalformedMessage or ProtocolViolation."""
+        """Take one message; there is never an answer. Raises MalformedMessage."""
         if message.kind is Kind.REQUEST_HEADERS:
             headers, _ = read_headers(message.content)
             self._request_id = headers.get(names.REQUEST_ID, "")
             self.events.append(RequestObserved(self._request_id, headers.get(names.DESTINATION, "")))
         elif message.kind is Kind.RESPONSE_HEADERS:
             self._response.headers(message)
-        elif message.kind is Kind.RESPONSE_BODY:
+        elif message.kind is Kind.RESPONSE_BODY and not self._response.ended:
             self._response.piece(http_body(message.content))
         elif message.kind is Kind.RESPONSE_TRAILERS:
             self._response.end()

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 import aiohttp
 
@@ -96,9 +95,9 @@ async def decisions_of(
         trouble += [why] if why else []
         for pod in pods:
             pod_name = pod["metadata"]["name"]
-            query = urlencode({"request_id": request_id})
+            asked = {"request_id": request_id}
             try:
-                page = await _ask_pod(client, pool.namespace, pod_name, metrics_port, "/debug/decisions", query)
+                page = await _ask_pod(client, pool.namespace, pod_name, metrics_port, "/debug/decisions", asked)
             except NotAnswered as error:
                 trouble.append(str(error))
                 continue
@@ -239,12 +238,13 @@ async def _pods(client: Any, namespace: str, selector: str) -> list[Mapping[str,
     return list(page.get("items") or [])
 
 
-async def _ask_pod(client: Any, namespace: str, pod: str, port: int, path: str, query: str = "") -> dict[str, Any]:
+async def _ask_pod(
+    client: Any, namespace: str, pod: str, port: int, path: str, query: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """A page of a Pod, through the API server. Raises NotAnswered."""
     proxied = f"{_PODS.path(namespace)}/{pod}:{port}/proxy{path}"
     try:
-        pairs = dict(part.split("=", 1) for part in query.split("&")) if query else {}
-        return await request(client, "GET", proxied, query=pairs)
+        return await request(client, "GET", proxied, query=query)
     except ApiError as error:
         fix = {
             401: "it runs with --metrics-endpoint-auth, which the API server's proxy cannot pass: ask it with --url",
