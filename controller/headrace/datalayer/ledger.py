@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
+from headrace.core import NOT_ASKED, Asked
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 
 # How long a pick may go unobserved: an observation stream opens within milliseconds of the pick. Without any observer
@@ -29,6 +30,7 @@ class InFlight:
     attached: bool
     record: EndpointRecord | None
     observed: bool = False
+    asked: Asked = NOT_ASKED
     over: bool = field(default=False)
 
 
@@ -59,10 +61,20 @@ class Ledger:
         """How many requests of each model are in flight."""
         return Counter(entry.model for entries in self._by_request.values() for entry in entries)
 
-    def start(self, request_id: str, endpoint: str, model: str, size: int, now: float, *, attached: bool) -> InFlight:
+    def start(
+        self,
+        request_id: str,
+        endpoint: str,
+        model: str,
+        size: int,
+        now: float,
+        *,
+        attached: bool,
+        asked: Asked = NOT_ASKED,
+    ) -> InFlight:
         """A request was picked. `attached`: the stream that picked sees its end too."""
         record = self._store.get(endpoint)
-        entry = InFlight(request_id, endpoint, model, size, now, attached, record)
+        entry = InFlight(request_id, endpoint, model, size, now, attached, record, asked=asked)
         self._by_request.setdefault(request_id, []).append(entry)
         if not attached:
             self._unobserved[id(entry)] = entry

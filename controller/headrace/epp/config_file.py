@@ -18,13 +18,18 @@ def load_config(path: Path) -> SchedulingConfig:
         content = path.read_bytes()
     except OSError as error:
         raise InvalidConfig(str(path), "", f"the file cannot be read: {error.strerror}") from None
+    return read_text(content, str(path))
+
+
+def read_text(content: bytes, source: str) -> SchedulingConfig:
+    """The settings of YAML or JSON text. Raises InvalidConfig, its message naming `source`."""
     if len(content) > _MAX_BYTES:
-        raise InvalidConfig(str(path), f"{len(content)} bytes", f"keep it under {_MAX_BYTES} bytes")
+        raise InvalidConfig(source, f"{len(content)} bytes", f"keep it under {_MAX_BYTES} bytes")
     try:
         document = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidConfig(str(path), "", f"the file is not YAML: {' '.join(str(error).split())[:300]}") from None
+        raise InvalidConfig(source, "", f"the file is not YAML: {' '.join(str(error).split())[:300]}") from None
     try:
         return read_config(document)
     except InvalidConfig as error:
-        raise InvalidConfig(f"{path}: {error.field}", error.value, error.fix) from None
+        raise InvalidConfig(f"{source}: {error.field}", error.value, error.fix) from None

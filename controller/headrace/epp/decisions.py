@@ -32,6 +32,9 @@ class DecisionRecord:
     candidate_count: int
     reason: str
     seconds: float
+    asked_model: str = ""
+    objective: str = ""
+    priority: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The record for people."""
@@ -49,6 +52,9 @@ class DecisionRecord:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.wall_time)),
             "request_id": self.request_id,
             "model": self.model,
+            "asked_model": self.asked_model,
+            "objective": self.objective,
+            "priority": self.priority,
             "path": self.path,
             "body_bytes": self.body_size,
             "prompt_blocks": self.prompt_blocks,
@@ -114,6 +120,9 @@ class DecisionLog:
                 count,
                 reason,
                 seconds,
+                request.asked_model or request.model,
+                request.objective[:256],
+                request.priority,
             )
         )
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from headrace.datalayer.prefix import PrefixIndex, block_hashes
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
+from headrace.epp.policies import Policies
+from headrace.extproc import Usage
 from headrace.extproc.events import PickNeeded
 from headrace.scheduling import EndpointState, Facts, Outcome, Profile, SchedulingConfig, run
 from headrace.scheduling.filters import SubsetFilter
@@ -58,6 +60,15 @@ class Picked:
     entry: InFlight | None
 
 
+@dataclass(slots=True)
+class ResponseTotals:
+    """A response's body so far: its bytes, when its first piece came (streamed ones only), the usage it reported."""
+
+    size: int = 0
+    first_at: float | None = None
+    usage: Usage | None = None
+
+
 class Director:
     """Picks, and keeps the books. `clock` gives seconds that only go forward."""
 
@@ -81,6 +92,7 @@ class Director:
         self.clock = clock
         self.failure_mode = FailureMode.CLOSE
         self.on_pick: Callable[[str], None] = lambda key: None
+        self.policies = Policies(rng, metrics.rewritten)
         self._profile = config.profile
         self._rng = rng
         self._deadline = pick_deadline
@@ -120,7 +132,9 @@ class Director:
 
         A pick that takes longer than the deadline (the pool is not known yet, say), or fails, ends in the pool's
         failure mode."""
-        request = needed.request
+        request = self.policies.apply(needed.request)
+        if request is not needed.request:
+            needed = replace(needed, request=request)
         if self._admission is not None:
             refusal = await self._admission.admit(request)
             if refusal is not None:
@@ -174,20 +188,26 @@ class Director:
             seconds=seconds,
             reason=outcome.reason,
         )
-        return Picked(Decision(outcome.picks), entry)
+        return Picked(_decision(request, outcome.picks), entry)
 
     def _start(self, needed: PickNeeded, key: str, now: float) -> InFlight:
         request = needed.request
         entry = self.ledger.start(
-            request.request_id, key, request.model, request.body_size, now, attached=needed.covers_response
+            request.request_id,
+            key,
+            request.model,
+            request.body_size,
+            now,
+            attached=needed.covers_response,
+            asked=request.asked,
         )
         if entry.record is not None:
-            self.metrics.picked(request.model, entry.record.endpoint, request.body_size)
+            self.metrics.picked(request, entry.record.endpoint)
         self.on_pick(key)
         return entry
 
     def _refused(self, request: Request, refusal: Refusal, outcome: Outcome, seconds: float) -> Picked:
-        self.metrics.not_picked(request.model, refusal.status, refusal.reason.value)
+        self.metrics.not_picked(request, refusal.status, refusal.reason.value)
         self.decisions.add(
             request,
             self._profile,
@@ -213,11 +233,11 @@ class Director:
         allowed = _SUBSET.keep(states, Facts(request, self.clock(), self._rng))
         if allowed:
             key = self._rng.choice(list(allowed)).key
-            return Picked(Decision((key,)), self._start(needed, key, self.clock()))
+            return Picked(_decision(request, (key,)), self._start(needed, key, self.clock()))
         if request.subset is not None:
             refusal = Refusal(503, RefusalReason.NO_ENDPOINTS, "no ready endpoint is in the gateway's subset")
             return self._refused(request, refusal, _NO_OUTCOME, 0.0)
-        return Picked(Decision(()), None)
+        return Picked(_decision(request, ()), None)
 
     # What streams tell of a request's course.
 
@@ -229,16 +249,31 @@ class Director:
         """The response's headers were seen."""
         if served and self.ledger.move(entry, served, self.clock()):
             self.metrics.served_elsewhere.inc()
-        self.metrics.answered(entry.model, status)
+        self.metrics.answered(entry, status)
+
+    def first_token(self, entry: InFlight) -> None:
+        """The first piece of a streamed response went by."""
+        self.metrics.first_token(entry, self.clock() - entry.started_at)
+
+    def responded(self, entry: InFlight, response: ResponseTotals) -> None:
+        """The response is complete, and its body was seen. Tell it before `finish`."""
+        now = self.clock()
+        decode = None if response.first_at is None else now - response.first_at
+        self.metrics.responded(entry, response.size, response.usage, now - entry.started_at, decode)
 
     def finish(self, entry: InFlight) -> None:
         """The request is over, however it ended. May be told twice."""
         now = self.clock()
         if self.ledger.finish(entry, now):
-            self.metrics.ended(entry.model, now - entry.started_at)
+            self.metrics.ended(entry, now - entry.started_at)
 
     def expire(self) -> None:
         """End what nobody will tell the end of. Call it about once a second."""
         for entry in self.ledger.expire(self.clock()):
             self.metrics.unobserved.inc()
             logger.debug("a pick was never observed", extra={"request_id": entry.request_id})
+
+
+def _decision(request: Request, picks: tuple[str, ...]) -> Decision:
+    """Where the request goes, under the name it was given by a rewrite, if any."""
+    return Decision(picks, request.model if request.asked_model else None)

@@ -18,7 +18,8 @@ from aiohttp import web
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
-from headrace.epp.config_file import load_config
+from headrace.epp.access_rules import Access, Closed, Open
+from headrace.epp.config_file import load_config, read_text
 from headrace.epp.conformance import SelectionByHeader
 from headrace.epp.director import Director
 from headrace.epp.health import Health
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
 _MESSAGE_OVERHEAD = 1 << 20
 _EXPIRE_SECONDS = 1.0
+# The reference picker's, so that replicas of both kinds never lead at once.
+_LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
 
 
 class CannotServe(RuntimeError):  # noqa: N818
@@ -52,11 +55,11 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        config = load_config(options.config_file) if options.config_file is not None else SchedulingConfig()
+        config = _config(options)
         for note in config.notes:
-            logger.warning("%s: %s", options.config_file, note)
+            logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
-        self._metrics = Metrics(options.pool_name or "static")
+        self._metrics = Metrics(options.served_name)
         rng = Random()
         self.director = Director(
             config=config,
@@ -79,6 +82,10 @@ class Process:
                 busy_seconds=options.refresh_metrics_interval,
                 idle_seconds=options.idle_metrics_interval,
                 stale_seconds=options.metrics_staleness_threshold,
+                scheme=options.metrics_scheme,
+                path=options.metrics_path,
+                port=options.metrics_page_port,
+                verify=options.metrics_verify,
             ),
             clock=time.monotonic,
             rng=rng,
@@ -87,6 +94,11 @@ class Process:
         director.on_pick = self._scraper.wake
         self._health = Health(self._is_ready)
         self._draining = False
+        # With an election, only the replica that leads is ready.
+        self._leading = not options.leader_election
+        self._standing: asyncio.Task[None] | None = None
+        # Until the API server can be asked, nobody may read what asks for it.
+        self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -139,18 +151,45 @@ class Process:
         if options.endpoints:
             return self._replace(options.endpoints, options.static_failure_mode)
         # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.epp.watch import watch_pool
+        from headrace.epp.access import ReviewedAccess
+        from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
+        from headrace.kube.lease import Elector
 
         try:
             client = await connect(options.kubeconfig)
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        return watch_pool(client, options, self)
+        if options.metrics_endpoint_auth:
+            self._access = ReviewedAccess(client, clock=time.monotonic)
+        if options.leader_election:
+            name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
+            elector = Elector(
+                client,
+                options.pool_namespace,
+                name,
+                options.identity,
+                clock=time.monotonic,
+                on_change=self._led,
+            )
+            self._standing = asyncio.create_task(elector.run(), name="leader election")
+            stack.push_async_callback(self._stand_down)
+        return watch_all(client, options, self, self.director.policies)
+
+    async def _stand_down(self) -> None:
+        """Leave the election; the Lease is given back."""
+        if self._standing is not None:
+            self._standing.cancel()
+            await asyncio.gather(self._standing, return_exceptions=True)
+            self._standing = None
 
     def _is_ready(self) -> bool:
-        return self.director.synced and not self._draining
+        return self.director.synced and self._leading and not self._draining
+
+    def _led(self, leading: bool) -> None:
+        self._leading = leading
+        self._told = asyncio.create_task(self._health.changed(), name="tell of the election")
 
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
@@ -180,7 +219,11 @@ class Process:
             ("grpc.keepalive_permit_without_calls", 1),
         ]
         service = ExtProcService(
-            self.director, max_body_bytes=options.max_body_bytes, conformance_hooks=options.conformance_hooks
+            self.director,
+            max_body_bytes=options.max_body_bytes,
+            control_headers=options.control_headers,
+            subset_hint=options.subset_filter,
+            conformance_hooks=options.conformance_hooks,
         )
         server = grpc.aio.server(options=grpc_options)
         server.add_generic_rpc_handlers((service.handler(), self._health.handler()))
@@ -196,7 +239,7 @@ class Process:
         health_port = _bind(
             lambda: health.add_insecure_port(health_address), "grpc-health-port", options.grpc_health_port
         )
-        runner = web.AppRunner(status.application(self.director, self._is_ready), access_log=None)
+        runner = web.AppRunner(status.application(self.director, self._is_ready, lambda: self._access), access_log=None)
         await runner.setup()
         try:
             site = web.TCPSite(runner, options.bind_address, options.metrics_port)
@@ -219,6 +262,8 @@ class Process:
         logger.info("draining", extra={"delay_seconds": options.drain_delay, "timeout_seconds": options.drain_timeout})
         self._draining = True
         await self._health.changed()
+        # Another replica may lead at once: this one serves on until gateways have noticed.
+        await self._stand_down()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.drain_delay):
                 await self._stop_now.wait()
@@ -228,6 +273,15 @@ class Process:
         now.cancel()
         await server.stop(0)
         await stopping
+
+
+def _config(options: Options) -> SchedulingConfig:
+    """The settings that file or text give; the defaults without either. Raises InvalidConfig."""
+    if options.config_file is not None:
+        return load_config(options.config_file)
+    if options.config_text:
+        return read_text(options.config_text.encode(), "--config-text")
+    return SchedulingConfig()
 
 
 def _bind(add_port: Callable[[], int], flag: str, wanted: int) -> int:
