@@ -21,6 +21,7 @@ from .test_conversation import UNTRUSTED
 from .test_model_name import CUTS, OBJECTS, cut, expected
 
 MODES = st.sampled_from([mode for mode in BodyMode if mode is not BodyMode.GRPC])
+SHOWN = st.sampled_from([BodyMode.FULL_DUPLEX_STREAMED, BodyMode.BUFFERED, BodyMode.STREAMED])
 RANK = {"headers": 0, "body": 1, "trailers": 2}
 CLIENTS = {**REQUEST, DESTINATION: "10.9.9.9:1", f"{DESTINATION}-served": "x", f"{DESTINATION}-subset": "y"}
 
@@ -92,13 +93,13 @@ def test_without_a_rewrite_every_byte_passes(
 
 
 @given(
-    modes=st.tuples(MODES, MODES),
+    modes=st.tuples(SHOWN | MODES, SHOWN | MODES),
     document=OBJECTS,
     asked=st.text(min_size=1, max_size=10),
     target=st.text(max_size=10),
     cuts=CUTS,
     trailers=st.booleans(),
-    replies=st.lists(OBJECTS, min_size=1, max_size=3),
+    replies=st.lists(OBJECTS | OBJECTS.map(lambda d: {**d, "model": "target"}), min_size=1, max_size=3),
     reply_cuts=CUTS,
     reply_trailers=st.booleans(),
     streaming=st.booleans(),
@@ -149,6 +150,18 @@ def test_a_rewritten_model_goes_in_and_the_clients_comes_back(
         assert back.headers["content-length"] == str(len(back.body))
     else:
         assert changes
+
+
+@pytest.mark.parametrize("mode", [BodyMode.FULL_DUPLEX_STREAMED, BodyMode.STREAMED, BodyMode.BUFFERED])
+def test_the_length_of_a_changed_response_is_not_the_old_one(mode: BodyMode) -> None:
+    gateway = Gateway(outcome=Decision((PICK,), model="target"))
+    modes = (BodyMode.BUFFERED, mode)
+    pass_through(gateway, "request", REQUEST, [b'{"model":"a longer name"}'], modes=modes, trailers=False)
+    reply = b'{"model":"target"}'
+    headers = {":status": "200", "content-type": "application/json", "content-length": str(len(reply))}
+    back = pass_through(gateway, "response", headers, [reply[:9], reply[9:]], modes=modes, trailers=False)
+    assert back.body == b'{"model":"a longer name"}'
+    assert back.headers.get("content-length") == (str(len(back.body)) if mode is BodyMode.BUFFERED else None)
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
