@@ -39,7 +39,7 @@ def check_order(passed: Passed, *, trailers: bool) -> None:
     cuts=CUTS,
     bodyless=st.booleans(),
     trailers=st.booleans(),
-    limit=st.integers(0, 300),
+    limit=st.integers(1, 300),
     reorder=st.booleans(),
     reply=st.binary(max_size=200),
     reply_cuts=CUTS,
