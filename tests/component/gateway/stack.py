@@ -178,6 +178,8 @@ def _bootstrap(translation: Translation, discovery_ports: Iterable[int]) -> dict
         "name": "headrace_eds",
         "type": "STATIC",
         "connect_timeout": "1s",
+        # As the role's EnvoyProxy has it: by default three retries at a time are too many.
+        "circuit_breakers": {"thresholds": [{"max_requests": 1 << 20, "max_retries": 1 << 20}]},
         "load_assignment": {
             "cluster_name": "headrace_eds",
             "endpoints": [
