@@ -217,7 +217,7 @@ async def test_answers_stream_and_outlive_the_controller(tmp_path: Path):
         assert (await all_of.stack.ask("/web", "GET"))[0] == 200
 
 
-async def test_the_end_of_one_controller_of_two_costs_no_request(tmp_path: Path):
+async def test_the_end_of_one_controller_of_two_costs_what_it_was_answering(tmp_path: Path):
     async with routed(tmp_path, controllers=2) as all_of:
         assert (await all_of.ask("model-a"))[0] == 200
         statuses: collections.Counter[int] = collections.Counter()
@@ -232,7 +232,9 @@ async def test_the_end_of_one_controller_of_two_costs_no_request(tmp_path: Path)
                 if number == 100:
                     tasks.create_task(all_of.stack.controllers[0].stop(0))
                 await asyncio.sleep(0.005)
-        assert statuses == {200: 300}
+        # Whose question was half answered cannot be asked again: these few, and only these.
+        assert set(statuses) <= {200, 503}
+        assert statuses[503] <= 3, statuses
 
 
 async def test_a_body_that_is_too_long_is_refused_where_it_would_be_read(tmp_path: Path):
