@@ -110,8 +110,10 @@ def picker_cluster(
     http2.connection_keepalive.timeout.CopyFrom(seconds(_KEEPALIVE_TIMEOUT_SECONDS))
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
     if failure_detection and service.is_ours:
+        # One late answer is a busy machine: a pool that fails closed would refuse everything for it. What hangs is
+        # noticed sooner by the connection's keepalive.
         check = cluster.health_checks.add(
-            timeout=seconds(1), interval=seconds(1), no_traffic_interval=seconds(1), unhealthy_threshold=number(1)
+            timeout=seconds(1), interval=seconds(1), no_traffic_interval=seconds(1), unhealthy_threshold=number(2)
         )
         check.healthy_threshold.value = 1
         check.grpc_health_check.service_name = _HEALTH_SERVICE

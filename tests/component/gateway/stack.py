@@ -68,7 +68,7 @@ class Stack:
     """A running Envoy, a client of it, and the translation it runs."""
 
     cluster: Cluster
-    discovery_server: Any
+    controllers: Sequence[Any]
     envoy: Envoy
     url: str
     client: aiohttp.ClientSession
@@ -122,33 +122,36 @@ async def run_stack(
     clusters: Sequence[Any] = (),
     http_filters: Sequence[Any] = (),
     *,
-    controller: bool = True,
+    controllers: int = 1,
 ) -> AsyncIterator[Stack]:
-    """Translate for `routes` and run the outcome. `controller`: whether there is one, for Envoy to ask."""
+    """Translate for `routes` and run the outcome. `controllers`: how many there are, for Envoy to ask; 0: none."""
     translation = translate(
         o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
     )
-    server = grpc.aio.server(options=_GRPC_OPTIONS)
     models = ModelService(BaseModels(lambda: cluster.snapshot.base_model_config_maps), cluster.metrics)
-    server.add_generic_rpc_handlers((*cluster.discovery.handlers(), models.handler()))
-    port = server.add_insecure_port("127.0.0.1:0")
-    if controller:
-        await server.start()
-    else:
-        await server.stop(0)
+    servers, listening = [], []
+    for _ in range(max(1, controllers)):
+        server = grpc.aio.server(options=_GRPC_OPTIONS)
+        server.add_generic_rpc_handlers((*cluster.discovery.handlers(), models.handler()))
+        listening.append(server.add_insecure_port("127.0.0.1:0"))
+        servers.append(server)
+        if controllers:
+            await server.start()
+        else:
+            await server.stop(0)
     try:
         async with (
-            start_envoy(_bootstrap(translation, port), directory) as envoy,
+            start_envoy(_bootstrap(translation, listening), directory) as envoy,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client,
         ):
             url = f"http://127.0.0.1:{await envoy.listener_port(LISTENER)}"
-            yield Stack(cluster, server, envoy, url, client, translation)
+            yield Stack(cluster, servers, envoy, url, client, translation)
     finally:
         cluster.discovery.close()
-        await server.stop(0)
+        await asyncio.gather(*(server.stop(0) for server in servers))
 
 
-def _bootstrap(translation: Translation, discovery_port: int) -> dict[str, Any]:
+def _bootstrap(translation: Translation, discovery_ports: Iterable[int]) -> dict[str, Any]:
     response = translation.response
     configuration = MessageToDict(route_pb2.RouteConfiguration.FromString(response.routes[0]))
     # Static routes may only name clusters that are there, unless told so; those over xDS may always.
@@ -175,9 +178,13 @@ def _bootstrap(translation: Translation, discovery_port: int) -> dict[str, Any]:
         "name": "headrace_eds",
         "type": "STATIC",
         "connect_timeout": "1s",
+        # As the role's EnvoyProxy has it: by default three retries at a time are too many.
+        "circuit_breakers": {"thresholds": [{"max_requests": 1 << 20, "max_retries": 1 << 20}]},
         "load_assignment": {
             "cluster_name": "headrace_eds",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", discovery_port)}}]}],
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", port)}} for port in discovery_ports]}
+            ],
         },
         "typed_extension_protocol_options": {
             _OPTIONS: {

@@ -153,7 +153,7 @@ async def test_an_envoy_that_finds_no_controller_serves_its_other_routes(tmp_pat
             o.xds_route(f"{RULE}/match/0/*"),
         ]
         started = time.monotonic()
-        async with run_stack(cluster, routes, tmp_path, [web], controller=False) as stack:
+        async with run_stack(cluster, routes, tmp_path, [web], controllers=0) as stack:
             print(f"live after {time.monotonic() - started:.1f} s without a controller")
             assert (await stack.ask("/web"))[0] == 200
             assert (await stack.ask("/v1/completions"))[0] in (500, 503)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import gzip
 import json
@@ -85,7 +86,7 @@ class Routed:
 
 @contextlib.asynccontextmanager
 async def routed(
-    tmp_path: Path, failure_mode: str = "FailClose", policy_on: Iterable[int] = ()
+    tmp_path: Path, failure_mode: str = "FailClose", policy_on: Iterable[int] = (), controllers: int = 1
 ) -> AsyncIterator[Routed]:
     async with (
         model_servers(3) as servers,
@@ -118,7 +119,7 @@ async def routed(
             routes[number].typed_per_filter_config[POLICY].Pack(route_components_pb2.FilterConfig(config=any_pb2.Any()))
         policy = http_connection_manager_pb2.HttpFilter(name=POLICY, disabled=True)
         policy.typed_config.Pack(only_with_key())
-        async with run_stack(cluster, routes, tmp_path, [web(servers[2])], [policy]) as stack:
+        async with run_stack(cluster, routes, tmp_path, [web(servers[2])], [policy], controllers=controllers) as stack:
             yield Routed(stack, servers, first, second)
 
 
@@ -205,7 +206,7 @@ async def test_answers_stream_and_outlive_the_controller(tmp_path: Path):
         body = {"model": "model-a", "prompt": "hello", "stream": True}
         async with all_of.stack.client.post(f"{all_of.stack.url}/v1/completions", json=body) as answer:
             first = await answer.content.readany()
-            await all_of.stack.discovery_server.stop(0)
+            await all_of.stack.controllers[0].stop(0)
             all_of.servers[0].go_on.set()
             assert first + await answer.read() == expected_events()
         # Nobody can say which model it is: refused, and sent to no other pool. What has no JSON body passes.
@@ -214,6 +215,26 @@ async def test_answers_stream_and_outlive_the_controller(tmp_path: Path):
         assert (await all_of.ask("unknown", "/web"))[0] == 503
         assert time.monotonic() - started < 6
         assert (await all_of.stack.ask("/web", "GET"))[0] == 200
+
+
+async def test_the_end_of_one_controller_of_two_costs_what_it_was_answering(tmp_path: Path):
+    async with routed(tmp_path, controllers=2) as all_of:
+        assert (await all_of.ask("model-a"))[0] == 200
+        statuses: collections.Counter[int] = collections.Counter()
+
+        async def one() -> None:
+            status, _ = await all_of.ask("model-a")
+            statuses[status] += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(300):
+                tasks.create_task(one())
+                if number == 100:
+                    tasks.create_task(all_of.stack.controllers[0].stop(0))
+                await asyncio.sleep(0.005)
+        # Whose question was half answered cannot be asked again: these few, and only these.
+        assert set(statuses) <= {200, 503}
+        assert statuses[503] <= 3, statuses
 
 
 async def test_a_body_that_is_too_long_is_refused_where_it_would_be_read(tmp_path: Path):
