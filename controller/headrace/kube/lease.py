@@ -71,8 +71,9 @@ class Elector:
 
     async def _once(self) -> None:
         """One attempt to take or renew."""
+        self._stop_if_late()
         try:
-            async with asyncio.timeout(self._settings.renew_deadline / 2):
+            async with asyncio.timeout(self._patience()):
                 self._set(await self._try())
             self._complaint = ""
         except (ApiError, TimeoutError) as error:
@@ -82,8 +83,19 @@ class Elector:
                 fix = "; give it get, create and update on leases of coordination.k8s.io" if forbidden else ""
                 logger.warning("the Lease %s cannot be held: %s%s", self._name, text, fix)
             self._complaint = text
-            if self.leading and self._clock() - self._renewed_at > self._settings.renew_deadline:
-                self._set(False)
+            self._stop_if_late()
+
+    def _patience(self) -> float:
+        """How many seconds an attempt may take. A holder's ends when it has to stop: others count from its last
+        renewal."""
+        half = self._settings.renew_deadline / 2
+        if not self.leading:
+            return half
+        return max(0.0, min(half, self._renewed_at + self._settings.renew_deadline - self._clock()))
+
+    def _stop_if_late(self) -> None:
+        if self.leading and self._clock() - self._renewed_at >= self._settings.renew_deadline:
+            self._set(False)
 
     async def _try(self) -> bool:
         """Whether this candidate leads now. Raises ApiError."""

@@ -111,7 +111,31 @@ async def test_a_holder_that_cannot_renew_stops_before_another_may_start(server:
         assert not (a.leading and b.leading)
         stopped_at = stopped_at or (0.0 if a.leading else clock.now)
         started_at = started_at or (clock.now if b.leading else 0.0)
-    assert 1010 < stopped_at < started_at <= 1017
+    assert 1010 <= stopped_at < started_at <= 1017
+
+
+# Seconds before the first attempt (a slow renewal and the usual pause); the pause before the next ones is 2 s.
+@pytest.mark.parametrize("first", [2.0, 2.9, 4.9, 5.1, 7.0])
+async def test_a_hanging_api_server_does_not_make_a_holder_stay_too_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch, first: float
+) -> None:
+    clock = Clock()
+    told: list[float] = []
+    a = elector("a", clock, lambda leading: told.append(clock.now - 1000.0))
+    await a._once()
+
+    async def hang() -> bool:
+        # As long as an attempt may take, on the test's clock.
+        clock.now += a._patience()
+        raise TimeoutError
+
+    monkeypatch.setattr(a, "_try", hang)
+    clock.now += first
+    while a.leading:
+        await a._once()
+        clock.now += 2.0
+    began, stopped = told
+    assert (began, 10.0 <= stopped < 15.0) == (0.0, True)
 
 
 async def test_a_holder_that_leaves_is_replaced_at_once(server: Server) -> None:
