@@ -27,5 +27,7 @@ class Request:
     max_tokens: int | None = None
     objective: str = ""
     fairness_id: str = ""
+    # From the request's InferenceObjective. Higher goes first; below 0 the request may be shed.
+    priority: int = 0
     # The endpoints the gateway allows, each `ip:port` or `ip`; None: all. An empty tuple allows none.
     subset: tuple[str, ...] | None = None

@@ -30,6 +30,12 @@ class InFlight:
     record: EndpointRecord | None
     observed: bool = False
     over: bool = field(default=False)
+    # About how many tokens of its prompt the endpoint has to compute, and how many it will answer with.
+    tokens: int = 0
+    output_tokens: int = 0
+    # The flow and priority it was admitted by.
+    flow: str = ""
+    priority: int = 0
 
 
 class Ledger:
@@ -59,15 +65,18 @@ class Ledger:
         """How many requests of each model are in flight."""
         return Counter(entry.model for entries in self._by_request.values() for entry in entries)
 
-    def start(self, request_id: str, endpoint: str, model: str, size: int, now: float, *, attached: bool) -> InFlight:
-        """A request was picked. `attached`: the stream that picked sees its end too."""
+    def start(
+        self, request_id: str, endpoint: str, model: str, size: int, now: float, *, attached: bool, tokens: int = 0
+    ) -> InFlight:
+        """A request was picked. `attached`: the stream that picked sees its end too. `tokens`: of its prompt, those
+        that the endpoint has to compute."""
         record = self._store.get(endpoint)
-        entry = InFlight(request_id, endpoint, model, size, now, attached, record)
+        entry = InFlight(request_id, endpoint, model, size, now, attached, record, tokens=tokens)
         self._by_request.setdefault(request_id, []).append(entry)
         if not attached:
             self._unobserved[id(entry)] = entry
         if record is not None:
-            record.started(model, size, now)
+            record.started(model, size, now, tokens)
         return entry
 
     def observe(self, request_id: str, destination: str, now: float) -> InFlight | None:
@@ -92,12 +101,18 @@ class Ledger:
         if entry.over or not endpoint or endpoint == entry.endpoint:
             return False
         if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now)
+            entry.record.finished(entry.model, entry.size, now, entry.tokens)
         entry.endpoint = endpoint
         entry.record = self._store.get(endpoint)
         if entry.record is not None:
-            entry.record.started(entry.model, entry.size, now)
+            entry.record.started(entry.model, entry.size, now, entry.tokens)
         return True
+
+    def prompt_computed(self, entry: InFlight) -> None:
+        """The first token came: the endpoint has computed the prompt."""
+        if entry.record is not None and not entry.over:
+            entry.record.computed(entry.tokens)
+            entry.tokens = 0
 
     def finish(self, entry: InFlight, now: float) -> bool:
         """The request is over. False if it already was."""
@@ -112,7 +127,7 @@ class Ledger:
             if not entries:
                 del self._by_request[entry.request_id]
         if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now)
+            entry.record.finished(entry.model, entry.size, now, entry.tokens)
         return True
 
     def expire(self, now: float) -> list[InFlight]:

@@ -47,6 +47,14 @@ class PrefixIndex:
         """How many distinct blocks are known."""
         return len(self._masks)
 
+    def reconfigure(self, settings: PrefixSettings) -> None:
+        """Other settings from now on. Where blocks get another size, those known mean nothing and are forgotten."""
+        if settings.block_bytes != self.settings.block_bytes:
+            self._masks.clear()
+            for used in self._used.values():
+                used.clear()
+        self.settings = settings
+
     def add(self, key: str) -> None:
         """An endpoint joins, with nothing cached."""
         if key in self._bits:

@@ -32,6 +32,7 @@ class EndpointRecord:
         self.scrape_error = ""
         self.in_flight = 0
         self.in_flight_bytes = 0
+        self.in_flight_tokens = 0
         self.last_pick_at: float | None = None
         self.changed = True
         # Models by last use, newest last; and those with requests on the way.
@@ -40,10 +41,11 @@ class EndpointRecord:
         self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)
         self._delta = 0
 
-    def started(self, model: str, size: int, now: float) -> None:
-        """A request was sent here."""
+    def started(self, model: str, size: int, now: float, tokens: int = 0) -> None:
+        """A request was sent here; `tokens` of its prompt are to be computed."""
         self.in_flight += 1
         self.in_flight_bytes += size
+        self.in_flight_tokens += tokens
         self.last_pick_at = now
         if model:
             self._models_sent[model] += 1
@@ -55,10 +57,16 @@ class EndpointRecord:
         self._delta += 1
         self.changed = True
 
-    def finished(self, model: str, size: int, now: float) -> None:
+    def computed(self, tokens: int) -> None:
+        """So many tokens of prompts are computed; their requests go on."""
+        self.in_flight_tokens -= tokens
+        self.changed = True
+
+    def finished(self, model: str, size: int, now: float, tokens: int = 0) -> None:
         """A request that was sent here is over."""
         self.in_flight -= 1
         self.in_flight_bytes -= size
+        self.in_flight_tokens -= tokens
         if model:
             self._models_sent[model] -= 1
             if self._models_sent[model] <= 0:
@@ -113,6 +121,8 @@ class EndpointRecord:
             max_adapters=known.max_adapters,
             models=known.models,
             fresh=self.fresh,
+            in_flight_tokens=self.in_flight_tokens,
+            custom=known.custom,
         )
 
     def _resident(self, slots: int, adapters: Set[str]) -> frozenset[str]:

@@ -7,20 +7,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
 from headrace.datalayer.ledger import InFlight, Ledger
+from headrace.datalayer.memory import PickMemory
 from headrace.datalayer.prefix import PrefixIndex, block_hashes
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
 from headrace.extproc.events import PickNeeded
-from headrace.scheduling import Facts, Outcome, Profile, SchedulingConfig, run
+from headrace.flowcontrol import FlowControlConfig, FlowController
+from headrace.scheduling import EndpointState, Facts, Outcome, Profile, SchedulingConfig, run
 from headrace.scheduling.filters import SubsetFilter
+from headrace.scheduling.plugin import BindSession, ColdPick
+from headrace.scheduling.tokens import input_tokens, output_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +36,7 @@ class Admission(Protocol):
     """Decides whether and when a request may be picked for. Its waiting does not count against the pick deadline."""
 
     async def admit(self, request: Request) -> Refusal | None:
-        """Returns when the request may go on (None), or is to be refused."""
-
-
-class AdmitAll:
-    """No admission control."""
-
-    async def admit(self, request: Request) -> Refusal | None:
-        """At once."""
-        return None
+        """Returns when the request may go on (None), or is to be refused. The pick follows at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +59,7 @@ class Director:
         rng: Random,
         pick_deadline: float,
         decisions_kept: int,
+        flow_control: FlowControlConfig | None = None,
         admission: Admission | None = None,
     ) -> None:
         self.store = EndpointStore()
@@ -73,21 +70,36 @@ class Director:
         self.clock = clock
         self.failure_mode = FailureMode.CLOSE
         self.on_pick: Callable[[str], None] = lambda key: None
-        self._profile = config.profile
+        self.memory = PickMemory()
+        self.flow = FlowController(
+            flow_control or FlowControlConfig(),
+            states=self.store.snapshot,
+            clock=clock,
+            rng=rng,
+            observer=metrics.flow_control,
+        )
+        self._config = config
         self._rng = rng
         self._deadline = pick_deadline
-        self._admission = admission
+        self._admission = admission or self.flow
         self._synced = asyncio.Event()
 
     @property
     def profile(self) -> Profile:
-        """The profile in use."""
-        return self._profile
+        """The profile in use; the first, where there are several."""
+        return self._config.profile
 
     @property
     def synced(self) -> bool:
         """Whether the pool's endpoints are known."""
         return self._synced.is_set()
+
+    def reconfigure(self, config: SchedulingConfig, flow_control: FlowControlConfig) -> None:
+        """Pick and admit by another configuration from now on. Nothing that is known or waits is lost, but for prefixes
+        where blocks have another size."""
+        self._config = config
+        self.index.reconfigure(config.prefix)
+        self.flow.reconfigure(flow_control)
 
     def replace_endpoints(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
         """The pool is this from now on."""
@@ -95,6 +107,7 @@ class Director:
         came, gone = self.store.replace(endpoints)
         for endpoint in gone:
             self.index.remove(endpoint.key)
+            self.memory.remove(endpoint.key)
             self.metrics.forget(endpoint)
         for endpoint in came:
             self.index.add(endpoint.key)
@@ -105,6 +118,7 @@ class Director:
                 extra={"came": [e.key for e in came][:50], "gone": [e.key for e in gone][:50]},
             )
         self._synced.set()
+        self.flow.changed()
 
     async def decide(self, needed: PickNeeded) -> Picked:
         """The decision for one request. Never raises for what the request or the pool is like.
@@ -112,14 +126,13 @@ class Director:
         A pick that takes longer than the deadline (the pool is not known yet, say), or fails, ends in the pool's
         failure mode."""
         request = needed.request
-        if self._admission is not None:
-            refusal = await self._admission.admit(request)
-            if refusal is not None:
-                return self._refused(request, refusal, _NO_OUTCOME, 0.0)
         try:
             if not self._synced.is_set():
                 async with asyncio.timeout(self._deadline):
                     await self._synced.wait()
+            refusal = await self._admission.admit(request)
+            if refusal is not None:
+                return self._refused(request, refusal, _NO_OUTCOME, 0.0)
             return self._pick(needed)
         except TimeoutError:
             return self._by_failure_mode(needed, "deadline", "the pool's endpoints are not known yet")
@@ -134,17 +147,30 @@ class Director:
         hashes = block_hashes(request.model, request.prompt, index.settings) if request.prompt else []
         matches = index.matches(hashes)
         now = self.clock()
+        profile = self._config.choose(request)
+        if profile is None:
+            refusal = Refusal(400, RefusalReason.BAD_REQUEST, "there is no such scheduling profile")
+            return self._refused(request, refusal, _NO_OUTCOME, time.perf_counter() - started)
         states = self.store.snapshot()
-        facts = Facts(request, now, self._rng, self.store.is_adapter(request.model), len(hashes), matches)
-        outcome = run(self._profile, states, facts)
+        facts = Facts(
+            request,
+            now,
+            self._rng,
+            self.store.is_adapter(request.model),
+            len(hashes),
+            matches,
+            index.settings.block_tokens,
+            self.memory.sessions,
+            self.memory.cold_picks,
+        )
+        outcome = run(profile, states, facts)
         if not outcome.picks:
-            refusal = Refusal(
-                503, RefusalReason.NO_ENDPOINTS, f"no model server can take the request: {outcome.reason}"
-            )
-            return self._refused(request, refusal, outcome, time.perf_counter() - started)
+            return self._refused(request, _no_pick(outcome), outcome, time.perf_counter() - started)
         key = outcome.picks[0]
-        entry = self._start(needed, key, now)
+        uncached = max(0, input_tokens(request) - matches.get(key, 0) * index.settings.block_tokens)
+        entry = self._start(needed, key, now, uncached)
         index.insert(hashes, key)
+        headers = self._remember(profile, key, states, facts) if profile.note_takers else ()
         endpoint = entry.record.endpoint if entry.record is not None else None
         seconds = time.perf_counter() - started
         self.metrics.scheduling_seconds.observe(seconds)
@@ -154,7 +180,7 @@ class Director:
             self.metrics.prefix_hit_bytes.observe(matched * index.settings.block_bytes)
         self.decisions.add(
             request,
-            self._profile,
+            profile,
             outcome,
             prompt_blocks=len(hashes),
             prefix_matches=matches,
@@ -162,13 +188,38 @@ class Director:
             pod=endpoint.pod_name if endpoint is not None else "",
             seconds=seconds,
         )
-        return Picked(Decision(outcome.picks), entry)
+        return Picked(Decision(outcome.picks, response_headers=headers), entry)
 
-    def _start(self, needed: PickNeeded, key: str, now: float) -> InFlight:
+    def _remember(
+        self, profile: Profile, key: str, states: Sequence[EndpointState], facts: Facts
+    ) -> tuple[tuple[str, str], ...]:
+        """Keep what the profile's plugins want kept of a pick. Gives the headers they want to tell the client."""
+        picked = next(state for state in states if state.key == key)
+        headers = []
+        for note in (note for plugin in profile.note_takers for note in plugin.notes(picked, facts)):
+            if isinstance(note, BindSession):
+                self.memory.bind(note, facts.now)
+            elif isinstance(note, ColdPick):
+                self.memory.cold_pick(note)
+            else:
+                headers.append((note.name, note.value))
+        return tuple(headers)
+
+    def _start(self, needed: PickNeeded, key: str, now: float, tokens: int = 0) -> InFlight:
         request = needed.request
         entry = self.ledger.start(
-            request.request_id, key, request.model, request.body_size, now, attached=needed.covers_response
+            request.request_id,
+            key,
+            request.model,
+            request.body_size,
+            now,
+            attached=needed.covers_response,
+            tokens=tokens,
         )
+        if self.flow.config.enabled:
+            entry.flow, entry.priority = request.fairness_id, request.priority
+            entry.output_tokens = output_tokens(request)
+            self.flow.charge(entry.priority, entry.flow, input_tokens(request), 0)
         if entry.record is not None:
             self.metrics.picked(request.model, entry.record.endpoint, request.body_size)
         self.on_pick(key)
@@ -178,7 +229,7 @@ class Director:
         self.metrics.not_picked(request.model, refusal.status, refusal.reason.value)
         self.decisions.add(
             request,
-            self._profile,
+            self._config.profile,
             outcome,
             prompt_blocks=0,
             prefix_matches={},
@@ -224,9 +275,20 @@ class Director:
         now = self.clock()
         if self.ledger.finish(entry, now):
             self.metrics.ended(entry.model, now - entry.started_at)
+            self.flow.charge(entry.priority, entry.flow, 0, entry.output_tokens)
+            self.flow.changed()
 
     def expire(self) -> None:
         """End what nobody will tell the end of. Call it about once a second."""
+        self.memory.expire(self.clock())
         for entry in self.ledger.expire(self.clock()):
+            self.flow.changed()
             self.metrics.unobserved.inc()
             logger.debug("a pick was never observed", extra={"request_id": entry.request_id})
+
+
+def _no_pick(outcome: Outcome) -> Refusal:
+    """Why there is no endpoint for a request: a full pool is worth another try, one without endpoints is not."""
+    if outcome.saturated:
+        return Refusal(429, RefusalReason.SATURATED, f"all model servers are busy: {outcome.reason}", 1)
+    return Refusal(503, RefusalReason.NO_ENDPOINTS, f"no model server can take the request: {outcome.reason}")

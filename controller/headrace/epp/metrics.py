@@ -14,6 +14,7 @@ from headrace.core import Endpoint
 from headrace.datalayer.ledger import Ledger
 from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
+from headrace.epp.flow_metrics import FlowControlMetrics
 
 MAX_LABEL_VALUES = 1000
 OTHER = "other"
@@ -46,6 +47,7 @@ class Metrics:
     def __init__(self, pool_name: str) -> None:
         self.registry = CollectorRegistry()
         self.pool_name = pool_name
+        self.flow_control = FlowControlMetrics(pool_name, self.registry)
         self._model = CappedLabel()
         self._by_model: dict[str, tuple[Counter, Histogram]] = {}
         self._attempts_to: dict[tuple[str, str], Counter] = {}
@@ -116,6 +118,13 @@ class Metrics:
         )
         self.page_seconds = Histogram(
             f"{own}_metrics_page_seconds", "Time to get and read a metrics page.", buckets=_FAST, registry=registry
+        )
+
+        self.config_reloads = Counter(
+            f"{own}_config_reloads_total",
+            "Changed configuration files, taken up or not.",
+            ("result",),
+            registry=registry,
         )
 
     def picked(self, model: str, endpoint: Endpoint, size: int) -> None:

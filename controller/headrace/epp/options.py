@@ -36,6 +36,7 @@ class Options:
     cert_path: Path | None = None
     enable_cert_reload: bool = True
     config_file: Path | None = None
+    config_text: str = ""
     kubeconfig: str | None = None
     verbosity: int = 2
     refresh_metrics_interval: float = 0.2
@@ -102,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--cert-path", default="", help="directory of tls.crt and tls.key; self-signed without it")
     reload_help = "take up changed certificates without a restart"
     flag("--enable-cert-reload", default=True, help=reload_help, **bool_flag)  # type: ignore[arg-type]
-    flag("--config-file", default="", help="an EndpointPickerConfig")
+    flag("--config-file", default="", help="an EndpointPickerConfig; taken up again when it changes")
+    flag("--config-text", default="", help="the same as text, in place of a file")
     flag("--kubeconfig", default="", help="else in-cluster, or $KUBECONFIG")
     flag("-v", "--v", dest="verbosity", type=_whole, default=2, help="2 default, 3 verbose, 4 debug, 5 trace")
     flag("--zap-encoder", default="json", help="accepted for the reference picker's manifests; logs are JSON")
@@ -134,6 +136,8 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         raise InvalidFlag("grpc-port", args.grpc_port, "give gRPC, health and metrics a port each")
     if args.refresh_metrics_interval <= 0 or args.idle_metrics_interval <= 0:
         raise InvalidFlag("refresh-metrics-interval", args.refresh_metrics_interval, "give a time over 0")
+    if args.config_file and args.config_text:
+        raise InvalidFlag("config-text", "...", "give --config-file or --config-text, not both")
     if args.pick_deadline <= 0:
         raise InvalidFlag("pick-deadline", args.pick_deadline, "give a time over 0")
     return Options(
@@ -150,6 +154,7 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         cert_path=_directory("cert-path", args.cert_path),
         enable_cert_reload=args.enable_cert_reload,
         config_file=_file("config-file", args.config_file),
+        config_text=args.config_text,
         kubeconfig=args.kubeconfig or None,
         verbosity=args.verbosity,
         refresh_metrics_interval=args.refresh_metrics_interval,

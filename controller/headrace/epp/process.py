@@ -18,14 +18,14 @@ from aiohttp import web
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
-from headrace.epp.config_file import load_config
+from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
 from headrace.epp.director import Director
+from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
-from headrace.scheduling import SchedulingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,19 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        config = load_config(options.config_file) if options.config_file is not None else SchedulingConfig()
+        self._config_file = ConfigFile(options.config_file) if options.config_file is not None else None
+        if self._config_file is not None:
+            config = self._config_file.load()
+        else:
+            config = parse_config(options.config_text, "config-text") if options.config_text else PickerConfig()
         for note in config.notes:
-            logger.warning("%s: %s", options.config_file, note)
+            logger.warning("%s: %s", options.config_file or "config-text", note)
         self._options = options
         self._metrics = Metrics(options.pool_name or "static")
         rng = Random()
         self.director = Director(
-            config=config,
+            config=config.scheduling,
+            flow_control=config.flow_control,
             metrics=self._metrics,
             clock=time.monotonic,
             rng=rng,
@@ -68,6 +73,9 @@ class Process:
         director = self.director
         self._metrics.registry.register(
             PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
+        )
+        self._metrics.registry.register(
+            FlowControlCollector(self._metrics.flow_control, director.flow.waiting, director.flow.saturation)
         )
         self._scraper = Scraper(
             director.store,
@@ -79,6 +87,7 @@ class Process:
             clock=time.monotonic,
             rng=rng,
             on_page=self._page_read,
+            engines=config.engines,
         )
         director.on_pick = self._scraper.wake
         self._health = Health(self._is_ready)
@@ -107,6 +116,9 @@ class Process:
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(watch, name="watch the pool"),
                 ]
+                if self._config_file is not None:
+                    watching = watch_config(self._config_file, self._reconfigure, on_bad=self._bad_config)
+                    background.append(tasks.create_task(watching, name="watch the configuration"))
                 logger.info("serving", extra={"ports": vars(ports), "pool": self._metrics.pool_name})
                 on_listening(ports)
                 await self._stop.wait()
@@ -117,6 +129,14 @@ class Process:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
         logger.info("stopped")
+
+    def _reconfigure(self, config: PickerConfig) -> None:
+        self.director.reconfigure(config.scheduling, config.flow_control)
+        self._scraper.engines = config.engines
+        self._metrics.config_reloads.labels("ok").inc()
+
+    def _bad_config(self) -> None:
+        self._metrics.config_reloads.labels("error").inc()
 
     async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         """The pool, or one of its Pods, changed."""
@@ -151,6 +171,7 @@ class Process:
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
         self._metrics.page_seconds.observe(seconds)
+        self.director.flow.changed()
 
     async def _expire(self) -> None:
         while True:
@@ -216,6 +237,8 @@ class Process:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.drain_delay):
                 await self._stop_now.wait()
+        # Who still waits for a place would not get an answer in the time that is left.
+        self.director.flow.close()
         stopping = asyncio.create_task(server.stop(options.drain_timeout), name="stop the server")
         now = asyncio.create_task(self._stop_now.wait(), name="told to stop at once")
         await asyncio.wait((stopping, now), return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import NamedTuple
 
 from headrace.core import Endpoint, Request
@@ -34,10 +35,40 @@ class EndpointState(NamedTuple):
     # Base model names the server reports; empty where unknown.
     models: frozenset[str] = frozenset()
     fresh: bool = True
+    # About how many prompt tokens of the requests in flight its prefix cache does not have.
+    in_flight_tokens: int = 0
+    # Metrics that the configuration names beyond the usual ones, by its own name for them.
+    custom: Mapping[str, float] = MappingProxyType({})
 
     def has_adapter_slot(self) -> bool:
         """Whether one more adapter fits beside those in use and queued."""
         return len(self.running_adapters | self.waiting_adapters) < self.max_adapters
+
+
+class Binding(NamedTuple):
+    """Where a session's last request went: a Pod as `namespace/name-rank-N`, and when (the picker's clock)."""
+
+    pod: str
+    used_at: float
+
+
+class Prediction(NamedTuple):
+    """What a request's latency on an endpoint should be, in seconds, against what it may be (0: no objective)."""
+
+    ttft: float
+    tpot: float
+    ttft_objective: float = 0.0
+    tpot_objective: float = 0.0
+
+    @property
+    def meets_objectives(self) -> bool:
+        """Whether both headrooms (objective minus prediction) are there."""
+        return self.ttft_objective >= self.ttft and self.tpot_objective >= self.tpot
+
+
+_NO_MATCHES: Mapping[str, int] = MappingProxyType({})
+_NO_SESSIONS: Mapping[str, Binding] = MappingProxyType({})
+_NO_PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +83,12 @@ class Facts:
     rng: Random
     is_adapter: bool = False
     prefix_blocks: int = 0
-    prefix_matches: Mapping[str, int] = field(default_factory=dict)
+    prefix_matches: Mapping[str, int] = field(default_factory=lambda: _NO_MATCHES)
+    # Tokens in a prefix block.
+    block_tokens: int = 64
+    # Sessions by their identifier.
+    sessions: Mapping[str, Binding] = field(default_factory=lambda: _NO_SESSIONS)
+    # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
+    cold_picks: Mapping[str, int] = field(default_factory=lambda: _NO_MATCHES)
+    # Latency by endpoint key, where something predicts it.
+    predictions: Mapping[str, Prediction] = field(default_factory=lambda: _NO_PREDICTIONS)
