@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
 from typing import NamedTuple
@@ -71,9 +70,9 @@ _NO_SESSIONS: Mapping[str, Binding] = MappingProxyType({})
 _NO_PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """One request, and what was looked up for it. `now` is in seconds, on any clock that only goes forward.
+class Facts(NamedTuple):
+    """One request, and what was looked up for it; made for each pick, as states are. `now` is in seconds, on any clock
+    that only goes forward.
 
     `prefix_matches` has, by endpoint key, how many of the prompt's first `prefix_blocks` blocks its cache should hold;
     endpoints with none are left out. `is_adapter`: the request's model is known to be an adapter."""
@@ -83,12 +82,12 @@ class Facts:
     rng: Random
     is_adapter: bool = False
     prefix_blocks: int = 0
-    prefix_matches: Mapping[str, int] = field(default_factory=lambda: _NO_MATCHES)
+    prefix_matches: Mapping[str, int] = _NO_MATCHES
     # Tokens in a prefix block.
     block_tokens: int = 64
     # Sessions by their identifier.
-    sessions: Mapping[str, Binding] = field(default_factory=lambda: _NO_SESSIONS)
+    sessions: Mapping[str, Binding] = _NO_SESSIONS
     # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
-    cold_picks: Mapping[str, int] = field(default_factory=lambda: _NO_MATCHES)
+    cold_picks: Mapping[str, int] = _NO_MATCHES
     # Latency by endpoint key, where something predicts it.
-    predictions: Mapping[str, Prediction] = field(default_factory=lambda: _NO_PREDICTIONS)
+    predictions: Mapping[str, Prediction] = _NO_PREDICTIONS

@@ -194,10 +194,10 @@ def test_slo_tiers() -> None:
     asked = facts()
     assert keep(states, asked) == states, "nothing predicts"
     meets, misses = Prediction(0.5, 0.1, 1.0, 0.2), Prediction(0.5, 0.3, 1.0, 0.2)
-    assert keep(states, replace(asked, predictions={K1: meets, K2: misses})) == [states[0]]
-    assert keep(states, replace(asked, predictions={K2: misses})) == states
+    assert keep(states, asked._replace(predictions={K1: meets, K2: misses})) == [states[0]]
+    assert keep(states, asked._replace(predictions={K2: misses})) == states
     always = SloHeadroomTierFilter(1.0).keep
-    assert always(states, replace(asked, predictions={K1: meets, K2: misses})) == states[1:]
+    assert always(states, asked._replace(predictions={K1: meets, K2: misses})) == states[1:]
 
 
 # Sessions.
@@ -272,7 +272,7 @@ def test_cold_prompts_are_spread() -> None:
     states = [state(1), state(2), state(3)]
     asked = facts()
     # Never picked first, in their order; then the longest ago.
-    assert scorer.score(states, replace(asked, cold_picks={K1: 5, K2: 4})) == [0.0, 0.5, 1.0]
+    assert scorer.score(states, asked._replace(cold_picks={K1: 5, K2: 4})) == [0.0, 0.5, 1.0]
     assert scorer.score(states, asked) == [1.0, 0.5, 0.0]
     assert scorer.score(states[:1], asked) == [1.0]
     warm = facts(matches={K2: 1}, blocks=3)
