@@ -290,7 +290,7 @@ FACTORIES: Mapping[str, Factory] = {
 PREFIX_PRODUCERS = ("approx-prefix-cache-producer", "prefix-cache-plugin")
 
 _BY_PATH = "request bodies are read by their path, whichever parsers are named"
-_METRICS = "metrics pages are read at the pace of the picker's flags"
+_METRICS = "where and how often metrics are read is set by the picker's flags"
 _TOKENS = "token counts are estimated from the prompt's length"
 
 # What they do is done in any case; their parameters are not looked at. The text says what is different here.
