@@ -40,6 +40,9 @@ class FlowControlMetrics:
     def __init__(self, pool_name: str, registry: CollectorRegistry) -> None:
         self.pool_name = pool_name
         self.pairs = _Pairs()
+        # The series in use: looking them up by their labels costs more than adding to them.
+        self._settled_series: dict[tuple[str, str, int, Outcome | None], tuple[Histogram, Counter]] = {}
+        self._enqueued_series: dict[tuple[str, int, Outcome | None], Histogram] = {}
         self._queued = Histogram(
             f"{_PREFIX}_request_queue_duration_seconds",
             "From a request's arrival in admission to its outcome.",
@@ -70,14 +73,23 @@ class FlowControlMetrics:
     def settled(self, ticket: Ticket, seconds: float) -> None:
         """A request got its outcome."""
         flow, model = self.pairs(ticket)
-        priority, outcome = str(ticket.request.priority), (ticket.outcome or Outcome.CLOSED).value
-        self._queued.labels(flow, priority, outcome, self.pool_name, model, model).observe(seconds)
-        self._outcomes.labels(priority, outcome).inc()
+        key = (flow, model, ticket.request.priority, ticket.outcome)
+        series = self._settled_series.get(key)
+        if series is None:
+            priority, outcome = str(ticket.request.priority), (ticket.outcome or Outcome.CLOSED).value
+            queued = self._queued.labels(flow, priority, outcome, self.pool_name, model, model)
+            series = self._settled_series[key] = queued, self._outcomes.labels(priority, outcome)
+        series[0].observe(seconds)
+        series[1].inc()
 
     def enqueued(self, ticket: Ticket, seconds: float) -> None:
         """A request was given a place, or refused one."""
-        outcome = "NotYetFinalized" if ticket.outcome is None else ticket.outcome.value
-        self._enqueued.labels(self.pairs(ticket)[0], str(ticket.request.priority), outcome).observe(seconds)
+        key = (self.pairs(ticket)[0], ticket.request.priority, ticket.outcome)
+        series = self._enqueued_series.get(key)
+        if series is None:
+            outcome = "NotYetFinalized" if ticket.outcome is None else ticket.outcome.value
+            series = self._enqueued_series[key] = self._enqueued.labels(key[0], str(ticket.request.priority), outcome)
+        series.observe(seconds)
 
     def looked(self, seconds: float) -> None:
         """The queue was looked at."""
