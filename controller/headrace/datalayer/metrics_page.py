@@ -38,6 +38,11 @@ class ServerMetrics:
     # Metrics that the configuration names beyond the usual ones, by its own name for them.
     custom: Mapping[str, float] = field(default_factory=dict, hash=False)
 
+    @property
+    def cache_tokens(self) -> int:
+        """How many tokens the KV cache holds; 0 where the page does not say."""
+        return self.block_size * self.num_blocks
+
 
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
 _RUNNING = "running_lora_adapters"

@@ -93,8 +93,10 @@ class PrefixIndex:
             alive = after
         return found
 
-    def insert(self, hashes: Sequence[int], key: str) -> None:
-        """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them."""
+    def insert(self, hashes: Sequence[int], key: str, *, cache_tokens: int = 0) -> None:
+        """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them.
+
+        `cache_tokens`: how many tokens its KV cache holds, 0 where that is not known."""
         used = self._used.get(key)
         if used is None:
             return
@@ -106,7 +108,9 @@ class PrefixIndex:
             else:
                 used[block] = None
                 masks[block] = masks.get(block, 0) | mask
-        limit = min(self.settings.blocks_per_endpoint, max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits)))
+        limit = min(
+            self.settings.capacity(cache_tokens), max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits))
+        )
         while len(used) > limit:
             block, _ = used.popitem(last=False)
             self._clear(block, mask)

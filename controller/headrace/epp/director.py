@@ -169,7 +169,8 @@ class Director:
         key = outcome.picks[0]
         uncached = max(0, input_tokens(request) - matches.get(key, 0) * index.settings.block_tokens)
         entry = self._start(needed, key, now, uncached)
-        index.insert(hashes, key)
+        metrics = entry.record.metrics if entry.record is not None else None
+        index.insert(hashes, key, cache_tokens=metrics.cache_tokens if metrics is not None else 0)
         headers = self._remember(profile, key, states, facts) if profile.note_takers else ()
         endpoint = entry.record.endpoint if entry.record is not None else None
         seconds = time.perf_counter() - started

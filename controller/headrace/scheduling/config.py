@@ -43,16 +43,25 @@ _FEWEST_BLOCK_TOKENS = 64
 
 @dataclass(frozen=True)
 class PrefixSettings:
-    """How prompts are cut into blocks: bytes a block, blocks of a prompt at most, blocks kept per endpoint at most."""
+    """How prompts are cut into blocks: bytes a block, blocks of a prompt at most, blocks kept per endpoint at most.
+
+    With `auto_tune` an endpoint that says how much its KV cache holds is taken at its word."""
 
     block_bytes: int = 256
     max_blocks: int = 2048
     blocks_per_endpoint: int = 31_250
+    auto_tune: bool = True
 
     @property
     def block_tokens(self) -> int:
         """Tokens a block stands for."""
         return self.block_bytes // BYTES_A_TOKEN
+
+    def capacity(self, cache_tokens: int) -> int:
+        """How many blocks an endpoint is thought to hold at most, whose KV cache has so many tokens (0: unknown)."""
+        if not self.auto_tune or not cache_tokens:
+            return self.blocks_per_endpoint
+        return max(1, cache_tokens // self.block_tokens)
 
 
 @dataclass(frozen=True)
@@ -205,9 +214,8 @@ def _handler(profiles: Mapping[str, Profile], plugins: Mapping[str, object]) -> 
 def _prefix_settings(parameters: Parameters, current: PrefixSettings) -> PrefixSettings:
     """The prefix index's settings, in the reference picker's parameters. A token is taken as four bytes.
 
-    Blocks below 64 tokens are raised to 64, as there. `autoTune` is read and means the defaults here. Of earlier
-    releases: `blockSize` and `hashBlockSize`, in characters."""
-    parameters.boolean("autoTune", True)
+    Blocks below 64 tokens are raised to 64, as there. `autoTune` concerns what endpoints hold, not the size of blocks:
+    one size must fit all. Of earlier releases: `blockSize` and `hashBlockSize`, in characters."""
     tokens = parameters.integer("blockSizeTokens", current.block_tokens, at_least=1)
     for name in ("blockSize", "hashBlockSize"):
         if parameters.integer(name, 0) and "blockSizeTokens" not in parameters:
@@ -221,4 +229,5 @@ def _prefix_settings(parameters: Parameters, current: PrefixSettings) -> PrefixS
         block_bytes=block_bytes,
         max_blocks=blocks,
         blocks_per_endpoint=parameters.integer("lruCapacityPerServer", current.blocks_per_endpoint, at_least=1),
+        auto_tune=parameters.boolean("autoTune", current.auto_tune),
     )
