@@ -74,6 +74,12 @@ class PrefixIndex:
         del self._keys[bit]
         self._free_bits.append(bit)
 
+    def empty(self, key: str) -> None:
+        """An endpoint's cache was emptied."""
+        if key in self._bits:
+            self.remove(key)
+            self.add(key)
+
     def matches(self, hashes: Sequence[int]) -> dict[str, int]:
         """How many of the first blocks each endpoint should have; endpoints with none are left out."""
         if not hashes:

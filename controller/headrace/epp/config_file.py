@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from headrace.datalayer.engines import EngineSet, read_engines
+from headrace.datalayer.kv_settings import KvEventsSettings, read_kv_events
 from headrace.flowcontrol import FACTORIES, FlowControlConfig, read_flow_control
 from headrace.scheduling import InvalidConfig, SchedulingConfig, read_config
 
@@ -21,7 +22,11 @@ logger = logging.getLogger(__name__)
 _MAX_BYTES = 1 << 20
 # The kubelet takes about a minute to bring a changed ConfigMap into a Pod: looking more often gains nothing.
 POLL_SECONDS = 2.0
-_PLUGINS = {**FACTORIES, "core-metrics-extractor": read_engines}
+_PLUGINS = {
+    **FACTORIES,
+    "core-metrics-extractor": read_engines,
+    "precise-prefix-cache-producer": read_kv_events,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class PickerConfig:
     scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
     flow_control: FlowControlConfig = field(default_factory=FlowControlConfig)
     engines: EngineSet = field(default_factory=EngineSet)
+    # None: servers are not asked what their caches hold.
+    kv_events: KvEventsSettings | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -51,8 +58,13 @@ def parse_config(content: bytes | str, source: str) -> PickerConfig:
         flow_control = read_flow_control(document, scheduling.plugins)
     except InvalidConfig as error:
         raise InvalidConfig(f"{source}: {error.field}", error.value, error.fix) from None
-    engines = next((plugin for plugin in scheduling.plugins.values() if isinstance(plugin, EngineSet)), EngineSet())
-    return PickerConfig(scheduling, flow_control, engines)
+    plugins = scheduling.plugins.values()
+    return PickerConfig(
+        scheduling,
+        flow_control,
+        engines=next((plugin for plugin in plugins if isinstance(plugin, EngineSet)), EngineSet()),
+        kv_events=next((plugin for plugin in plugins if isinstance(plugin, KvEventsSettings)), None),
+    )
 
 
 def load_config(path: Path) -> PickerConfig:

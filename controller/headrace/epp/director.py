@@ -7,14 +7,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
+from headrace.datalayer.kv_events import Batch
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
+from headrace.datalayer.precise_prefix import PreciseIndex, in_common
 from headrace.datalayer.prefix import PrefixIndex, block_hashes
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.decisions import DecisionLog
@@ -24,7 +26,7 @@ from headrace.flowcontrol import FlowControlConfig, FlowController
 from headrace.scheduling import EndpointState, Facts, Outcome, Profile, SchedulingConfig, run
 from headrace.scheduling.filters import SubsetFilter
 from headrace.scheduling.plugin import BindSession, ColdPick
-from headrace.scheduling.tokens import input_tokens, output_tokens
+from headrace.scheduling.tokens import BYTES_A_TOKEN, given_tokens, input_tokens, output_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class Director:
         self.failure_mode = FailureMode.CLOSE
         self.on_pick: Callable[[str], None] = lambda key: None
         self.memory = PickMemory()
+        # What servers tell of their caches; None where nobody listens to them.
+        self.precise: PreciseIndex | None = None
         self.flow = FlowController(
             flow_control or FlowControlConfig(),
             states=self.store.snapshot,
@@ -101,6 +105,12 @@ class Director:
         self.index.reconfigure(config.prefix)
         self.flow.reconfigure(flow_control)
 
+    def kv_events(self, key: str, batch: Batch) -> None:
+        """A server tells what its cache holds."""
+        if self.precise is not None and self.precise.apply(key, batch):
+            # Of text prompts only this much can be learnt from it: what was sent there is no longer there.
+            self.index.empty(key)
+
     def replace_endpoints(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
         """The pool is this from now on."""
         self.failure_mode = failure_mode
@@ -108,9 +118,13 @@ class Director:
         for endpoint in gone:
             self.index.remove(endpoint.key)
             self.memory.remove(endpoint.key)
+            if self.precise is not None:
+                self.precise.remove(endpoint.key)
             self.metrics.forget(endpoint)
         for endpoint in came:
             self.index.add(endpoint.key)
+            if self.precise is not None:
+                self.precise.add(endpoint.key)
         if came or gone:
             logger.info(
                 "the pool has %d endpoints",
@@ -145,8 +159,14 @@ class Director:
         request = needed.request
         index = self.index
         hashes = block_hashes(request.model, request.prompt, index.settings) if request.prompt else []
-        matches = index.matches(hashes)
+        matches: Mapping[str, int] = index.matches(hashes)
+        blocks, block_tokens = len(hashes), index.settings.block_tokens
         now = self.clock()
+        is_adapter = self.store.is_adapter(request.model)
+        adapter = request.model if is_adapter else ""
+        tokens = given_tokens(request) if self.precise is not None else None
+        if self.precise is not None and tokens is not None:
+            block_tokens, blocks, matches = in_common(self.precise, adapter, tokens, now, matches, block_tokens)
         profile = self._config.choose(request)
         if profile is None:
             refusal = Refusal(400, RefusalReason.BAD_REQUEST, "there is no such scheduling profile")
@@ -156,10 +176,10 @@ class Director:
             request,
             now,
             self._rng,
-            self.store.is_adapter(request.model),
-            len(hashes),
+            is_adapter,
+            blocks,
             matches,
-            index.settings.block_tokens,
+            block_tokens,
             self.memory.sessions,
             self.memory.cold_picks,
         )
@@ -167,23 +187,25 @@ class Director:
         if not outcome.picks:
             return self._refused(request, _no_pick(outcome), outcome, time.perf_counter() - started)
         key = outcome.picks[0]
-        uncached = max(0, input_tokens(request) - matches.get(key, 0) * index.settings.block_tokens)
-        entry = self._start(needed, key, now, uncached)
+        matched = matches.get(key, 0)
+        length = input_tokens(request) if tokens is None else len(tokens)
+        entry = self._start(needed, key, now, max(0, length - matched * block_tokens))
+        if self.precise is not None and tokens is not None:
+            self.precise.expect(key, adapter, tokens, now)
         metrics = entry.record.metrics if entry.record is not None else None
         index.insert(hashes, key, cache_tokens=metrics.cache_tokens if metrics is not None else 0)
         headers = self._remember(profile, key, states, facts) if profile.note_takers else ()
         endpoint = entry.record.endpoint if entry.record is not None else None
         seconds = time.perf_counter() - started
         self.metrics.scheduling_seconds.observe(seconds)
-        if hashes:
-            matched = matches.get(key, 0)
-            self.metrics.prefix_hit_ratio.observe(matched / len(hashes))
-            self.metrics.prefix_hit_bytes.observe(matched * index.settings.block_bytes)
+        if blocks:
+            self.metrics.prefix_hit_ratio.observe(matched / blocks)
+            self.metrics.prefix_hit_bytes.observe(matched * block_tokens * BYTES_A_TOKEN)
         self.decisions.add(
             request,
             profile,
             outcome,
-            prompt_blocks=len(hashes),
+            prompt_blocks=blocks,
             prefix_matches=matches,
             refusal=None,
             pod=endpoint.pod_name if endpoint is not None else "",

@@ -120,6 +120,12 @@ class Metrics:
             f"{own}_metrics_page_seconds", "Time to get and read a metrics page.", buckets=_FAST, registry=registry
         )
 
+        self.kv_event_batches = Counter(
+            f"{own}_kv_event_batches_total",
+            "Messages of servers about their KV caches, read or not.",
+            ("result",),
+            registry=registry,
+        )
         self.config_reloads = Counter(
             f"{own}_config_reloads_total",
             "Changed configuration files, taken up or not.",

@@ -10,12 +10,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from aiohttp import web
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
+from headrace.datalayer.kv_events import Batch
+from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.datalayer.precise_prefix import PreciseIndex
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
@@ -26,6 +29,9 @@ from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
+
+if TYPE_CHECKING:
+    from headrace.datalayer.kv_subscriber import KvSubscriber
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +96,10 @@ class Process:
             engines=config.engines,
         )
         director.on_pick = self._scraper.wake
+        self._kv_events = config.kv_events
+        self._listener: KvSubscriber | None = None
+        if config.kv_events is not None:
+            self.director.precise = PreciseIndex()
         self._health = Health(self._is_ready)
         self._draining = False
         self._stop = asyncio.Event()
@@ -110,6 +120,9 @@ class Process:
             async with contextlib.AsyncExitStack() as stack:
                 server, ports = await stack.enter_async_context(self._servers())
                 stack.push_async_callback(self._scraper.close)
+                if self._kv_events is not None:
+                    self._listener = self._listen(self._kv_events)
+                    stack.push_async_callback(self._listener.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 background = [
@@ -130,7 +143,21 @@ class Process:
                 loop.remove_signal_handler(number)
         logger.info("stopped")
 
+    def _listen(self, settings: KvEventsSettings) -> KvSubscriber:
+        # Imported here: ZeroMQ is loaded only where it is used.
+        from headrace.datalayer.kv_subscriber import KvSubscriber
+
+        return KvSubscriber(
+            settings, on_batch=self._kv_batch, on_bad=self._metrics.kv_event_batches.labels("error").inc
+        )
+
+    def _kv_batch(self, key: str, batch: Batch) -> None:
+        self._metrics.kv_event_batches.labels("ok").inc()
+        self.director.kv_events(key, batch)
+
     def _reconfigure(self, config: PickerConfig) -> None:
+        if config.kv_events != self._kv_events:
+            logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
         self.director.reconfigure(config.scheduling, config.flow_control)
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
@@ -146,6 +173,8 @@ class Process:
         was_ready = self._is_ready()
         self.director.replace_endpoints(endpoints, failure_mode)
         self._scraper.adjust(endpoints)
+        if self._listener is not None:
+            self._listener.adjust(endpoints)
         if self._is_ready() != was_ready:
             await self._health.changed()
 

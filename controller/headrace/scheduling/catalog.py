@@ -312,7 +312,6 @@ BUILT_IN: Mapping[str, str] = {
     "metrics-data-source": _METRICS,
     "token-producer": _TOKENS,
     "tokenizer": _TOKENS,
-    "precise-prefix-cache-producer": "the estimated prefix index is used in its place",
     "request-attribute-reporter": "it reports nothing here",
 }
 
@@ -341,6 +340,7 @@ REFUSED: Mapping[str, str] = {
     "topology-extractor": _NO_DATA,
     "topology-affinity-scorer": _NO_DATA,
     "topology-affinity-filter": _NO_DATA,
+    "precise-prefix-cache-scorer": "use precise-prefix-cache-producer, and prefix-cache-scorer to score by it",
     "burst-prefix-cache-producer": "use approx-prefix-cache-producer: picks in flight are in its index already",
     "file-discovery": "give the endpoints with --endpoints",
 }

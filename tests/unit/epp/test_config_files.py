@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.datalayer.engines import Series
+from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.epp.config_file import ConfigFile, PickerConfig, load_config, look_at_config, parse_config
 from headrace.flowcontrol.admitters import LatencySloAdmitter, ProbabilisticAdmitter
 from headrace.flowcontrol.config import BandConfig
@@ -91,6 +92,13 @@ def test_flow_control_of_llm_d() -> None:
     assert engine.running == (Series("my_queue", (("kind", "running"),)),)
     assert engine.custom == (("temperature", Series("my_gpu_temperature")),)
     assert config.engines.of({"llm-d.ai/engine-type": "sglang"}).name == "sglang"
+
+
+def test_the_servers_own_events_of_llm_d() -> None:
+    config = sample("llm-d-precise")
+    assert config.kv_events == KvEventsSettings(5556, "kv@")
+    assert next(entry.name for entry in config.scheduling.profile.scorers) == "prefix-cache-scorer"
+    assert parse({}).kv_events is None
 
 
 def test_without_flow_control() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 from prometheus_client import generate_latest
 
 from headrace.core import Decision, FailureMode, Refusal, RefusalReason
+from headrace.datalayer.kv_events import AllCleared, Batch, BlocksStored
+from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.datalayer.metrics_page import ServerMetrics
+from headrace.datalayer.precise_prefix import PreciseIndex
 from headrace.epp.config_file import parse_config
 from headrace.epp.director import Director
 from headrace.epp.flow_metrics import FlowControlCollector
@@ -271,3 +275,41 @@ async def test_tokens_in_flight_are_those_no_cache_has() -> None:
     d.finish(first.entry)
     (state,) = d.store.snapshot()
     assert (state.in_flight, state.in_flight_tokens) == (1, 10)
+
+
+async def test_prompts_given_as_tokens_go_where_servers_say_they_are() -> None:
+    config = parse_config(
+        CONFIG + "plugins: [{type: precise-prefix-cache-producer}, {type: prefix-cache-scorer}]\n", "test"
+    )
+    assert config.kv_events == KvEventsSettings()
+    d = director(config=config.scheduling)
+    d.precise = PreciseIndex()
+    d.replace_endpoints(endpoints(4), FailureMode.CLOSE)
+    tokens = list(range(64))
+    home = "10.0.0.3:8000"
+    stored = BlocksStored((1, 2, 3), None, tuple(tokens[:48]), 16)
+    d.precise.apply(home, Batch(0, (stored,)))
+    prompt = orjson.dumps(tokens)
+    for number in range(5):
+        picked = await d.decide(needed(request_id=str(number), prompt=prompt, model="m"))
+        assert isinstance(picked.outcome, Decision)
+        assert picked.outcome.endpoints == (home,)
+    newest = d.decisions.find()[0]
+    # Three blocks by the server's word; the fourth was sent there with the first of these requests.
+    assert newest["prompt_blocks"] == 4
+    assert next(c for c in newest["candidates"] if c["endpoint"] == home)["prefix_blocks_matched"] == 4
+    record = d.store.get(home)
+    assert record is not None
+    assert record.in_flight_tokens == 16
+    # What servers tell is not for prompts whose tokens are not known.
+    await d.decide(needed(request_id="text", prompt=b"x" * 4000, model="m"))
+    assert d.decisions.find(request_id="text")[0]["prompt_blocks"] == 15
+    # But that a cache was emptied is for all.
+    text_home = d.decisions.find(request_id="text")[0]["winner"]
+    assert d.index.entries(text_home)
+    d.kv_events(text_home, Batch(8, (stored,)))
+    assert d.index.entries(text_home)
+    d.kv_events(text_home, Batch(9, (AllCleared(),)))
+    assert d.index.entries(text_home) == d.precise.entries(text_home) == 0
+    d.replace_endpoints((), FailureMode.CLOSE)
+    assert len(d.precise) == 0
