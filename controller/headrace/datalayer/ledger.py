@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
 
-from headrace.datalayer.store import EndpointRecord, EndpointStore
+from headrace.datalayer.store import ARRIVAL_SECONDS, EndpointRecord, EndpointStore
 
 # How long a pick may go unobserved: an observation stream opens within milliseconds of the pick. Without any observer
 # (a gateway that shows requests only) the end is never told, and this is all that empties the account.
@@ -114,8 +115,8 @@ class Ledger:
             entry.record.computed(entry.tokens)
             entry.tokens = 0
 
-    def finish(self, entry: InFlight, now: float) -> bool:
-        """The request is over. False if it already was."""
+    def finish(self, entry: InFlight, now: float, *, page_knows: bool = False) -> bool:
+        """The request is over. False if it already was. `page_knows`: the server's last page did not count it."""
         if entry.over:
             return False
         entry.over = True
@@ -127,8 +128,24 @@ class Ledger:
             if not entries:
                 del self._by_request[entry.request_id]
         if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now, entry.tokens)
+            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=page_knows)
         return True
+
+    def reconcile(self, record: EndpointRecord, requests: int, asked_at: float, now: float) -> list[InFlight]:
+        """End what a server no longer has: its last page, asked for at `asked_at`, counted `requests`.
+
+        Those that are observed tell their end themselves. Of the others that must have arrived by then, as many are
+        over as the server has too few; the oldest are taken. One whose observation is late, not lost, comes back with
+        it. A server that has requests of others has only more: then nothing is ended."""
+        overdue = record.overdue(requests)
+        if not overdue or not self._unobserved:
+            return []
+        before = asked_at - ARRIVAL_SECONDS
+        old = (entry for entry in self._unobserved.values() if entry.record is record and entry.started_at <= before)
+        ended = list(islice(old, overdue))
+        for entry in ended:
+            self.finish(entry, now, page_knows=True)
+        return ended
 
     def expire(self, now: float) -> list[InFlight]:
         """End what has gone unobserved for too long."""

@@ -63,6 +63,8 @@ class Scraper:
         engines: EngineSet | None = None,
     ) -> None:
         self.engines = engines or EngineSet()
+        # Told of each record that a page has just come for.
+        self.on_scraped: Callable[[EndpointRecord], None] = lambda record: None
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -143,6 +145,7 @@ class Scraper:
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
         record.scraped(metrics, asked_at, note)
+        self.on_scraped(record)
         self._on_page(self._clock() - asked_at, True)
         return True
 

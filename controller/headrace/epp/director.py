@@ -18,7 +18,7 @@ from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
 from headrace.datalayer.precise_prefix import PreciseIndex, in_common
 from headrace.datalayer.prefix import PrefixIndex, block_hashes
-from headrace.datalayer.store import EndpointStore
+from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
 from headrace.extproc.events import PickNeeded
@@ -300,6 +300,16 @@ class Director:
             self.metrics.ended(entry.model, now - entry.started_at)
             self.flow.charge(entry.priority, entry.flow, 0, entry.output_tokens)
             self.flow.changed()
+
+    def scraped(self, record: EndpointRecord) -> None:
+        """A server's page has come. What it no longer has, and nobody observes, is over."""
+        metrics = record.metrics
+        if metrics is None or metrics.running is None or metrics.waiting is None or record.scraped_at is None:
+            return
+        requests = metrics.running + metrics.waiting
+        for _ in self.ledger.reconcile(record, requests, record.scraped_at, self.clock()):
+            self.metrics.unobserved.inc()
+        self.flow.changed()
 
     def expire(self) -> None:
         """End what nobody will tell the end of. Call it about once a second."""

@@ -96,6 +96,7 @@ class Process:
             engines=config.engines,
         )
         director.on_pick = self._scraper.wake
+        self._scraper.on_scraped = director.scraped
         self._kv_events = config.kv_events
         self._listener: KvSubscriber | None = None
         if config.kv_events is not None:

@@ -21,7 +21,7 @@ from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import LeastAttainedService
 from headrace.scheduling.saturation import ConcurrencyDetector
 
-from .test_director import director, endpoints, needed
+from .test_director import Clock, director, endpoints, needed
 
 PER_ENDPOINT = 2
 
@@ -313,3 +313,28 @@ async def test_prompts_given_as_tokens_go_where_servers_say_they_are() -> None:
     assert d.index.entries(text_home) == d.precise.entries(text_home) == 0
     d.replace_endpoints((), FailureMode.CLOSE)
     assert len(d.precise) == 0
+
+
+async def test_a_place_whose_end_nobody_saw_is_given_on_by_the_servers_word() -> None:
+    clock = Clock()
+    d = director(
+        clock=clock,
+        flow_control=FlowControlConfig(enabled=True, detector=ConcurrencyDetector(max_requests=1)),
+    )
+    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
+    await d.decide(needed(False, request_id="lost"))
+    waiting = asyncio.create_task(d.decide(needed(False, request_id="waiting")))
+    await settle()
+    record = d.store.get("10.0.0.1:8000")
+    assert record is not None
+    clock.now += 0.6
+    for page in (ServerMetrics(running=0), ServerMetrics(running=1, waiting=0)):
+        record.scraped(page, clock.now)
+        d.scraped(record)
+        await settle()
+        assert not waiting.done(), "a page that does not say, or one that still counts it"
+    record.scraped(ServerMetrics(running=0, waiting=0), clock.now)
+    d.scraped(record)
+    await settle()
+    assert waiting.done()
+    assert "headrace_epp_unobserved_requests_total 1.0" in generate_latest(d.metrics.registry).decode()
