@@ -147,7 +147,9 @@ class Director:
             refusal = await self._admission.admit(request)
             if refusal is not None:
                 return self._refused(request, refusal, _NO_OUTCOME, 0.0)
-            return self._pick(needed)
+            picked = self._pick(needed)
+            self.flow.picked()
+            return picked
         except TimeoutError:
             return self._by_failure_mode(needed, "deadline", "the pool's endpoints are not known yet")
         except Exception:  # a fault of ours must end one pick, not the stream

@@ -92,6 +92,25 @@ async def test_one_place_is_given_away_once() -> None:
     assert pool.most_in_flight == 3
 
 
+async def test_places_that_are_free_at_once_are_filled_in_one_turn_each() -> None:
+    class Quick(Pool):
+        async def take(self, asked: Request) -> Refusal | None:
+            refusal = await super().take(asked)
+            self.flow.picked()
+            return refusal
+
+    pool = Quick(8)
+    tasks = pool.start(*map(str, range(16)))
+    await settle()
+    assert pool.in_flight == 8
+    for _ in range(8):
+        pool.end()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert pool.in_flight == pool.most_in_flight == 8
+    assert all(task.done() for task in tasks)
+
+
 async def test_a_newcomer_does_not_overtake_in_a_gap() -> None:
     pool = Pool(1)
     first, second = pool.start("a", "b")
