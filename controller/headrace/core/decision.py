@@ -34,6 +34,7 @@ class RefusalReason(StrEnum):
     TTL_EXPIRED = "rejected-ttl-expired"
     SHUTTING_DOWN = "rejected-shutting-down"
     EVICTED = "evicted"
+    EVICTED_PRIORITY = "evicted-priority"
     PICK_DEADLINE = "pick-deadline"
     INTERNAL = "internal"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class DecisionRecord:
     path: str
     body_size: int
     prompt_blocks: int
-    prefix_matches: dict[str, int]
+    prefix_matches: Mapping[str, int]
     profile: Profile
     outcome: Outcome
     refusal: Refusal | None
@@ -85,7 +86,7 @@ class DecisionLog:
         outcome: Outcome,
         *,
         prompt_blocks: int,
-        prefix_matches: dict[str, int],
+        prefix_matches: Mapping[str, int],
         refusal: Refusal | None,
         pod: str,
         seconds: float,

@@ -16,6 +16,7 @@ from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
+from headrace.epp.flow_metrics import FlowControlMetrics
 from headrace.extproc import Usage
 
 MAX_LABEL_VALUES = 1000
@@ -70,6 +71,7 @@ class Metrics:
     def __init__(self, pool_name: str) -> None:
         self.registry = CollectorRegistry()
         self.pool_name = pool_name
+        self.flow_control = FlowControlMetrics(pool_name, self.registry)
         self._models = CappedModels()
         self._by_model: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._durations: dict[tuple[str, str], Histogram] = {}
@@ -176,6 +178,19 @@ class Metrics:
         )
         self.page_seconds = Histogram(
             f"{own}_metrics_page_seconds", "Time to get and read a metrics page.", buckets=_FAST, registry=registry
+        )
+
+        self.kv_event_batches = Counter(
+            f"{own}_kv_event_batches_total",
+            "Messages of servers about their KV caches, read or not.",
+            ("result",),
+            registry=registry,
+        )
+        self.config_reloads = Counter(
+            f"{own}_config_reloads_total",
+            "Changed configuration files, taken up or not.",
+            ("result",),
+            registry=registry,
         )
 
     def picked(self, request: Request, endpoint: Endpoint) -> None:

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--cert-path", default="", help="directory of tls.crt and tls.key; self-signed without it")
     reload_help = "take up changed certificates without a restart"
     flag("--enable-cert-reload", default=True, help=reload_help, **bool_flag)  # type: ignore[arg-type]
-    flag("--config-file", default="", help="an EndpointPickerConfig")
+    flag("--config-file", default="", help="an EndpointPickerConfig; taken up again when it changes")
     flag("--config-text", default="", help="the same as text, in place of a file")
     flag("--kubeconfig", default="", help="else in-cluster, or $KUBECONFIG")
     flag("-v", "--v", dest="verbosity", type=whole, default=2, help="2 default, 3 verbose, 4 debug, 5 trace")

@@ -10,24 +10,30 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from aiohttp import web
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
+from headrace.datalayer.kv_events import Batch
+from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.datalayer.precise_prefix import PreciseIndex
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
-from headrace.epp.config_file import load_config, read_text
+from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
 from headrace.epp.conformance import SelectionByHeader
 from headrace.epp.director import Director
+from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
-from headrace.scheduling import SchedulingConfig
+
+if TYPE_CHECKING:
+    from headrace.datalayer.kv_subscriber import KvSubscriber
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +61,19 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        config = _config(options)
+        self._config_file = ConfigFile(options.config_file) if options.config_file is not None else None
+        if self._config_file is not None:
+            config = self._config_file.load()
+        else:
+            config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
         for note in config.notes:
             logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
         self._metrics = Metrics(options.served_name)
         rng = Random()
         self.director = Director(
-            config=config,
+            config=config.scheduling,
+            flow_control=config.flow_control,
             metrics=self._metrics,
             clock=time.monotonic,
             rng=rng,
@@ -75,6 +86,9 @@ class Process:
         director = self.director
         self._metrics.registry.register(
             PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
+        )
+        self._metrics.registry.register(
+            FlowControlCollector(self._metrics.flow_control, director.flow.waiting, director.flow.saturation)
         )
         self._scraper = Scraper(
             director.store,
@@ -90,8 +104,14 @@ class Process:
             clock=time.monotonic,
             rng=rng,
             on_page=self._page_read,
+            engines=config.engines,
         )
         director.on_pick = self._scraper.wake
+        self._scraper.on_scraped = director.scraped
+        self._kv_events = config.kv_events
+        self._listener: KvSubscriber | None = None
+        if config.kv_events is not None:
+            self.director.precise = PreciseIndex()
         self._health = Health(self._is_ready)
         self._draining = False
         # With an election, only the replica that leads is ready.
@@ -117,12 +137,18 @@ class Process:
             async with contextlib.AsyncExitStack() as stack:
                 server, ports = await stack.enter_async_context(self._servers())
                 stack.push_async_callback(self._scraper.close)
+                if self._kv_events is not None:
+                    self._listener = self._listen(self._kv_events)
+                    stack.push_async_callback(self._listener.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 background = [
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(watch, name="watch the pool"),
                 ]
+                if self._config_file is not None:
+                    watching = watch_config(self._config_file, self._reconfigure, on_bad=self._bad_config)
+                    background.append(tasks.create_task(watching, name="watch the configuration"))
                 logger.info("serving", extra={"ports": vars(ports), "pool": self._metrics.pool_name})
                 on_listening(ports)
                 await self._stop.wait()
@@ -134,6 +160,28 @@ class Process:
                 loop.remove_signal_handler(number)
         logger.info("stopped")
 
+    def _listen(self, settings: KvEventsSettings) -> KvSubscriber:
+        # Imported here: ZeroMQ is loaded only where it is used.
+        from headrace.datalayer.kv_subscriber import KvSubscriber
+
+        return KvSubscriber(
+            settings, on_batch=self._kv_batch, on_bad=self._metrics.kv_event_batches.labels("error").inc
+        )
+
+    def _kv_batch(self, key: str, batch: Batch) -> None:
+        self._metrics.kv_event_batches.labels("ok").inc()
+        self.director.kv_events(key, batch)
+
+    def _reconfigure(self, config: PickerConfig) -> None:
+        if config.kv_events != self._kv_events:
+            logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
+        self.director.reconfigure(config.scheduling, config.flow_control)
+        self._scraper.engines = config.engines
+        self._metrics.config_reloads.labels("ok").inc()
+
+    def _bad_config(self) -> None:
+        self._metrics.config_reloads.labels("error").inc()
+
     async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         """The pool, or one of its Pods, changed."""
         await self._replace(endpoints, pool.failure_mode)
@@ -142,6 +190,8 @@ class Process:
         was_ready = self._is_ready()
         self.director.replace_endpoints(endpoints, failure_mode)
         self._scraper.adjust(endpoints)
+        if self._listener is not None:
+            self._listener.adjust(endpoints)
         if self._is_ready() != was_ready:
             await self._health.changed()
 
@@ -194,6 +244,7 @@ class Process:
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
         self._metrics.page_seconds.observe(seconds)
+        self.director.flow.changed()
 
     async def _expire(self) -> None:
         while True:
@@ -267,21 +318,14 @@ class Process:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.drain_delay):
                 await self._stop_now.wait()
+        # Who still waits for a place would not get an answer in the time that is left.
+        self.director.flow.close()
         stopping = asyncio.create_task(server.stop(options.drain_timeout), name="stop the server")
         now = asyncio.create_task(self._stop_now.wait(), name="told to stop at once")
         await asyncio.wait((stopping, now), return_when=asyncio.FIRST_COMPLETED)
         now.cancel()
         await server.stop(0)
         await stopping
-
-
-def _config(options: Options) -> SchedulingConfig:
-    """The settings that file or text give; the defaults without either. Raises InvalidConfig."""
-    if options.config_file is not None:
-        return load_config(options.config_file)
-    if options.config_text:
-        return read_text(options.config_text.encode(), "--config-text")
-    return SchedulingConfig()
 
 
 def _bind(add_port: Callable[[], int], flag: str, wanted: int) -> int:
