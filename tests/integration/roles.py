@@ -63,6 +63,38 @@ def run_role(api: ApiServer, folder: Path, role: str, variables: dict[str, Any],
     return play(playbook, variables, *arguments)
 
 
+def refusals(folder: Path, role: str, cases: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the role's preflight says to each case's variables; empty where it got as far as asking a cluster."""
+    # Nobody listens there: a role that refuses nothing fails at its first question to the API server.
+    cluster = {"host": "https://127.0.0.1:1", "api_key": "none"}
+    tasks = [
+        {
+            "name": name,
+            "block": [{"name": "Run", "ansible.builtin.include_role": {"name": role}, "vars": variables}],
+            "rescue": [
+                {
+                    "name": "Keep",
+                    "ansible.builtin.copy": {
+                        "content": "{{ ansible_failed_task.name }}\n{{ ansible_failed_result | to_json }}",
+                        "dest": str(folder / f"{name}.txt"),
+                        "mode": "0600",
+                    },
+                }
+            ],
+        }
+        for name, variables in cases.items()
+    ]
+    playbook = folder / "refusals.yml"
+    defaults = {"group/kubernetes.core.k8s": cluster}
+    content = {"hosts": "localhost", "gather_facts": False, "module_defaults": defaults, "tasks": tasks}
+    playbook.write_text(yaml.safe_dump([content]))
+    run = play(playbook, {})
+    assert run.returncode == 0, run.output
+    texts = {name: (folder / f"{name}.txt").read_text() for name in cases}
+    asked = re.compile(r".*\| Look (for|at) ")
+    return {name: "" if asked.match(text) else text for name, text in texts.items()}
+
+
 def render(
     folder: Path, role: str, template: str, variables: dict[str, Any], loop: str = "", **more: Any
 ) -> list[dict[str, Any]]:
