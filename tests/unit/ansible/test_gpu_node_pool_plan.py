@@ -9,11 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from .module_specs import spec
 
 DATA = Path(__file__).resolve().parents[2] / "data/gpu_node_pool"
+ROLE = Path(__file__).resolve().parents[3] / "roles/gpu_node_pool"
 MODULES = {
     "gke": "google.cloud.gcp_container_node_pool",
     "eks": "community.aws.eks_nodegroup",
@@ -94,6 +96,16 @@ def test_the_real_module_takes_the_arguments(plan: ModuleType, provider: str) ->
         result = validator.validate(call)
         assert result.error_messages == [], call
         assert not result.unsupported_parameters
+
+
+def test_the_task_hands_every_argument_on(plan: ModuleType, provider: str) -> None:
+    [task] = yaml.safe_load((ROLE / "tasks" / f"{provider}.yml").read_text())
+    handed = task[MODULES[provider]]
+    produced = {key for call in calls(plan, provider) for key in call}
+    produced |= {"gke": set(), "eks": {"profile", "endpoint_url", "disk_size"}, "aks": set()}[provider]
+    assert set(handed) == produced
+    for key, text in handed.items():
+        assert key in text
 
 
 def test_the_module_would_refuse_what_it_has_not(provider: str) -> None:
