@@ -31,3 +31,8 @@ def smoke(repository: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def plan(repository: Path) -> ModuleType:
     return load(repository / "plugins/action/gpu_node_pool_plan.py")
+
+
+@pytest.fixture(scope="session")
+def adapters(repository: Path) -> ModuleType:
+    return load(repository / "plugins/modules/inference_adapters.py")

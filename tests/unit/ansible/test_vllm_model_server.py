@@ -27,6 +27,7 @@ GROUPS: list[dict[str, Any]] = [
         "adapters": [{"name": "sql", "source": "/adapters/sql"}, {"name": "chat", "source": "org/chat"}],
         "max_cpu_loras": 8,
         "runtime_lora_updating": True,
+        "adapter_sync": True,
         "prestop_seconds": 20,
         "drain_seconds": 40,
         "startup_seconds": 1200,
@@ -66,6 +67,7 @@ GROUPS: list[dict[str, Any]] = [
     {"name": "simulated", "engine": "simulator", "image": "example.com/headrace:1", "model": "m", "gpus": 0},
 ]
 VARIABLES: dict[str, Any] = {
+    "vllm_model_server_simulator_image": "example.com/headrace:1",
     "vllm_model_server_namespace": "llms",
     "vllm_model_server_groups": GROUPS,
     "vllm_model_server_network_policy_metrics_from": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
@@ -194,6 +196,19 @@ def test_runtime_lora_is_off_unless_asked_for(objects: Objects) -> None:
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in environment(pod(objects, "hpa")[1])
 
 
+def test_a_sidecar_loads_adapters_again(objects: Objects) -> None:
+    spec, _, _ = pod(objects, "full")
+    [sidecar] = spec["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert sidecar["image"] == "example.com/headrace:1"
+    assert sidecar["command"][-1] == "8000"
+    assert all("subPath" not in mount for mount in sidecar["volumeMounts"])
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["adapters"]["configMap"] == {"name": "full-adapters", "optional": True}
+    compile(objects["ConfigMap", "full-adapter-sync"]["data"]["adapter_sync.py"], "adapter_sync.py", "exec")
+    assert "initContainers" not in pod(objects, "hpa")[0]
+
+
 def test_disruption_spread_and_network(objects: Objects) -> None:
     assert objects["PodDisruptionBudget", "full"]["spec"]["maxUnavailable"] == 1
     assert ("PodDisruptionBudget", "hpa") in objects
@@ -253,6 +268,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no-source": (group(adapters=[{"name": "a"}]), ["an adapter of group g has no source"]),
     "open-lora": (group(runtime_lora_updating=True, network_policy=False), ["has no NetworkPolicy"]),
+    "sync": (group(adapter_sync=True), ["has adapter_sync, and not what it needs"]),
     "no-max": (group(autoscaling={"by": "hpa", "max": 0}), ["1 <= min <= max"]),
     "keda-where": (group(autoscaling={"by": "keda", "max": 2}), ["keda names prometheus"]),
     "both": (group(replicas=3, autoscaling={"by": "hpa", "max": 4}), ["the number is the scaler's"]),
