@@ -53,7 +53,7 @@ def variables(cluster: ApiServer, repository: Path) -> dict[str, Any]:
         "gpu_node_pool_require_gpus": False,
         "vllm_model_server_namespace": "llms",
         "vllm_model_server_wait": False,
-        "vllm_model_server_groups": [{"name": "servers", "model": "meta/llama", "replicas": 2}],
+        "vllm_model_server_groups": [{"name": "servers", "model": "m", "replicas": 2, "cache_size": "1Gi"}],
         "inference_pool_namespace": "llms",
         "inference_pool_wait": False,
         "inference_pool_pools": [{"name": "llama", "selector": {"app": "servers"}, "picker": "llama-epp"}],
@@ -128,13 +128,16 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     gone = run("teardown", variables, headrace_confirm=True)
     assert gone.returncode == 0, gone.output[-6000:]
     assert "CRDs (headrace_teardown_crds removes them" in gone.said
+    assert "1 volume claims (headrace_teardown_volumes removes them)" in gone.said
+    assert "namespace llms, which holds PersistentVolumeClaim" in gone.said
     left = everything(cluster)
     ours = {one for one in left - before if not one.startswith("CustomResourceDefinition")}
-    assert ours == set()
+    assert ours == {"PersistentVolumeClaim llms/servers-cache", "Namespace /llms"}
     assert before <= left
     assert node(cluster) == plain_node
 
-    again = run("teardown", variables, headrace_confirm=True, headrace_teardown_crds=True)
+    volumes = {"headrace_teardown_volumes": True}
+    again = run("teardown", variables, headrace_confirm=True, headrace_teardown_crds=True, **volumes)
     assert again.returncode == 0, again.output[-6000:]
     assert everything(cluster) == before
     last = run("teardown", variables)

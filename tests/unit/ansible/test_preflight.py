@@ -154,6 +154,13 @@ def test_a_right_inventory_has_no_problem(problems: Callable[[dict[str, Any]], l
         ),
         ("inference_pool_pools.0.failure_mode", "FailSafe", "failure_mode", "FailOpen, FailClose"),
         ("vllm_model_server_groups.0.replicas", "three", "replicas", "vllm_model_server_groups"),
+        (
+            "gpu_node_pools.0.instance_typ",
+            "g2",
+            "gpu_node_pools[simulated].instance_typ",
+            "did you mean instance_type?",
+        ),
+        ("gpu_node_pools.0.count", "many", "count", "gpu_node_pools"),
         ("gpu_node_pools", [{"name": "a"}, {"name": "a"}], "gpu_node_pools: two entries", "its own name"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.roles import refusals, render
+from .roles import refusals, render
 
 ROLE = "vllm_model_server"
 DIGEST = "example.com/vllm@sha256:" + "0" * 64

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.roles import refusals, render
+from .apiserver import ApiServer
+from .roles import refusals, render, validate
 
 ROLE = "lora_adapters"
 POOL = {
@@ -87,3 +88,18 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_wrong_input_is_refused(told: dict[str, str], name: str) -> None:
     assert CASES[name][1] in told[name]
     assert bool(CASES[name][1]) == bool(told[name])
+
+
+def test_the_rewrite_is_valid_to_the_letter(api: ApiServer, tmp_path: Path) -> None:
+    """Against the CRD of InferenceModelRewrite, where this collection has it."""
+    if api.kubectl("get", "crd", "inferencemodelrewrites.inference.networking.x-k8s.io").returncode != 0:
+        pytest.skip("crds/ has no InferenceModelRewrite")
+    canary = {**CANARY, "pool_api_version": "v1alpha2"}
+    variables = {"lora_adapters_pools": [POOL], "lora_adapters_namespace": "llms"}
+    for number, share in enumerate((10, 100)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        objects = render(
+            folder, ROLE, "rewrite.yaml.j2", variables, __lora_adapters_canary=canary, __lora_adapters_share=share
+        )
+        assert validate(api, objects) == ""
