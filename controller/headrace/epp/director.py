@@ -324,12 +324,15 @@ class Director:
 
     def first_token(self, entry: InFlight) -> None:
         """The first piece of a streamed response went by."""
+        self.ledger.prompt_computed(entry)
         self.metrics.first_token(entry, self.clock() - entry.started_at)
 
     def responded(self, entry: InFlight, response: ResponseTotals) -> None:
         """The response is complete, and its body was seen. Tell it before `finish`."""
         now = self.clock()
         decode = None if response.first_at is None else now - response.first_at
+        if response.usage is not None:
+            entry.output_tokens = response.usage.output_tokens
         self.metrics.responded(entry, response.size, response.usage, now - entry.started_at, decode)
 
     def finish(self, entry: InFlight) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,10 @@ def test_a_page_that_says_something_else_is_named(repository: Path, tmp_path: Pa
 
 
 def changelog(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(BIN / "antsibull-changelog"), *arguments], cwd=folder, capture_output=True, text=True)
+    # It calls ansible-doc by that name.
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    command = [str(BIN / "antsibull-changelog"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_the_changelog_is_what_the_fragments_say(repository: Path, tmp_path: Path) -> None:

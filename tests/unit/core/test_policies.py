@@ -130,12 +130,16 @@ def test_what_is_no_rewrite(bad: Any, field: str) -> None:
         ),
     )
 )
-def test_anything_else_is_refused_by_name(parse: Any, found: Any) -> None:
+def test_anything_is_read_or_refused_by_name(parse: Any, found: Any) -> None:
     for base in (objective(), rewrite(rule("a"))):
         obj = copy.deepcopy(base)
         obj["spec"] = found
-        with pytest.raises(InvalidObject):
+        try:
             parse(obj)
+        except InvalidObject as error:
+            assert error.field
+        else:
+            assert isinstance(found["poolRef"]["name"], str), "only what names its pool is read"
 
 
 def table(*objects: Any) -> RewriteTable:
