@@ -39,7 +39,7 @@ def variables(cluster: ApiServer, repository: Path) -> dict[str, Any]:
         "headrace_controller_image": "registry.example.com/headrace/controller:1",
         "headrace_binary_dir": str(repository / "build/bin"),
         "headrace_teardown_wait": False,
-        "headrace_teardown_timeout": 4,
+        "headrace_teardown_timeout": 30,
         "headrace_monitoring": True,
         "inference_crds_gateway_api_source": "",
         "inference_crds_envoy_gateway_source": "",
