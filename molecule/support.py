@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 VARIABLES = ROOT / (os.environ.get("HEADRACE_MOLECULE_VARIABLES") or "tests/e2e/cluster.yml")
 COMMON = ["-i", str(ROOT / "inventories/local"), "-e", f"@{VARIABLES}"]
-ENVIRONMENT = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+# Molecule asks for colours, and Ansible heeds that before it heeds ANSIBLE_NOCOLOR; what it prints is read here.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "ANSIBLE_FORCE_COLOR"}
+ENVIRONMENT |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
 RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", re.M)
 
 

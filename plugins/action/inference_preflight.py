@@ -47,6 +47,8 @@ def load_specs(root: Path) -> dict[str, dict[str, Any]]:
         specs[path.parents[1].name] = loaded["argument_specs"]["main"].get("options") or {}
     shared = yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))
     specs["headrace"] = shared["options"]
+    # The inventory-wide name of the role's own list: what is wrong in an entry is told by either name.
+    specs["headrace"]["gpu_node_pools"]["options"] = specs["gpu_node_pool"]["gpu_node_pool_pools"]["options"]
     return specs
 
 

@@ -50,22 +50,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stack:
-    """The tests' cluster as `tests/e2e/cluster.yml` describes it."""
+    """The tests' cluster as `tests/e2e/cluster.yml`, or another file of extra variables, describes it."""
 
     repository: Path
     kubeconfig: Path
     kubectl_path: Path
     gateway: str
     variables: Mapping[str, Any] = field(repr=False)
+    variables_file: str = "tests/e2e/cluster.yml"
 
     @classmethod
-    def from_inventory(cls, repository: Path) -> Stack:
+    def from_inventory(cls, repository: Path, variables_file: str = variables_file) -> Stack:
         """Ask Ansible itself what the inventory and the extra variables say, so that the tests repeat no path."""
-        names = ["local_cluster_kubeconfig", "local_cluster_publish_address", "local_cluster_name"]
+        names = [
+            f"local_cluster_{name}" for name in ("kubeconfig", "publish_address", "name", "cache_dir")
+        ]  # fmt: skip
         template = "{{ {" + ", ".join(f"'{name}': {name}" for name in names) + "} | to_json }}"
         command = [
             str(repository / ".venv/bin/ansible"), "localhost", "-i", "inventories/local",
-            "-e", "@tests/e2e/cluster.yml", "-m", "ansible.builtin.debug", "-a", f"msg={template}",
+            "-e", f"@{variables_file}", "-m", "ansible.builtin.debug", "-a", f"msg={template}",
         ]  # fmt: skip
         env = {**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.oneline", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1"}
         output = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, env=env).stdout
@@ -77,6 +80,7 @@ class Stack:
             kubectl_path=repository / "build/bin/kubectl",
             gateway=variables["local_cluster_publish_address"],
             variables=variables,
+            variables_file=variables_file,
         )
 
     # ---- playbooks
@@ -85,7 +89,7 @@ class Stack:
         """Run a playbook against the tests' cluster; with `check`, a failed one fails the test with its output."""
         command = [
             str(self.repository / ".venv/bin/ansible-playbook"), path, "-i", "inventories/local",
-            "-e", "@tests/e2e/cluster.yml", *arguments,
+            "-e", f"@{self.variables_file}", *arguments,
         ]  # fmt: skip
         done = subprocess.run(
             command, cwd=self.repository, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout

@@ -72,7 +72,7 @@ def test_every_pod_runs_as_another_user_than_root_with_a_read_only_root(stack: S
             assert context.get("capabilities", {}).get("drop") == ["ALL"], name
 
 
-def test_the_endpoint_picker_may_read_pods_and_nothing_else(stack: Stack) -> None:
+def test_the_endpoint_picker_may_read_pods_and_pools_and_nothing_else(stack: Stack) -> None:
     pod = stack.pods("app.kubernetes.io/name=vllm-llama3-8b-instruct-epp")[0]
     account = f"system:serviceaccount:default:{pod['spec']['serviceAccountName']}"
 
@@ -80,7 +80,9 @@ def test_the_endpoint_picker_may_read_pods_and_nothing_else(stack: Stack) -> Non
         return stack.kubectl("auth", "can-i", *what, f"--as={account}", "-n", "default", check=False).strip() == "yes"
 
     assert may("list", "pods")
-    assert may("watch", "inferencepools.inference.networking.x-k8s.io")
+    for kind in ("inferencepools", "inferenceobjectives", "inferencemodelrewrites"):
+        assert may("watch", f"{kind}.inference.networking.x-k8s.io")
+        assert not may("update", f"{kind}.inference.networking.x-k8s.io")
     assert not may("list", "secrets")
     assert not may("delete", "pods")
     assert not may("list", "pods", "--all-namespaces")

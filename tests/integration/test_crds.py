@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from headrace.core import parse_model_rewrite, parse_objective
+
 from .apiserver import ApiServer
 
 V1ALPHA2 = {
@@ -28,7 +30,26 @@ V1 = {
         "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
     },
 }
+OBJECTIVE = {
+    "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+    "kind": "InferenceObjective",
+    "metadata": {"name": "chat", "namespace": "default"},
+    "spec": {"priority": 1, "poolRef": {"name": "pool"}},
+}
+RULE = {"matches": [{"model": {"value": "a"}}], "targets": [{"modelRewrite": "b"}]}
+REWRITE = {
+    "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+    "kind": "InferenceModelRewrite",
+    "metadata": {"name": "canary", "namespace": "default"},
+    "spec": {"poolRef": {"name": "pool"}, "rules": [RULE]},
+}
 REMOVED = object()
+
+
+def targets(*weights: int | None) -> list[dict[str, Any]]:
+    """The rules of a rewrite to so many targets."""
+    made = [{"modelRewrite": "b"} if weight is None else {"modelRewrite": "b", "weight": weight} for weight in weights]
+    return [{"targets": made}]
 
 
 def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -64,6 +85,14 @@ ACCEPTED = [
     (V1, "endpointPickerRef", REMOVED),
     (V1, "endpointPickerRef", {"name": "epp", "kind": "Deployment", "group": "apps"}),
     (V1, "endpointPickerRef.failureMode", "FailOpen"),
+    (OBJECTIVE, "priority", REMOVED),
+    (OBJECTIVE, "priority", -10),
+    (OBJECTIVE, "poolRef", {"name": "pool", "group": "inference.networking.x-k8s.io", "kind": "InferencePool"}),
+    (REWRITE, "rules", []),
+    (REWRITE, "rules", [RULE, {"targets": [{"modelRewrite": "c"}]}]),
+    (REWRITE, "rules", [{"matches": [{"model": {"type": "Exact", "value": "a"}}, {"model": {"value": "b"}}]}]),
+    (REWRITE, "rules", targets(1, 1_000_000)),
+    (REWRITE, "rules", targets(None, None)),
 ]
 REFUSED = [
     (V1ALPHA2, "selector", REMOVED, "selector"),
@@ -93,6 +122,23 @@ REFUSED = [
     (V1, "endpointPickerRef", {"name": "epp"}, "port is required"),
     (V1, "endpointPickerRef.port", {"number": 0}, "number"),
     (V1, "endpointPickerRef.failureMode", "Open", "failureMode"),
+    (OBJECTIVE, "priority", "high", "priority"),
+    (OBJECTIVE, "poolRef", REMOVED, "poolRef"),
+    (OBJECTIVE, "poolRef", {}, "poolRef.name"),
+    (OBJECTIVE, "poolRef.name", "", "poolRef.name"),
+    (OBJECTIVE, "poolRef.group", "Not.A.Group", "group"),
+    (OBJECTIVE, "poolRef.kind", "not a kind", "kind"),
+    (OBJECTIVE, "criticality", "Critical", "unknown field"),
+    (REWRITE, "poolRef", REMOVED, "poolRef"),
+    (REWRITE, "rules", REMOVED, "rules"),
+    (REWRITE, "rules", [{"matches": [{}]}], "model"),
+    (REWRITE, "rules", [{"matches": [{"model": {"value": ""}}]}], "value"),
+    (REWRITE, "rules", [{"matches": [{"model": {"type": "Prefix", "value": "a"}}]}], "type"),
+    (REWRITE, "rules", [{"targets": []}], "targets"),
+    (REWRITE, "rules", [{"targets": [{"weight": 1}]}], "modelRewrite"),
+    (REWRITE, "rules", targets(0), "weight"),
+    (REWRITE, "rules", targets(1_000_001), "weight"),
+    (REWRITE, "rules", targets(1, None), "all targets, or none"),
 ]
 
 
@@ -129,6 +175,28 @@ def test_defaults_of_v1(api: ApiServer) -> None:
     assert made["spec"]["appProtocol"] == "http"
     assert (reference["group"], reference["kind"], reference["failureMode"]) == ("", "Service", "FailClose")
     assert "status" not in made
+
+
+def test_defaults_of_objectives_and_rewrites(api: ApiServer) -> None:
+    _, message, made = create(api, OBJECTIVE)
+    assert made, message
+    reference = {"name": "pool", "group": "inference.networking.k8s.io", "kind": "InferencePool"}
+    assert made["spec"] == {"priority": 1, "poolRef": reference}
+    assert "status" not in made
+    _, message, made = create(api, REWRITE)
+    assert made, message
+    assert made["spec"]["poolRef"] == reference
+    assert made["spec"]["rules"][0]["matches"] == [{"model": {"type": "Exact", "value": "a"}}]
+
+
+def test_what_the_crds_take_the_parsers_take(api: ApiServer) -> None:
+    parsers = {"InferenceObjective": parse_objective, "InferenceModelRewrite": parse_model_rewrite}
+    for base, path, value in ACCEPTED:
+        parse = parsers.get(base["kind"])
+        if parse is not None:
+            _, message, made = create(api, changed(base, path, value))
+            assert made, message
+            parse(made)
 
 
 def test_the_pages_example_is_taken_as_it_is(api: ApiServer, repository: Path) -> None:

@@ -2,6 +2,8 @@
 
 from headrace.core.decision import Decision, Refusal, RefusalReason
 from headrace.core.endpoint import Endpoint, InvalidAddress, endpoint_key, split_key
+from headrace.core.model_rewrite import ModelRewrite, RewriteTable, parse_model_rewrite
+from headrace.core.objective import InvalidObject, Objective, parse_objective
 from headrace.core.pool import (
     EXTENSION_GROUP,
     GA_GROUP,
@@ -11,22 +13,30 @@ from headrace.core.pool import (
     Pool,
     parse_pool,
 )
-from headrace.core.request import Request
+from headrace.core.request import NOT_ASKED, Asked, Request
 
 __all__ = [
     "EXTENSION_GROUP",
     "GA_GROUP",
+    "NOT_ASKED",
+    "Asked",
     "Decision",
     "Endpoint",
     "FailureMode",
     "InvalidAddress",
+    "InvalidObject",
     "InvalidPool",
+    "ModelRewrite",
+    "Objective",
     "PickerReference",
     "Pool",
     "Refusal",
     "RefusalReason",
     "Request",
+    "RewriteTable",
     "endpoint_key",
+    "parse_model_rewrite",
+    "parse_objective",
     "parse_pool",
     "split_key",
 ]

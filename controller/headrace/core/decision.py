@@ -11,10 +11,12 @@ class Decision:
     """Where a request goes.
 
     `endpoints` are keys (`ip:port`), best first: the rest is the fallback list. Empty means "no opinion": the gateway
-    chooses (a pick that failed open). `model` is the name to put into the body, None to leave it as it came."""
+    chooses (a pick that failed open). `model` is the name to put into the body, None to leave it as it came.
+    `response_headers` are for the client, where the response passes through the picking stream."""
 
     endpoints: tuple[str, ...]
     model: str | None = None
+    response_headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def destination(self) -> str:
@@ -32,6 +34,7 @@ class RefusalReason(StrEnum):
     TTL_EXPIRED = "rejected-ttl-expired"
     SHUTTING_DOWN = "rejected-shutting-down"
     EVICTED = "evicted"
+    EVICTED_PRIORITY = "evicted-priority"
     PICK_DEADLINE = "pick-deadline"
     INTERNAL = "internal"
 

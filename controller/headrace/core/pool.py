@@ -128,7 +128,7 @@ _Parts = tuple[Mapping[str, str], tuple[int, ...], str, PickerReference | None]
 
 
 def _read_v1alpha2(spec: Mapping[str, Any]) -> _Parts:
-    selector = _selector(_mapping(spec, "selector", "spec"), "spec.selector")
+    selector = read_selector(_mapping(spec, "selector", "spec"), "spec.selector")
     port = _port(spec.get("targetPortNumber"), "spec.targetPortNumber")
     reference = _mapping(spec, "extensionRef", "spec")
     number, alias = reference.get("portNumber"), reference.get("port")
@@ -144,7 +144,7 @@ def _read_v1alpha2(spec: Mapping[str, Any]) -> _Parts:
 
 
 def _read_v1(spec: Mapping[str, Any]) -> _Parts:
-    selector = _selector(
+    selector = read_selector(
         _mapping(_mapping(spec, "selector", "spec"), "matchLabels", "spec.selector"), "spec.selector.matchLabels"
     )
     listed = spec.get("targetPorts")
@@ -192,7 +192,8 @@ def _picker(reference: Mapping[str, Any], port: int | None, path: str) -> Picker
     )
 
 
-def _selector(labels: Mapping[str, Any], path: str) -> Mapping[str, str]:
+def read_selector(labels: Mapping[str, Any], path: str) -> Mapping[str, str]:
+    """The labels that select a pool's Pods. Raises InvalidPool, naming `path`."""
     if not 1 <= len(labels) <= MAX_SELECTOR_LABELS:
         raise InvalidPool(path, dict(labels), f"give 1 to {MAX_SELECTOR_LABELS} labels; without one no Pod is selected")
     for key, value in labels.items():

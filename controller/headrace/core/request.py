@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Asked(NamedTuple):
+    """What of a request still matters at its end, when prompt and headers are long gone.
+
+    `model` is the client's own name for it; the rest as in Request."""
+
+    model: str = ""
+    slo_ttft_ms: float | None = None
+    slo_tpot_ms: float | None = None
+
+
+# Of a request that nothing is known of but that it is on its way.
+NOT_ASKED = Asked()
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +32,8 @@ class Request:
     method: str = "POST"
     path: str = "/"
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
-    # The name asked for: a base model or an adapter; "" where the request names none (bodyless, or not an inference).
+    # The name the server will see, a base model or an adapter; "" where the request names none (bodyless, or not an
+    # inference).
     model: str = ""
     # What prefix caches see, in order: the prompt's bytes, or the messages' roles and contents. Empty where unknown.
     prompt: bytes = b""
@@ -27,5 +43,19 @@ class Request:
     max_tokens: int | None = None
     objective: str = ""
     fairness_id: str = ""
+    # From the request's InferenceObjective. Higher goes first; below 0 the request may be shed.
+    priority: int = 0
     # The endpoints the gateway allows, each `ip:port` or `ip`; None: all. An empty tuple allows none.
     subset: tuple[str, ...] | None = None
+    # Milliseconds to the first token, and for each of the next, that the client asks for; None where it does not.
+    slo_ttft_ms: float | None = None
+    slo_tpot_ms: float | None = None
+    # The name the client gave, where `model` is another one that its request is rewritten to; else "".
+    asked_model: str = ""
+    # The name a header asks to have put into the body, "" for none. Not yet in `model`.
+    wanted_model: str = ""
+
+    @property
+    def asked(self) -> Asked:
+        """What is to be kept of the request while it is in flight."""
+        return Asked(self.asked_model or self.model, self.slo_ttft_ms, self.slo_tpot_ms)

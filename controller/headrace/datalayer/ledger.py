@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
 
-from headrace.datalayer.store import EndpointRecord, EndpointStore
+from headrace.core import NOT_ASKED, Asked
+from headrace.datalayer.store import ARRIVAL_SECONDS, EndpointRecord, EndpointStore
 
 # How long a pick may go unobserved: an observation stream opens within milliseconds of the pick. Without any observer
 # (a gateway that shows requests only) the end is never told, and this is all that empties the account.
@@ -29,7 +31,14 @@ class InFlight:
     attached: bool
     record: EndpointRecord | None
     observed: bool = False
+    asked: Asked = NOT_ASKED
     over: bool = field(default=False)
+    # About how many tokens of its prompt the endpoint has to compute, and how many it will answer with.
+    tokens: int = 0
+    output_tokens: int = 0
+    # The flow and priority it was admitted by.
+    flow: str = ""
+    priority: int = 0
 
 
 class Ledger:
@@ -59,15 +68,27 @@ class Ledger:
         """How many requests of each model are in flight."""
         return Counter(entry.model for entries in self._by_request.values() for entry in entries)
 
-    def start(self, request_id: str, endpoint: str, model: str, size: int, now: float, *, attached: bool) -> InFlight:
-        """A request was picked. `attached`: the stream that picked sees its end too."""
+    def start(
+        self,
+        request_id: str,
+        endpoint: str,
+        model: str,
+        size: int,
+        now: float,
+        *,
+        attached: bool,
+        asked: Asked = NOT_ASKED,
+        tokens: int = 0,
+    ) -> InFlight:
+        """A request was picked. `attached`: the stream that picked sees its end too. `tokens`: of its prompt, those
+        that the endpoint has to compute."""
         record = self._store.get(endpoint)
-        entry = InFlight(request_id, endpoint, model, size, now, attached, record)
+        entry = InFlight(request_id, endpoint, model, size, now, attached, record, asked=asked, tokens=tokens)
         self._by_request.setdefault(request_id, []).append(entry)
         if not attached:
             self._unobserved[id(entry)] = entry
         if record is not None:
-            record.started(model, size, now)
+            record.started(model, size, now, tokens)
         return entry
 
     def observe(self, request_id: str, destination: str, now: float) -> InFlight | None:
@@ -92,15 +113,21 @@ class Ledger:
         if entry.over or not endpoint or endpoint == entry.endpoint:
             return False
         if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now)
+            entry.record.finished(entry.model, entry.size, now, entry.tokens)
         entry.endpoint = endpoint
         entry.record = self._store.get(endpoint)
         if entry.record is not None:
-            entry.record.started(entry.model, entry.size, now)
+            entry.record.started(entry.model, entry.size, now, entry.tokens)
         return True
 
-    def finish(self, entry: InFlight, now: float) -> bool:
-        """The request is over. False if it already was."""
+    def prompt_computed(self, entry: InFlight) -> None:
+        """The first token came: the endpoint has computed the prompt."""
+        if entry.record is not None and not entry.over:
+            entry.record.computed(entry.tokens)
+            entry.tokens = 0
+
+    def finish(self, entry: InFlight, now: float, *, page_knows: bool = False) -> bool:
+        """The request is over. False if it already was. `page_knows`: the server's last page did not count it."""
         if entry.over:
             return False
         entry.over = True
@@ -112,8 +139,24 @@ class Ledger:
             if not entries:
                 del self._by_request[entry.request_id]
         if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now)
+            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=page_knows)
         return True
+
+    def reconcile(self, record: EndpointRecord, requests: int, asked_at: float, now: float) -> list[InFlight]:
+        """End what a server no longer has: its last page, asked for at `asked_at`, counted `requests`.
+
+        Those that are observed tell their end themselves. Of the others that must have arrived by then, as many are
+        over as the server has too few; the oldest are taken. One whose observation is late, not lost, comes back with
+        it. A server that has requests of others has only more: then nothing is ended."""
+        overdue = record.overdue(requests)
+        if not overdue or not self._unobserved:
+            return []
+        before = asked_at - ARRIVAL_SECONDS
+        old = (entry for entry in self._unobserved.values() if entry.record is record and entry.started_at <= before)
+        ended = list(islice(old, overdue))
+        for entry in ended:
+            self.finish(entry, now, page_knows=True)
+        return ended
 
     def expire(self, now: float) -> list[InFlight]:
         """End what has gone unobserved for too long."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from headrace.datalayer.engines import Engine, Series
@@ -35,6 +35,13 @@ class ServerMetrics:
     # Tokens in a KV cache block, and how many blocks there are; 0: unknown.
     block_size: int = 0
     num_blocks: int = 0
+    # Metrics that the configuration names beyond the usual ones, by its own name for them.
+    custom: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def cache_tokens(self) -> int:
+        """How many tokens the KV cache holds; 0 where the page does not say."""
+        return self.block_size * self.num_blocks
 
 
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
@@ -47,7 +54,7 @@ _MOST_REQUESTS = 1_000_000_000
 @lru_cache(maxsize=64)
 def _line_pattern(engine: Engine) -> re.Pattern[str]:
     """Finds the lines of the wanted metrics; the rest of a page, most of it, is never split or decoded."""
-    wanted = {series.name for group in (engine.waiting, engine.running, engine.kv_usage) for series in group}
+    wanted = {series.name for series in engine.series}
     wanted |= {name for name in (engine.adapters, engine.cache_config) if name}
     alternatives = "|".join(re.escape(name) for name in sorted(wanted))
     return re.compile(rf'^({alternatives})(?:\{{((?:[^"}}\n]|"(?:[^"\\\n]|\\.)*")*)\}})?[ \t]+(\S+)', re.MULTILINE)
@@ -80,8 +87,12 @@ def parse_page(page: bytes, engine: Engine) -> ServerMetrics:
         max_adapters=max_adapters,
         known_adapters=frozenset(name for text in adapter_rows for name in _names(_labels(text).get(_RUNNING, ""))),
         models=_models(rows, engine.running),
-        block_size=_whole(config[-1].get(engine.block_size_label, "")) if config else 0,
-        num_blocks=sum(_whole(labels.get("num_gpu_blocks", labels.get("num_pages", ""))) for labels in config),
+        block_size=_whole(config[-1].get(engine.block_size_label, ""))
+        if config
+        else int(max(_matching(rows, engine.block_size), default=0)),
+        num_blocks=sum(_whole(labels.get(engine.num_blocks_label, "")) for labels in config)
+        or (_count(rows, engine.num_blocks) or 0),
+        custom=_custom(rows, engine),
     )
 
 
@@ -119,6 +130,12 @@ def _count(rows: _Rows, candidates: Iterable[Series]) -> int | None:
 def _share(rows: _Rows, candidates: Iterable[Series]) -> float | None:
     values = _matching(rows, candidates)
     return min(1.0, sum(values) / len(values)) if values else None
+
+
+def _custom(rows: _Rows, engine: Engine) -> dict[str, float]:
+    """The further metrics a configuration names; one that has several series is added up."""
+    found = ((name, _matching(rows, (series,))) for name, series in engine.custom)
+    return {name: sum(values) for name, values in found if values}
 
 
 def _adapters(series: dict[str, float]) -> tuple[frozenset[str], frozenset[str], int]:

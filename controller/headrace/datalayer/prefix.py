@@ -47,6 +47,14 @@ class PrefixIndex:
         """How many distinct blocks are known."""
         return len(self._masks)
 
+    def reconfigure(self, settings: PrefixSettings) -> None:
+        """Other settings from now on. Where blocks get another size, those known mean nothing and are forgotten."""
+        if settings.block_bytes != self.settings.block_bytes:
+            self._masks.clear()
+            for used in self._used.values():
+                used.clear()
+        self.settings = settings
+
     def add(self, key: str) -> None:
         """An endpoint joins, with nothing cached."""
         if key in self._bits:
@@ -65,6 +73,12 @@ class PrefixIndex:
             self._clear(block, 1 << bit)
         del self._keys[bit]
         self._free_bits.append(bit)
+
+    def empty(self, key: str) -> None:
+        """An endpoint's cache was emptied."""
+        if key in self._bits:
+            self.remove(key)
+            self.add(key)
 
     def matches(self, hashes: Sequence[int]) -> dict[str, int]:
         """How many of the first blocks each endpoint should have; endpoints with none are left out."""
@@ -85,8 +99,10 @@ class PrefixIndex:
             alive = after
         return found
 
-    def insert(self, hashes: Sequence[int], key: str) -> None:
-        """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them."""
+    def insert(self, hashes: Sequence[int], key: str, *, cache_tokens: int = 0) -> None:
+        """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them.
+
+        `cache_tokens`: how many tokens its KV cache holds, 0 where that is not known."""
         used = self._used.get(key)
         if used is None:
             return
@@ -98,7 +114,9 @@ class PrefixIndex:
             else:
                 used[block] = None
                 masks[block] = masks.get(block, 0) | mask
-        limit = min(self.settings.blocks_per_endpoint, max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits)))
+        limit = min(
+            self.settings.capacity(cache_tokens), max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits))
+        )
         while len(used) > limit:
             block, _ = used.popitem(last=False)
             self._clear(block, mask)

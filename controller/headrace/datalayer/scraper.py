@@ -15,7 +15,7 @@ from random import Random
 import aiohttp
 
 from headrace.core import Endpoint, endpoint_key
-from headrace.datalayer.engines import Engine, engine_of
+from headrace.datalayer.engines import Engine, EngineSet
 from headrace.datalayer.metrics_page import NoMetrics, parse_page
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 
@@ -37,6 +37,8 @@ class ScrapeSettings:
     scheme: str = "http"
     path: str = ""
     port: int = 0
+    # Of https pages: a Pod's own certificate is seldom one that can be verified.
+    verify: bool = False
 
 
 def interval(settings: ScrapeSettings, *, busy: bool, busy_endpoints: int, failures: int, rng: Random) -> float:
@@ -50,7 +52,7 @@ def interval(settings: ScrapeSettings, *, busy: bool, busy_endpoints: int, failu
 
 
 class Scraper:
-    """One task per endpoint. `clock` is the store's clock."""
+    """One task per endpoint. `clock` is the store's clock. `engines` may be replaced at any time."""
 
     def __init__(
         self,
@@ -60,7 +62,11 @@ class Scraper:
         clock: Callable[[], float],
         rng: Random,
         on_page: Callable[[float, bool], None] = lambda seconds, ok: None,
+        engines: EngineSet | None = None,
     ) -> None:
+        self.engines = engines or EngineSet()
+        # Told of each record that a page has just come for.
+        self.on_scraped: Callable[[EndpointRecord], None] = lambda record: None
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -129,7 +135,7 @@ class Scraper:
         asked_at = self._clock()
         try:
             page, note = await self._fetch(record.endpoint)
-            metrics = parse_page(page, engine_of(record.endpoint.labels))
+            metrics = parse_page(page, self.engines.of(record.endpoint.labels))
         except (aiohttp.ClientError, OSError, TimeoutError, NoMetrics, ValueError) as error:
             text = "timed out" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"[:200]
             if not record.scrape_error:
@@ -141,6 +147,7 @@ class Scraper:
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
         record.scraped(metrics, asked_at, note)
+        self.on_scraped(record)
         self._on_page(self._clock() - asked_at, True)
         return True
 
@@ -149,13 +156,13 @@ class Scraper:
         settings = self._settings
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=1, keepalive_timeout=75.0),
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=1, keepalive_timeout=75.0, ssl=settings.verify),
                 timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
                 # Uncompressed: the page is small next to what unpacking it costs, and cannot grow on the way in.
                 headers={"accept-encoding": "identity", "accept": "text/plain"},
                 auto_decompress=False,
             )
-        url = page_url(endpoint, engine_of(endpoint.labels), settings)
+        url = page_url(endpoint, self.engines.of(endpoint.labels), settings)
         async with self._session.get(url, allow_redirects=False) as answer:
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}")

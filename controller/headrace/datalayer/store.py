@@ -18,6 +18,8 @@ from headrace.scheduling import EndpointState
 _MOST_CHANGES = 20_000
 # Names that clients choose: only those that turn out to be adapters matter, and no server holds this many.
 _MOST_MODELS = 256
+# A server counts a request it was sent within this time, if the request is still on its way there at all.
+ARRIVAL_SECONDS = 0.5
 
 
 class EndpointRecord:
@@ -32,6 +34,7 @@ class EndpointRecord:
         self.scrape_error = ""
         self.in_flight = 0
         self.in_flight_bytes = 0
+        self.in_flight_tokens = 0
         self.last_pick_at: float | None = None
         self.changed = True
         # Models by last use, newest last; and those with requests on the way.
@@ -39,11 +42,14 @@ class EndpointRecord:
         self._models_sent: Counter[str] = Counter()
         self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)
         self._delta = 0
+        # When the latest requests were sent that the last page may not have counted yet.
+        self._starts: deque[float] = deque(maxlen=_MOST_CHANGES)
 
-    def started(self, model: str, size: int, now: float) -> None:
-        """A request was sent here."""
+    def started(self, model: str, size: int, now: float, tokens: int = 0) -> None:
+        """A request was sent here; `tokens` of its prompt are to be computed."""
         self.in_flight += 1
         self.in_flight_bytes += size
+        self.in_flight_tokens += tokens
         self.last_pick_at = now
         if model:
             self._models_sent[model] += 1
@@ -52,20 +58,32 @@ class EndpointRecord:
             if len(self._used) > _MOST_MODELS:
                 self._used.popitem(last=False)
         self._changes.append((now, 1))
+        self._starts.append(now)
         self._delta += 1
         self.changed = True
 
-    def finished(self, model: str, size: int, now: float) -> None:
-        """A request that was sent here is over."""
+    def computed(self, tokens: int) -> None:
+        """So many tokens of prompts are computed; their requests go on."""
+        self.in_flight_tokens -= tokens
+        self.changed = True
+
+    def finished(self, model: str, size: int, now: float, tokens: int = 0, *, page_knows: bool = False) -> None:
+        """A request that was sent here is over. `page_knows`: the last page did not count it any more."""
         self.in_flight -= 1
         self.in_flight_bytes -= size
+        self.in_flight_tokens -= tokens
         if model:
             self._models_sent[model] -= 1
             if self._models_sent[model] <= 0:
                 del self._models_sent[model]
-        self._changes.append((now, -1))
-        self._delta -= 1
+        if not page_knows:
+            self._changes.append((now, -1))
+            self._delta -= 1
         self.changed = True
+
+    def overdue(self, requests: int) -> int:
+        """How many requests the last page should have counted and did not: it counted `requests`."""
+        return max(0, self.in_flight - len(self._starts) - requests)
 
     def scraped(self, metrics: ServerMetrics, asked_at: float, note: str = "") -> None:
         """A page has come that was asked for at `asked_at`. `note` says what is wrong with it, if anything."""
@@ -76,6 +94,8 @@ class EndpointRecord:
         while self._changes and self._changes[0][0] <= asked_at:
             self._changes.popleft()
         self._delta = sum(change for _, change in self._changes)
+        while self._starts and self._starts[0] <= asked_at - ARRIVAL_SECONDS:
+            self._starts.popleft()
         self.changed = True
 
     def scrape_failed(self, error: str, *, stale: bool) -> None:
@@ -113,6 +133,8 @@ class EndpointRecord:
             max_adapters=known.max_adapters,
             models=known.models,
             fresh=self.fresh,
+            in_flight_tokens=self.in_flight_tokens,
+            custom=known.custom,
         )
 
     def _resident(self, slots: int, adapters: Set[str]) -> frozenset[str]:

@@ -1,30 +1,141 @@
-"""Reading an EndpointPickerConfig from a file."""
+"""Reading an EndpointPickerConfig: from a file or a flag, at the start and again when the file has changed."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from headrace.datalayer.engines import EngineSet, read_engines
+from headrace.datalayer.kv_settings import KvEventsSettings, read_kv_events
+from headrace.flowcontrol import FACTORIES, FlowControlConfig, read_flow_control
 from headrace.scheduling import InvalidConfig, SchedulingConfig, read_config
+
+logger = logging.getLogger(__name__)
 
 # Such files have a few kilobytes; YAML's aliases can make much of little.
 _MAX_BYTES = 1 << 20
+# The kubelet takes about a minute to bring a changed ConfigMap into a Pod: looking more often gains nothing.
+POLL_SECONDS = 2.0
+_PLUGINS = {
+    **FACTORIES,
+    "core-metrics-extractor": read_engines,
+    "precise-prefix-cache-producer": read_kv_events,
+}
 
 
-def load_config(path: Path) -> SchedulingConfig:
-    """The settings of a YAML or JSON file. Raises InvalidConfig, its message naming the file."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidConfig(str(path), "", f"the file cannot be read: {error.strerror}") from None
+@dataclass(frozen=True)
+class PickerConfig:
+    """Everything that an EndpointPickerConfig comes to."""
+
+    scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
+    flow_control: FlowControlConfig = field(default_factory=FlowControlConfig)
+    engines: EngineSet = field(default_factory=EngineSet)
+    # None: servers are not asked what their caches hold.
+    kv_events: KvEventsSettings | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the operator should know of how the file was read."""
+        return self.scheduling.notes + self.flow_control.notes
+
+
+def parse_config(content: bytes | str, source: str) -> PickerConfig:
+    """The settings of YAML or JSON text. Raises InvalidConfig, its message naming the source."""
     if len(content) > _MAX_BYTES:
-        raise InvalidConfig(str(path), f"{len(content)} bytes", f"keep it under {_MAX_BYTES} bytes")
+        raise InvalidConfig(source, f"{len(content)} bytes", f"keep it under {_MAX_BYTES} bytes")
     try:
         document = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidConfig(str(path), "", f"the file is not YAML: {' '.join(str(error).split())[:300]}") from None
+        raise InvalidConfig(source, "", f"it is not YAML: {' '.join(str(error).split())[:300]}") from None
     try:
-        return read_config(document)
+        scheduling = read_config(document, _PLUGINS)
+        flow_control = read_flow_control(document, scheduling.plugins)
     except InvalidConfig as error:
-        raise InvalidConfig(f"{path}: {error.field}", error.value, error.fix) from None
+        raise InvalidConfig(f"{source}: {error.field}", error.value, error.fix) from None
+    plugins = scheduling.plugins.values()
+    return PickerConfig(
+        scheduling,
+        flow_control,
+        engines=next((plugin for plugin in plugins if isinstance(plugin, EngineSet)), EngineSet()),
+        kv_events=next((plugin for plugin in plugins if isinstance(plugin, KvEventsSettings)), None),
+    )
+
+
+def load_config(path: Path) -> PickerConfig:
+    """The settings of a YAML or JSON file. Raises InvalidConfig, its message naming the file."""
+    return parse_config(_read(path), str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidConfig(str(path), "", f"the file cannot be read: {error.strerror}") from None
+
+
+class ConfigFile:
+    """A configuration file that is watched. By content: a mounted ConfigMap changes by swapping links, and a file's
+    times say little about that."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest = b""
+
+    def load(self) -> PickerConfig:
+        """The file as it is now. Raises InvalidConfig."""
+        content = _read(self.path)
+        self._digest = _digest(content)
+        return parse_config(content, str(self.path))
+
+    def changed(self) -> PickerConfig | None:
+        """The file's settings, if it has other contents than when last looked at.
+
+        Raises InvalidConfig, once for each contents that cannot be used."""
+        try:
+            content = _read(self.path)
+        except InvalidConfig:
+            if not self._digest:
+                return None
+            self._digest = b""
+            raise
+        digest = _digest(content)
+        if digest == self._digest:
+            return None
+        self._digest = digest
+        return parse_config(content, str(self.path))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+async def watch_config(
+    file: ConfigFile,
+    apply: Callable[[PickerConfig], None],
+    *,
+    on_bad: Callable[[], None],
+    seconds: float = POLL_SECONDS,
+) -> None:
+    """Take up the file whenever it changes. One that cannot be used is told of, and the settings before it stay."""
+    while True:
+        await asyncio.sleep(seconds)
+        look_at_config(file, apply, on_bad=on_bad)
+
+
+def look_at_config(file: ConfigFile, apply: Callable[[PickerConfig], None], *, on_bad: Callable[[], None]) -> None:
+    """One look of `watch_config`."""
+    try:
+        config = file.changed()
+    except InvalidConfig as error:
+        on_bad()
+        logger.error("the configuration stays as it was: %s", error)
+        return
+    if config is not None:
+        apply(config)
+        logger.info("the configuration has changed", extra={"file": str(file.path), "notes": list(config.notes)})

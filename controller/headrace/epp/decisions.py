@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class DecisionRecord:
     path: str
     body_size: int
     prompt_blocks: int
-    prefix_matches: dict[str, int]
+    prefix_matches: Mapping[str, int]
     profile: Profile
     outcome: Outcome
     refusal: Refusal | None
@@ -32,6 +33,9 @@ class DecisionRecord:
     candidate_count: int
     reason: str
     seconds: float
+    asked_model: str = ""
+    objective: str = ""
+    priority: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The record for people."""
@@ -49,6 +53,9 @@ class DecisionRecord:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.wall_time)),
             "request_id": self.request_id,
             "model": self.model,
+            "asked_model": self.asked_model,
+            "objective": self.objective,
+            "priority": self.priority,
             "path": self.path,
             "body_bytes": self.body_size,
             "prompt_blocks": self.prompt_blocks,
@@ -79,7 +86,7 @@ class DecisionLog:
         outcome: Outcome,
         *,
         prompt_blocks: int,
-        prefix_matches: dict[str, int],
+        prefix_matches: Mapping[str, int],
         refusal: Refusal | None,
         pod: str,
         seconds: float,
@@ -114,6 +121,9 @@ class DecisionLog:
                 count,
                 reason,
                 seconds,
+                request.asked_model or request.model,
+                request.objective[:256],
+                request.priority,
             )
         )
 

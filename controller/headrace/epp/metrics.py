@@ -4,16 +4,20 @@ Labels whose values clients choose are capped at 1,000 values: the next ones are
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.core import Endpoint
-from headrace.datalayer.ledger import Ledger
+from headrace.core import Endpoint, Request
+from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
+from headrace.epp.flow_metrics import FlowControlMetrics
+from headrace.extproc import Usage
 
 MAX_LABEL_VALUES = 1000
 OTHER = "other"
@@ -21,6 +25,9 @@ OTHER = "other"
 _FAST = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 _REQUEST = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _BYTES = tuple(float(64 * 4**n) for n in range(12))
+_TOKENS = (1.0, *(float(8 * 2**n) for n in range(18)))
+_TTFT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+_PER_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 _RATIO = tuple(n / 10 for n in range(11))
 
 
@@ -40,14 +47,34 @@ class CappedLabel:
         return value
 
 
+class CappedModels:
+    """The label pairs (model_name, target_model_name); past the cap every new pair is (`other`, `other`). Names of
+    either side alone would allow their product."""
+
+    def __init__(self, limit: int = MAX_LABEL_VALUES) -> None:
+        self._limit = limit
+        self._seen: set[tuple[str, str]] = set()
+
+    def __call__(self, asked: str, target: str) -> tuple[str, str]:
+        pair = (asked, target)
+        if pair in self._seen:
+            return pair
+        if len(self._seen) >= self._limit:
+            return (OTHER, OTHER)
+        self._seen.add(pair)
+        return pair
+
+
 class Metrics:
     """Every metric of the process, in a registry of its own."""
 
     def __init__(self, pool_name: str) -> None:
         self.registry = CollectorRegistry()
         self.pool_name = pool_name
-        self._model = CappedLabel()
-        self._by_model: dict[str, tuple[Counter, Histogram]] = {}
+        self.flow_control = FlowControlMetrics(pool_name, self.registry)
+        self._models = CappedModels()
+        self._by_model: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._durations: dict[tuple[str, str], Histogram] = {}
         self._attempts_to: dict[tuple[str, str], Counter] = {}
         model = ("model_name", "target_model_name")
         objective, extension, own = "inference_objective", "inference_extension", "headrace_epp"
@@ -71,6 +98,41 @@ class Metrics:
         self._request_sizes = Histogram(
             f"{objective}_request_sizes", "Request bodies in bytes.", model, buckets=_BYTES, registry=registry
         )
+
+        def of_model(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"{objective}_{name}", text, model, buckets=buckets, registry=registry)
+
+        self._response_sizes = of_model("response_sizes", "Response bodies in bytes, where they are observed.", _BYTES)
+        self._input_tokens = of_model("input_tokens", "Prompt tokens, as servers report them.", _TOKENS)
+        self._output_tokens = of_model("output_tokens", "Generated tokens, as servers report them.", _TOKENS)
+        self._cached_tokens = of_model(
+            "prompt_cached_tokens", "Prompt tokens taken from a server's prefix cache, as it reports them.", _TOKENS
+        )
+        self._token_seconds = of_model(
+            "normalized_time_per_output_token_seconds", "From the pick to the end, for each output token.", _PER_TOKEN
+        )
+        self._ttft = of_model(
+            "request_ttft_seconds",
+            "From the pick to a streamed response's first piece, where bodies are observed.",
+            _TTFT,
+        )
+        self._tpot = of_model(
+            "request_tpot_seconds", "A streamed response's time for each output token after the first.", _PER_TOKEN
+        )
+        self._slo_violations = Counter(
+            f"{objective}_request_slo_violation_total",
+            "Responses slower than their request asked for.",
+            (*model, "type"),
+            registry=registry,
+        )
+        self._rewrites = Counter(
+            f"{extension}_model_rewrite_decisions_total",
+            "Requests sent to another model by an InferenceModelRewrite.",
+            ("model_rewrite_name", "model_name", "target_model"),
+            registry=registry,
+        )
+        info = Gauge(f"{extension}_info", "What is running; always 1.", ("commit", "build_ref"), registry=registry)
+        info.labels("", f"headrace-{_version()}").set(1)
         self.scheduling_seconds = Histogram(
             f"{extension}_scheduler_e2e_duration_seconds", "A decision.", buckets=_FAST, registry=registry
         )
@@ -118,44 +180,92 @@ class Metrics:
             f"{own}_metrics_page_seconds", "Time to get and read a metrics page.", buckets=_FAST, registry=registry
         )
 
-    def picked(self, model: str, endpoint: Endpoint, size: int) -> None:
+        self.kv_event_batches = Counter(
+            f"{own}_kv_event_batches_total",
+            "Messages of servers about their KV caches, read or not.",
+            ("result",),
+            registry=registry,
+        )
+        self.config_reloads = Counter(
+            f"{own}_config_reloads_total",
+            "Changed configuration files, taken up or not.",
+            ("result",),
+            registry=registry,
+        )
+
+    def picked(self, request: Request, endpoint: Endpoint) -> None:
         """A request was sent to an endpoint."""
-        name = self._model(model)
-        requests, sizes = self._of_model(name)
+        asked, target = self._models(request.asked_model or request.model, request.model)
+        requests, sizes = self._of_model(asked, target, request.priority)
         requests.inc()
-        sizes.observe(size)
-        attempts = self._attempts_to.get((name, endpoint.key))
+        sizes.observe(request.body_size)
+        attempts = self._attempts_to.get((target, endpoint.key))
         if attempts is None:
-            labels = ("success", name, endpoint.pod_name, endpoint.namespace, str(endpoint.port))
-            attempts = self._attempts_to[name, endpoint.key] = self._attempts.labels(*labels)
+            labels = ("success", target, endpoint.pod_name, endpoint.namespace, str(endpoint.port))
+            attempts = self._attempts_to[target, endpoint.key] = self._attempts.labels(*labels)
         attempts.inc()
 
-    def _of_model(self, name: str) -> tuple[Counter, Histogram]:
+    def _of_model(self, asked: str, target: str, priority: int) -> tuple[Counter, Histogram]:
         """The series that every request of a model adds to; looking them up costs more than adding."""
-        found = self._by_model.get(name)
+        found = self._by_model.get((asked, target, priority))
         if found is None:
-            found = self._requests.labels(name, name, "0"), self._request_sizes.labels(name, name)
-            self._by_model[name] = found
+            found = self._requests.labels(asked, target, str(priority)), self._request_sizes.labels(asked, target)
+            self._by_model[asked, target, priority] = found
         return found
 
-    def not_picked(self, model: str, status: int, reason: str) -> None:
+    def not_picked(self, request: Request, status: int, reason: str) -> None:
         """A request was refused."""
-        name = self._model(model)
-        self._requests.labels(name, name, "0").inc()
-        self._errors.labels(name, name, str(status)).inc()
-        self._attempts.labels("failure", name, "", "", "").inc()
+        asked, target = self._models(request.asked_model or request.model, request.model)
+        self._requests.labels(asked, target, str(request.priority)).inc()
+        self._errors.labels(asked, target, str(status)).inc()
+        self._attempts.labels("failure", target, "", "", "").inc()
         self.refused.labels(reason).inc()
 
-    def answered(self, model: str, status: int) -> None:
+    def rewritten(self, rewrite: str, asked: str, target: str) -> None:
+        """A rewrite object sent a request to another model."""
+        self._rewrites.labels(rewrite, *self._models(asked, target)).inc()
+
+    def answered(self, entry: InFlight, status: int) -> None:
         """A model server answered with a status."""
         if status >= 400:
-            name = self._model(model)
-            self._errors.labels(name, name, str(status)).inc()
+            self._errors.labels(*self._models(entry.asked.model, entry.model), str(status)).inc()
 
-    def ended(self, model: str, seconds: float) -> None:
+    def first_token(self, entry: InFlight, seconds: float) -> None:
+        """A streamed response has begun, so long after the pick."""
+        names = self._models(entry.asked.model, entry.model)
+        self._ttft.labels(*names).observe(seconds)
+        wanted = entry.asked.slo_ttft_ms
+        if wanted is not None and seconds * 1000.0 > wanted:
+            self._slo_violations.labels(*names, "ttft").inc()
+
+    def responded(
+        self, entry: InFlight, size: int, usage: Usage | None, seconds: float, decode_seconds: float | None
+    ) -> None:
+        """A response that was seen to its end: `seconds` after the pick, `decode_seconds` after its first piece."""
+        names = self._models(entry.asked.model, entry.model)
+        self._response_sizes.labels(*names).observe(size)
+        if usage is None:
+            return
+        self._input_tokens.labels(*names).observe(usage.input_tokens)
+        self._output_tokens.labels(*names).observe(usage.output_tokens)
+        self._cached_tokens.labels(*names).observe(usage.cached_tokens)
+        if usage.output_tokens:
+            self._token_seconds.labels(*names).observe(seconds / usage.output_tokens)
+        if decode_seconds is None or usage.output_tokens < 2:
+            return
+        per_token = decode_seconds / (usage.output_tokens - 1)
+        self._tpot.labels(*names).observe(per_token)
+        wanted = entry.asked.slo_tpot_ms
+        if wanted is not None and per_token * 1000.0 > wanted:
+            self._slo_violations.labels(*names, "tpot").inc()
+
+    def ended(self, entry: InFlight, seconds: float) -> None:
         """A request is over."""
-        name = self._model(model)
-        self._duration.labels(name, name).observe(seconds)
+        names = self._models(entry.asked.model, entry.model)
+        duration = self._durations.get(names)
+        if duration is None:
+            duration = self._durations[names] = self._duration.labels(*names)
+        duration.observe(seconds)
 
     def forget(self, endpoint: Endpoint) -> None:
         """An endpoint left the pool: its series go with it, or a pool of short-lived Pods would pile them up."""
@@ -173,6 +283,7 @@ class PoolCollector(Collector):
         self._store = store
         self._ledger = ledger
         self._index = index
+        self._model = CappedLabel()
 
     def collect(self) -> Iterable[Metric]:
         """The pool's gauges."""
@@ -217,9 +328,19 @@ class PoolCollector(Collector):
         running = GaugeMetricFamily(
             "inference_objective_running_requests", "Requests in flight.", labels=("model_name",)
         )
+        counts: Counts[str] = Counts()
         for model, number in self._ledger.by_model().items():
+            counts[self._model(model)] += number
+        for model, number in counts.items():
             running.add_metric((model,), number)
         yield running
         total = GaugeMetricFamily("headrace_epp_ledger_requests", "Requests in the in-flight account.")
         total.add_metric((), len(self._ledger))
         yield total
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("headrace")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidAddress, split_key
+from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidAddress, InvalidPool, split_key
+from headrace.core.pool import MAX_TARGET_PORTS, read_selector
+from headrace.epp.flag_types import InvalidFlag, boolean, duration, port, whole
+from headrace.epp.reference_flags import add_reference_flags, check_reference_flags, verbosity
 
-
-class InvalidFlag(ValueError):  # noqa: N818
-    """A flag that cannot be used: names the flag, its value and the fix."""
-
-    def __init__(self, flag: str, value: object, fix: str) -> None:
-        super().__init__(f"--{flag}={value}: {fix}")
+__all__ = ["InvalidFlag", "Options", "add_arguments", "boolean", "duration", "port", "read_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +25,9 @@ class Options:
     pool_namespace: str = "default"
     pool_group: str = GA_GROUP
     endpoints: tuple[Endpoint, ...] = ()
+    # Instead of a pool: the Pods with these labels, at these ports.
+    endpoint_selector: Mapping[str, str] = field(default_factory=dict)
+    endpoint_target_ports: tuple[int, ...] = ()
     static_failure_mode: FailureMode = FailureMode.CLOSE
     bind_address: str = "0.0.0.0"  # a Pod's own network; tests bind loopback
     grpc_port: int = 9002
@@ -36,6 +37,7 @@ class Options:
     cert_path: Path | None = None
     enable_cert_reload: bool = True
     config_file: Path | None = None
+    config_text: str = ""
     kubeconfig: str | None = None
     verbosity: int = 2
     refresh_metrics_interval: float = 0.2
@@ -45,44 +47,20 @@ class Options:
     drain_delay: float = 3.0
     drain_timeout: float = 30.0
     max_body_bytes: int = 64 << 20
+    subset_filter: bool = True
+    control_headers: bool = True
+    metrics_endpoint_auth: bool = False
+    leader_election: bool = False
+    # Who this replica is: its Pod's name.
+    identity: str = ""
+    metrics_scheme: str = "http"
+    metrics_path: str = ""
+    metrics_page_port: int = 0
+    metrics_verify: bool = False
     decisions_kept: int = 1000
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def duration(text: str) -> float:
-    """Seconds of a Go duration such as 50ms, 2s, 1m30s; a bare 0 is allowed. For argparse."""
-    if text == "0":
-        return 0.0
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 50ms, 2s or 1m30s")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-def boolean(text: str) -> bool:
-    """A Go flag's truth value. For argparse."""
-    if text.lower() in ("true", "t", "1"):
-        return True
-    if text.lower() in ("false", "f", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is not a truth value: write true or false")
-
-
-def port(text: str) -> int:
-    """A TCP port; 0 takes a free one. For argparse."""
-    if not text.isascii() or not text.isdigit() or not 0 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number of 1 to 65535, or 0 for a free one")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+    conformance_hooks: bool = False
+    # What metrics call the pool: its name, or the picker's where it has none.
+    served_name: str = "static"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--pool-namespace", default="", help="its namespace; else $NAMESPACE, else default")
     flag("--pool-group", default=GA_GROUP, help=f"its API group: {GA_GROUP} or {EXTENSION_GROUP}")
     flag("--endpoints", default="", help="serve these ip:port,ip:port instead of a pool, without Kubernetes")
-    flag("--failure-mode", default=FailureMode.CLOSE.value, help="with --endpoints: FailClose or FailOpen")
+    flag("--endpoint-selector", default="", help="serve the Pods with these labels, k=v,k=v, instead of a pool")
+    flag("--endpoint-target-ports", default="", help="with --endpoint-selector: 1 to 8 ports, 8000,8001")
+    static_help = "without a pool: FailClose or FailOpen"
+    flag("--failure-mode", default=FailureMode.CLOSE.value, help=static_help)
     flag("--bind-address", default="0.0.0.0", help="the address that every port is bound to")
     flag("--grpc-port", type=port, default=9002, help="ext_proc")
     flag("--grpc-health-port", type=port, default=9003, help="gRPC health")
@@ -102,10 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--cert-path", default="", help="directory of tls.crt and tls.key; self-signed without it")
     reload_help = "take up changed certificates without a restart"
     flag("--enable-cert-reload", default=True, help=reload_help, **bool_flag)  # type: ignore[arg-type]
-    flag("--config-file", default="", help="an EndpointPickerConfig")
+    flag("--config-file", default="", help="an EndpointPickerConfig; taken up again when it changes")
+    flag("--config-text", default="", help="the same as text, in place of a file")
     flag("--kubeconfig", default="", help="else in-cluster, or $KUBECONFIG")
-    flag("-v", "--v", dest="verbosity", type=_whole, default=2, help="2 default, 3 verbose, 4 debug, 5 trace")
-    flag("--zap-encoder", default="json", help="accepted for the reference picker's manifests; logs are JSON")
+    flag("-v", "--v", dest="verbosity", type=whole, default=2, help="2 default, 3 verbose, 4 debug, 5 trace")
     interval_help = "time between metrics pages of a server in use"
     flag("--refresh-metrics-interval", type=duration, default=0.2, help=interval_help)
     flag("--idle-metrics-interval", type=duration, default=5.0, help="the same of an idle server")
@@ -114,14 +95,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--pick-deadline", type=duration, default=2.0, help="then the pool's failure mode answers")
     flag("--drain-delay", type=duration, default=3.0, help="serve on this long after SIGTERM, not ready")
     flag("--drain-timeout", type=duration, default=30.0, help="then wait this long for open streams")
-    flag("--max-request-body-bytes", type=_whole, default=64 << 20, help="a longer request body is answered 413")
+    flag("--max-request-body-bytes", type=whole, default=64 << 20, help="a longer request body is answered 413")
+    subset_help = "pick among all endpoints, whatever subset the gateway names"
+    flag("--disable-endpoint-subset-filter", default=False, help=subset_help, **bool_flag)  # type: ignore[arg-type]
+    control_help = "objective, fairness, SLO and model-rewrite headers of clients are read"
+    flag("--request-control-headers", default=True, help=control_help, **bool_flag)  # type: ignore[arg-type]
+    auth_help = "/metrics and /debug ask the API server who may read them (TokenReview, SubjectAccessReview)"
+    flag("--metrics-endpoint-auth", default=False, help=auth_help, **bool_flag)  # type: ignore[arg-type]
+    hooks_help = "for the conformance suite alone: clients choose endpoints by header, and are told which one answered"
+    flag("--conformance-hooks", default=False, help=hooks_help, **bool_flag)  # type: ignore[arg-type]
+    add_reference_flags(parser)
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
     """The options that parsed flags come to. Raises InvalidFlag."""
+    check_reference_flags(args)
     endpoints = _endpoints(args.endpoints)
-    if bool(args.pool_name) == bool(endpoints):
-        raise InvalidFlag("pool-name", args.pool_name, "name an InferencePool, or give --endpoints, and not both")
+    sources = [args.pool_name, args.endpoint_selector, endpoints]
+    if sum(map(bool, sources)) != 1:
+        fix = "name an InferencePool, or give --endpoint-selector or --endpoints, and one of them only"
+        raise InvalidFlag("pool-name", args.pool_name, fix)
+    if bool(args.endpoint_selector) != bool(args.endpoint_target_ports):
+        fix = "give --endpoint-selector and --endpoint-target-ports together"
+        raise InvalidFlag("endpoint-target-ports", args.endpoint_target_ports, fix)
+    if args.metrics_endpoint_auth and endpoints:
+        fix = "leave it out with --endpoints: there is no API server to ask"
+        raise InvalidFlag("metrics-endpoint-auth", "true", fix)
     if args.pool_group not in (GA_GROUP, EXTENSION_GROUP):
         raise InvalidFlag("pool-group", args.pool_group, f"use {GA_GROUP} or {EXTENSION_GROUP}")
     try:
@@ -134,13 +133,18 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         raise InvalidFlag("grpc-port", args.grpc_port, "give gRPC, health and metrics a port each")
     if args.refresh_metrics_interval <= 0 or args.idle_metrics_interval <= 0:
         raise InvalidFlag("refresh-metrics-interval", args.refresh_metrics_interval, "give a time over 0")
+    if args.config_file and args.config_text:
+        raise InvalidFlag("config-text", "...", "give --config-file or --config-text, not both")
     if args.pick_deadline <= 0:
         raise InvalidFlag("pick-deadline", args.pick_deadline, "give a time over 0")
     return Options(
         pool_name=args.pool_name,
         pool_namespace=args.pool_namespace or environment.get("NAMESPACE") or "default",
         pool_group=args.pool_group,
+        served_name=args.pool_name or _deployment(environment.get("POD_NAME", "")) or "static",
         endpoints=endpoints,
+        endpoint_selector=_selector(args.endpoint_selector),
+        endpoint_target_ports=_ports(args.endpoint_target_ports),
         static_failure_mode=failure_mode,
         bind_address=args.bind_address,
         grpc_port=args.grpc_port,
@@ -150,8 +154,9 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         cert_path=_directory("cert-path", args.cert_path),
         enable_cert_reload=args.enable_cert_reload,
         config_file=_file("config-file", args.config_file),
+        config_text=args.config_text,
         kubeconfig=args.kubeconfig or None,
-        verbosity=args.verbosity,
+        verbosity=verbosity(args),
         refresh_metrics_interval=args.refresh_metrics_interval,
         idle_metrics_interval=max(args.idle_metrics_interval, args.refresh_metrics_interval),
         metrics_staleness_threshold=args.metrics_staleness_threshold,
@@ -159,6 +164,16 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         drain_delay=args.drain_delay,
         drain_timeout=args.drain_timeout,
         max_body_bytes=args.max_request_body_bytes,
+        conformance_hooks=args.conformance_hooks,
+        subset_filter=not args.disable_endpoint_subset_filter,
+        control_headers=args.request_control_headers,
+        metrics_endpoint_auth=args.metrics_endpoint_auth,
+        leader_election=args.ha_enable_leader_election,
+        identity=environment.get("POD_NAME") or socket.gethostname(),
+        metrics_scheme=args.model_server_metrics_scheme,
+        metrics_path=args.model_server_metrics_path,
+        metrics_page_port=args.model_server_metrics_port,
+        metrics_verify=not args.model_server_metrics_https_insecure_skip_verify,
     )
 
 
@@ -173,6 +188,39 @@ def _endpoints(text: str) -> tuple[Endpoint, ...]:
         if any(endpoint.key == other.key for other in found):
             raise InvalidFlag("endpoints", text, f"{endpoint.key} is there twice: name each endpoint once")
         found.append(endpoint)
+    return tuple(found)
+
+
+def _deployment(pod_name: str) -> str:
+    """The Deployment of a Pod's name: what is before the hashes of ReplicaSet and Pod."""
+    parts = pod_name.rsplit("-", 2)
+    return parts[0] if len(parts) == 3 else pod_name
+
+
+def _selector(text: str) -> Mapping[str, str]:
+    if not text:
+        return {}
+    labels: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key in labels:
+            raise InvalidFlag("endpoint-selector", text, "write labels as key=value,key=value, each key once")
+        labels[key] = value
+    try:
+        return read_selector(labels, "endpoint-selector")
+    except InvalidPool as error:
+        raise InvalidFlag("endpoint-selector", text, error.fix) from None
+
+
+def _ports(text: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in text.split(",") if text else ():
+        if not part.isascii() or not part.isdigit() or not 1 <= int(part) <= 65535:
+            raise InvalidFlag("endpoint-target-ports", text, "give ports of 1 to 65535, as 8000,8001")
+        if int(part) not in found:
+            found.append(int(part))
+    if len(found) > MAX_TARGET_PORTS:
+        raise InvalidFlag("endpoint-target-ports", text, f"give at most {MAX_TARGET_PORTS} ports")
     return tuple(found)
 
 

@@ -10,28 +10,38 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from aiohttp import web
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
+from headrace.datalayer.kv_events import Batch
+from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.datalayer.precise_prefix import PreciseIndex
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
-from headrace.epp.config_file import load_config
+from headrace.epp.access_rules import Access, Closed, Open
+from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
+from headrace.epp.conformance import SelectionByHeader
 from headrace.epp.director import Director
+from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
-from headrace.scheduling import SchedulingConfig
+
+if TYPE_CHECKING:
+    from headrace.datalayer.kv_subscriber import KvSubscriber
 
 logger = logging.getLogger(__name__)
 
 # Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
 _MESSAGE_OVERHEAD = 1 << 20
 _EXPIRE_SECONDS = 1.0
+# The reference picker's, so that replicas of both kinds never lead at once.
+_LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
 
 
 class CannotServe(RuntimeError):  # noqa: N818
@@ -51,23 +61,34 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        config = load_config(options.config_file) if options.config_file is not None else SchedulingConfig()
+        self._config_file = ConfigFile(options.config_file) if options.config_file is not None else None
+        if self._config_file is not None:
+            config = self._config_file.load()
+        else:
+            config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
         for note in config.notes:
-            logger.warning("%s: %s", options.config_file, note)
+            logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
-        self._metrics = Metrics(options.pool_name or "static")
+        self._metrics = Metrics(options.served_name)
         rng = Random()
         self.director = Director(
-            config=config,
+            config=config.scheduling,
+            flow_control=config.flow_control,
             metrics=self._metrics,
             clock=time.monotonic,
             rng=rng,
             pick_deadline=options.pick_deadline,
             decisions_kept=options.decisions_kept,
+            selection=SelectionByHeader() if options.conformance_hooks else None,
         )
+        if options.conformance_hooks:
+            logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
         director = self.director
         self._metrics.registry.register(
             PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
+        )
+        self._metrics.registry.register(
+            FlowControlCollector(self._metrics.flow_control, director.flow.waiting, director.flow.saturation)
         )
         self._scraper = Scraper(
             director.store,
@@ -75,14 +96,29 @@ class Process:
                 busy_seconds=options.refresh_metrics_interval,
                 idle_seconds=options.idle_metrics_interval,
                 stale_seconds=options.metrics_staleness_threshold,
+                scheme=options.metrics_scheme,
+                path=options.metrics_path,
+                port=options.metrics_page_port,
+                verify=options.metrics_verify,
             ),
             clock=time.monotonic,
             rng=rng,
             on_page=self._page_read,
+            engines=config.engines,
         )
         director.on_pick = self._scraper.wake
+        self._scraper.on_scraped = director.scraped
+        self._kv_events = config.kv_events
+        self._listener: KvSubscriber | None = None
+        if config.kv_events is not None:
+            self.director.precise = PreciseIndex()
         self._health = Health(self._is_ready)
         self._draining = False
+        # With an election, only the replica that leads is ready.
+        self._leading = not options.leader_election
+        self._standing: asyncio.Task[None] | None = None
+        # Until the API server can be asked, nobody may read what asks for it.
+        self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -101,12 +137,18 @@ class Process:
             async with contextlib.AsyncExitStack() as stack:
                 server, ports = await stack.enter_async_context(self._servers())
                 stack.push_async_callback(self._scraper.close)
+                if self._kv_events is not None:
+                    self._listener = self._listen(self._kv_events)
+                    stack.push_async_callback(self._listener.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 background = [
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(watch, name="watch the pool"),
                 ]
+                if self._config_file is not None:
+                    watching = watch_config(self._config_file, self._reconfigure, on_bad=self._bad_config)
+                    background.append(tasks.create_task(watching, name="watch the configuration"))
                 logger.info("serving", extra={"ports": vars(ports), "pool": self._metrics.pool_name})
                 on_listening(ports)
                 await self._stop.wait()
@@ -118,6 +160,28 @@ class Process:
                 loop.remove_signal_handler(number)
         logger.info("stopped")
 
+    def _listen(self, settings: KvEventsSettings) -> KvSubscriber:
+        # Imported here: ZeroMQ is loaded only where it is used.
+        from headrace.datalayer.kv_subscriber import KvSubscriber
+
+        return KvSubscriber(
+            settings, on_batch=self._kv_batch, on_bad=self._metrics.kv_event_batches.labels("error").inc
+        )
+
+    def _kv_batch(self, key: str, batch: Batch) -> None:
+        self._metrics.kv_event_batches.labels("ok").inc()
+        self.director.kv_events(key, batch)
+
+    def _reconfigure(self, config: PickerConfig) -> None:
+        if config.kv_events != self._kv_events:
+            logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
+        self.director.reconfigure(config.scheduling, config.flow_control)
+        self._scraper.engines = config.engines
+        self._metrics.config_reloads.labels("ok").inc()
+
+    def _bad_config(self) -> None:
+        self._metrics.config_reloads.labels("error").inc()
+
     async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         """The pool, or one of its Pods, changed."""
         await self._replace(endpoints, pool.failure_mode)
@@ -126,6 +190,8 @@ class Process:
         was_ready = self._is_ready()
         self.director.replace_endpoints(endpoints, failure_mode)
         self._scraper.adjust(endpoints)
+        if self._listener is not None:
+            self._listener.adjust(endpoints)
         if self._is_ready() != was_ready:
             await self._health.changed()
 
@@ -135,22 +201,50 @@ class Process:
         if options.endpoints:
             return self._replace(options.endpoints, options.static_failure_mode)
         # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.epp.watch import watch_pool
+        from headrace.epp.access import ReviewedAccess
+        from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
+        from headrace.kube.lease import Elector
 
         try:
             client = await connect(options.kubeconfig)
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        return watch_pool(client, options, self)
+        if options.metrics_endpoint_auth:
+            self._access = ReviewedAccess(client, clock=time.monotonic)
+        if options.leader_election:
+            name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
+            elector = Elector(
+                client,
+                options.pool_namespace,
+                name,
+                options.identity,
+                clock=time.monotonic,
+                on_change=self._led,
+            )
+            self._standing = asyncio.create_task(elector.run(), name="leader election")
+            stack.push_async_callback(self._stand_down)
+        return watch_all(client, options, self, self.director.policies)
+
+    async def _stand_down(self) -> None:
+        """Leave the election; the Lease is given back."""
+        if self._standing is not None:
+            self._standing.cancel()
+            await asyncio.gather(self._standing, return_exceptions=True)
+            self._standing = None
 
     def _is_ready(self) -> bool:
-        return self.director.synced and not self._draining
+        return self.director.synced and self._leading and not self._draining
+
+    def _led(self, leading: bool) -> None:
+        self._leading = leading
+        self._told = asyncio.create_task(self._health.changed(), name="tell of the election")
 
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
         self._metrics.page_seconds.observe(seconds)
+        self.director.flow.changed()
 
     async def _expire(self) -> None:
         while True:
@@ -175,7 +269,13 @@ class Process:
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
-        service = ExtProcService(self.director, max_body_bytes=options.max_body_bytes)
+        service = ExtProcService(
+            self.director,
+            max_body_bytes=options.max_body_bytes,
+            control_headers=options.control_headers,
+            subset_hint=options.subset_filter,
+            conformance_hooks=options.conformance_hooks,
+        )
         server = grpc.aio.server(options=grpc_options)
         server.add_generic_rpc_handlers((service.handler(), self._health.handler()))
         address = endpoint_key(options.bind_address, options.grpc_port)
@@ -190,7 +290,7 @@ class Process:
         health_port = _bind(
             lambda: health.add_insecure_port(health_address), "grpc-health-port", options.grpc_health_port
         )
-        runner = web.AppRunner(status.application(self.director, self._is_ready), access_log=None)
+        runner = web.AppRunner(status.application(self.director, self._is_ready, lambda: self._access), access_log=None)
         await runner.setup()
         try:
             site = web.TCPSite(runner, options.bind_address, options.metrics_port)
@@ -213,9 +313,13 @@ class Process:
         logger.info("draining", extra={"delay_seconds": options.drain_delay, "timeout_seconds": options.drain_timeout})
         self._draining = True
         await self._health.changed()
+        # Another replica may lead at once: this one serves on until gateways have noticed.
+        await self._stand_down()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.drain_delay):
                 await self._stop_now.wait()
+        # Who still waits for a place would not get an answer in the time that is left.
+        self.director.flow.close()
         stopping = asyncio.create_task(server.stop(options.drain_timeout), name="stop the server")
         now = asyncio.create_task(self._stop_now.wait(), name="told to stop at once")
         await asyncio.wait((stopping, now), return_when=asyncio.FIRST_COMPLETED)

@@ -11,14 +11,16 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
+from headrace.core import Request
 from headrace.datalayer.ledger import InFlight
-from headrace.epp.director import Director
+from headrace.epp.director import Director, ResponseTotals
 from headrace.extproc import ConversationSettings, ExtProcStream, MalformedMessage, ProtocolViolation
 from headrace.extproc.events import (
     Event,
     PickNeeded,
     RequestObserved,
     RequestRefused,
+    ResponseChunk,
     ResponseEnded,
     ResponseStarted,
 )
@@ -44,6 +46,8 @@ class StreamSession:
         self._entry: InFlight | None = None
         self._covers_response = False
         self._response_seen = False
+        self._streaming = False
+        self._totals: ResponseTotals | None = None
 
     @property
     def observing(self) -> bool:
@@ -101,23 +105,58 @@ class StreamSession:
         director = self._director
         if isinstance(event, RequestObserved):
             self._entry = director.observed(event.request_id, event.destination)
+        elif isinstance(event, ResponseChunk):
+            self._note_chunk(event)
         elif isinstance(event, ResponseStarted):
             self._response_seen = True
-            if self._entry is not None and not (self._entry.observed and not self._stream.observing):
-                director.response_started(self._entry, event.served, event.status)
+            self._streaming = event.streaming
+            if self._tells_of_response:
+                director.response_started(self._entry, event.served, event.status)  # type: ignore[arg-type]
         elif isinstance(event, ResponseEnded):
             if self._entry is not None:
+                if self._totals is not None and self._tells_of_response:
+                    self._totals.usage = event.usage
+                    director.responded(self._entry, self._totals)
                 director.finish(self._entry)
         elif isinstance(event, RequestRefused):
-            director.metrics.not_picked("", event.status, event.reason)
+            director.metrics.not_picked(Request(event.request_id), event.status, event.reason)
+
+    @property
+    def _tells_of_response(self) -> bool:
+        """Whether this is the stream whose word on the response counts: an observer's, where there is one."""
+        return self._entry is not None and (self._stream.observing or not self._entry.observed)
+
+    def _note_chunk(self, chunk: ResponseChunk) -> None:
+        totals = self._totals
+        if totals is None:
+            totals = self._totals = ResponseTotals()
+        totals.size += chunk.size
+        if self._streaming and totals.first_at is None and chunk.size:
+            totals.first_at = self._director.clock()
+            if self._entry is not None and self._tells_of_response:
+                self._director.first_token(self._entry)
 
 
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    def __init__(self, director: Director, *, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        director: Director,
+        *,
+        max_body_bytes: int,
+        control_headers: bool = True,
+        subset_hint: bool = True,
+        conformance_hooks: bool = False,
+    ) -> None:
         self._director = director
-        self._settings = ConversationSettings(new_request_id=lambda: str(uuid.uuid4()), max_body_bytes=max_body_bytes)
+        self._settings = ConversationSettings(
+            new_request_id=lambda: str(uuid.uuid4()),
+            max_body_bytes=max_body_bytes,
+            control_headers=control_headers,
+            subset_hint=subset_hint,
+            conformance_hooks=conformance_hooks,
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""

@@ -7,15 +7,32 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from headrace.epp.access_rules import Access, Open
 from headrace.epp.director import Director
 
 _MOST_DECISIONS = 1000
+_FOR_ALL = ("/healthz", "/readyz")
 
 
-def application(director: Director, is_ready: Callable[[], bool]) -> web.Application:
-    """The HTTP application."""
+def application(
+    director: Director, is_ready: Callable[[], bool], access: Callable[[], Access] = Open
+) -> web.Application:
+    """The HTTP application. Metrics and debug pages are for those whom `access` lets in; health is for all."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in _FOR_ALL:
+            return await handler(request)
+        verdict = await access().check(request.headers.get("authorization", ""), request.path)
+        if verdict is None:
+            return await handler(request)
+        headers = {"www-authenticate": "Bearer"} if verdict.status == 401 else {}
+        response = _json({"error": verdict.message}, status=verdict.status)
+        response.headers.update(headers)
+        return response
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
@@ -38,7 +55,7 @@ def application(director: Director, is_ready: Callable[[], bool]) -> web.Applica
         found = director.decisions.find(request_id=request.query.get("request_id", ""), limit=int(text))
         return _json({"decisions": found})
 
-    app = web.Application()
+    app = web.Application(middlewares=[guard])
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", alive)
     app.router.add_get("/readyz", ready)
@@ -81,6 +98,8 @@ def endpoint_list(director: Director) -> dict[str, Any]:
         "failure_mode": director.failure_mode.value,
         "profile": director.profile.name,
         "adapters": sorted(director.store.adapters),
+        "objectives": director.policies.priorities,
+        "rewritten_models": director.policies.rewritten_models,
         "endpoints": listed,
     }
 

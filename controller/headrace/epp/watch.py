@@ -1,6 +1,6 @@
 """The pool and its Pods, from the Kubernetes API.
 
-Needs get, list and watch on Pods of the namespace and on the pool, and nothing else."""
+Needs get, list and watch on Pods of the namespace and on the pool; what else it reads, it can do without."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from headrace.core import Endpoint, InvalidPool, Pool, parse_pool
+from headrace.core import Endpoint, InvalidPool, PickerReference, Pool, parse_pool
+from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.datalayer.pods import endpoints_of
 from headrace.epp.options import Options
+from headrace.epp.policies import Policies
+from headrace.epp.policy_watch import watch_policies
 from headrace.kube.reflector import Reflector, Resource
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,38 @@ class PoolListener(Protocol):
 
     async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         """The pool or its endpoints are this from now on."""
+
+
+async def watch_all(client: Any, options: Options, listener: PoolListener, policies: Policies) -> None:
+    """All that the picker follows: its pool (or the Pods that stand for one) and what speaks of it. Never returns."""
+    async with asyncio.TaskGroup() as tasks:
+        if options.endpoint_selector:
+            tasks.create_task(watch_selected_pods(client, options, listener), name="watch pods")
+            return
+        tasks.create_task(watch_pool(client, options, listener), name="watch the pool")
+        pool = PoolReference(options.pool_name, options.pool_group)
+        tasks.create_task(watch_policies(client, options.pool_namespace, pool, policies), name="watch policies")
+
+
+async def watch_selected_pods(client: Any, options: Options, listener: PoolListener) -> None:
+    """Tell `listener` of the Pods that flags select, as if a pool did. Never returns."""
+    pool = Pool(
+        group=options.pool_group,
+        namespace=options.pool_namespace,
+        name=options.served_name,
+        selector=options.endpoint_selector,
+        target_ports=options.endpoint_target_ports,
+        picker=PickerReference(options.served_name, failure_mode=options.static_failure_mode),
+    )
+    changed = asyncio.Event()
+    pods = Reflector(client, _PODS, namespace=pool.namespace, label_selector=pool.label_selector, on_change=changed.set)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(pods.run(), name="follow pods")
+        while True:
+            await changed.wait()
+            await asyncio.sleep(_COALESCE_SECONDS)
+            changed.clear()
+            await listener.pool_changed(pool, endpoints_of(pods.objects.values(), pool))
 
 
 async def watch_pool(client: Any, options: Options, listener: PoolListener) -> None:

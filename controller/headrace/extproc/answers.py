@@ -23,6 +23,9 @@ _DYNAMIC_METADATA = 8
 # CONTINUE, with nothing changed, to each kind of message.
 UNCHANGED: dict[Kind, bytes] = {kind: nested(kind - 1, b"") for kind in Kind}
 
+# `HeaderMutation.remove_headers` for a body whose length is about to change.
+REMOVE_CONTENT_LENGTH = nested(2, b"content-length")
+
 _REMOVE_UNTRUSTED = b"".join(nested(2, name.encode()) for name in names.UNTRUSTED)
 
 # An entry per fallback list ever answered; a pool of 1,000 endpoints has 1,000 lists of one.
@@ -87,12 +90,24 @@ def request_headers(mutation: bytes) -> bytes:
     return nested(1, nested(1, nested(2, mutation)))
 
 
+def response_headers(mutation: bytes) -> bytes:
+    """Continue with the response's headers changed."""
+    return nested(2, nested(1, nested(2, mutation)))
+
+
 def buffered_request_body(mutation: bytes, body: bytes | None = None) -> bytes:
     """Continue after a buffered body, with headers changed and, if given, another body in its place."""
-    common = nested(2, mutation)
-    if body is not None:
-        common += nested(3, nested(1, body))
-    return nested(3, nested(1, common))
+    if body is None:
+        return nested(3, nested(1, nested(2, mutation)))
+    # Envoy checks that the length is the new body's.
+    return nested(3, nested(1, nested(2, mutation + set_content_length(len(body))) + nested(3, nested(1, body))))
+
+
+def changed_body(kind: Kind, body: bytes, *, with_length: bool) -> bytes:
+    """Continue after a piece of body (buffered: the whole of it, `with_length`), with another one in its place."""
+    common = nested(2, set_content_length(len(body))) if with_length else b""
+    common += nested(3, nested(1, body) if body else flag(2, True))
+    return nested(kind - 1, nested(1, common))
 
 
 def chunks(kind: Kind, body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:

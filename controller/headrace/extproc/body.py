@@ -21,7 +21,8 @@ _JSON_PATHS = (
     "/embeddings",
     "/v1/messages",
     "/messages/count_tokens",
-    "/inference/v1/generate",
+    # vLLM's /inference/v1/generate and SGLang's /generate.
+    "/generate",
 )
 # The standard library reads what orjson refuses (NaN, lone surrogates) and model servers accept, but slowly: bodies
 # up to this size get the second reading, larger ones pass through unread.
@@ -79,6 +80,18 @@ def read_body(body: bytes, *, path: str, content_encoding: str = "", whole: bool
         return _NOTHING
 
 
+def read_model(body: bytes, *, content_encoding: str = "") -> str:
+    """The model that a JSON body names; "" where it names none, or cannot be read: nothing is refused here."""
+    if (content_encoding and content_encoding != "identity") or body[:64].lstrip()[:1] != b"{":
+        return ""
+    try:
+        value = _load(body)
+    except ValueError:
+        return ""
+    model = value.get("model") if isinstance(value, dict) else None
+    return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
+
+
 def _load(body: bytes) -> Any:
     """The body's JSON value; None for one too large for a second reading. Raises ValueError."""
     try:
@@ -106,13 +119,20 @@ def _facts(value: Any) -> BodyFacts:
         raise UnreadableBody("field 'model' must be text")
     if len(model) > _MAX_MODEL_LENGTH:
         raise UnreadableBody(f"field 'model' must be at most {_MAX_MODEL_LENGTH} characters")
-    limit = value.get("max_completion_tokens") or value.get("max_tokens") or value.get("max_output_tokens")
     return BodyFacts(
         model=_printable(model),
         prompt=b"\x1f".join(_prompt_parts(value)),
         streaming=value.get("stream") is True,
-        max_tokens=limit if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 else None,
+        max_tokens=_limit(value),
     )
+
+
+def _limit(value: dict[str, Any]) -> int | None:
+    """The most tokens the client will take: OpenAI's and Anthropic's names, else those of generate's parameters."""
+    limit = value.get("max_completion_tokens") or value.get("max_tokens") or value.get("max_output_tokens")
+    if limit is None and isinstance(parameters := value.get("sampling_params"), dict):
+        limit = parameters.get("max_tokens") or parameters.get("max_new_tokens")
+    return limit if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 else None
 
 
 def _printable(text: str) -> str:
@@ -163,22 +183,3 @@ def _facts_of_beginning(body: bytes) -> BodyFacts:
         except ValueError:
             model = ""
     return BodyFacts(model=model, prompt=body, streaming=re.search(rb'"stream"\s*:\s*true', body) is not None)
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """The JSON object `body` with its `model` replaced, every other byte kept where that is possible.
-
-    Raises ValueError if the body is not a JSON object."""
-    value = orjson.loads(body)
-    if not isinstance(value, dict):
-        raise ValueError("the body must be a JSON object")
-    wanted = {**value, "model": model}
-    written = orjson.dumps(model)
-    # A text "model" may also occur in a message: each candidate is tried, and only the right one gives what is wanted.
-    for number, found in enumerate(_MODEL_FIELD.finditer(body)):
-        if number == 8:
-            break
-        changed = body[: found.start(1)] + written + body[found.end(1) :]
-        if orjson.loads(changed) == wanted:
-            return changed
-    return orjson.dumps(wanted)

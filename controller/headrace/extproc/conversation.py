@@ -21,49 +21,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, auto
-from functools import lru_cache
-
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from google.protobuf.message import DecodeError
+from enum import Enum, auto
+from typing import Any
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
 from headrace.extproc import answers, names
-from headrace.extproc.body import BodyFacts, UnreadableBody, read_body, with_model
-from headrace.extproc.events import (
-    Event,
-    PickNeeded,
-    RequestRefused,
-    ResponseChunk,
-    ResponseEnded,
-    ResponseStarted,
+from headrace.extproc.body import BodyFacts, UnreadableBody, read_body
+from headrace.extproc.events import Event, PickNeeded, RequestRefused
+from headrace.extproc.metadata import conformance_report, read_headers, subset_hint
+from headrace.extproc.model_name import with_model
+from headrace.extproc.modes import (
+    ONE_BODY_ANSWER,
+    PICK_FROM_HEADERS,
+    BodyMode,
+    ProtocolViolation,
+    http_body,
+    read_config,
 )
-from headrace.extproc.metadata import read_headers, served_endpoint, subset_hint
-from headrace.extproc.wire import Kind, MalformedMessage, Message
-
-
-class BodyMode(IntEnum):
-    """`ProcessingMode.BodySendMode` of the ext_proc filter."""
-
-    NONE = 0
-    STREAMED = 1
-    BUFFERED = 2
-    BUFFERED_PARTIAL = 3
-    FULL_DUPLEX_STREAMED = 4
-    GRPC = 5
-
-
-class ProtocolViolation(ValueError):  # noqa: N818
-    """A message that has no place where it came. The proxy's fault: its stream cannot go on."""
+from headrace.extproc.response import ResponsePhase
+from headrace.extproc.wire import Kind, Message
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationSettings:
     """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
-    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB."""
+    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. `control_headers`: objective,
+    fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker. `subset_hint`: the
+    gateway's subset limits the pick. `conformance_hooks`: tell clients in a response header which endpoint answered, as
+    the conformance suite asks of a picker."""
 
     new_request_id: Callable[[], str]
     max_body_bytes: int = 64 << 20
+    control_headers: bool = True
+    subset_hint: bool = True
+    conformance_hooks: bool = False
     templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)
 
 
@@ -106,7 +97,9 @@ class Conversation:
         self._body = b""
         self._body_ended = False
         self._trailers_ended = False
-        self._response_ended = False
+        # Made when it is needed: most conversations end with the request.
+        self._response: ResponsePhase | None = None
+        self._model = ""
         self._backlog: list[Message] = []
 
     def handle(self, message: Message) -> list[bytes]:
@@ -117,14 +110,14 @@ class Conversation:
             self._backlog.append(message)
             return []
         if message.protocol_config is not None:
-            self._request_mode, self._response_mode = _read_config(message.protocol_config)
+            self._request_mode, self._response_mode = read_config(message.protocol_config)
         if message.kind is None or self._phase is _Phase.REFUSED:
             return []
         handler = _TRANSITIONS.get((self._phase, message.kind))
         if handler is None:
             raise ProtocolViolation(f"{message.kind.name} while {self._phase.name}")
-        if self._phase in _BEFORE_PICK and message.metadata_context is not None and self._subset is None:
-            self._subset = subset_hint(message.metadata_context)
+        if message.metadata_context is not None and self._phase in _BEFORE_PICK and self._subset is None:
+            self._subset = subset_hint(message.metadata_context) if self._settings.subset_hint else None
         return handler(self, message)
 
     def resume(self, outcome: Decision | Refusal) -> list[bytes]:
@@ -146,7 +139,7 @@ class Conversation:
         """Whether the request is picked for and nothing of it is to come that has to be answered."""
         if self._phase is not _Phase.FORWARDING:
             return False
-        return self._body_ended or self._trailers_ended or self._request_mode in _ONE_BODY_ANSWER
+        return self._body_ended or self._trailers_ended or self._request_mode in ONE_BODY_ANSWER
 
     @property
     def request_id(self) -> str:
@@ -160,7 +153,7 @@ class Conversation:
         self._headers_seen = True
         self._name_request()
         mode = self._request_mode
-        if ended or mode in _PICK_FROM_HEADERS:
+        if ended or mode in PICK_FROM_HEADERS:
             self._body_ended = ended
             return self._ask(_Site.HEADERS, BodyFacts())
         self._phase = _Phase.COLLECTING
@@ -172,14 +165,14 @@ class Conversation:
     def _on_body_without_headers(self, message: Message) -> list[bytes]:
         """The gateway skips request headers: the pick can only be told as metadata."""
         self._name_request()
-        if self._request_mode in _PICK_FROM_HEADERS:
+        if self._request_mode in PICK_FROM_HEADERS:
             self._phase = _Phase.FORWARDING
             return self._on_passing_body(message)
         self._phase = _Phase.COLLECTING
         return self._on_request_body(message)
 
     def _on_request_body(self, message: Message) -> list[bytes]:
-        body = _http_body(message.content)
+        body = http_body(message.content)
         self._pieces.append(body.body)
         self._held += len(body.body)
         if self._held > self._settings.max_body_bytes:
@@ -222,6 +215,8 @@ class Conversation:
         self._site = site
         self._phase = _Phase.PICKING
         headers = {name: value for name, value in self._headers.items() if name not in names.UNTRUSTED}
+        self._model = facts.model
+        controlled = self._settings.control_headers and not names.CONTROL.isdisjoint(headers)
         request = Request(
             request_id=self._request_id,
             method=headers.get(":method", "POST"),
@@ -232,9 +227,8 @@ class Conversation:
             body_size=len(self._body),
             streaming=facts.streaming,
             max_tokens=facts.max_tokens,
-            objective=_first(headers, names.OBJECTIVE),
-            fairness_id=_first(headers, names.FAIRNESS_ID),
             subset=self._subset,
+            **(_read_control(headers) if controlled else {}),
         )
         self._headers = {}
         self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
@@ -244,8 +238,10 @@ class Conversation:
         mutation, metadata = self._settings.templates.of(decision.destination)
         if self._request_id_is_new:
             mutation += answers.set_header(names.REQUEST_ID, self._request_id)
+        for name, value in decision.response_headers:
+            self._response_phase().mutation += answers.set_header(name, value)
         body, self._body = self._body, b""
-        rewritten = None if decision.model is None or not body else with_model(body, decision.model)
+        rewritten = self._rewritten(body, decision.model)
         if self._site is _Site.HEADERS:
             return [answers.request_headers(mutation) + metadata]
         if self._site is _Site.BODY:
@@ -266,11 +262,22 @@ class Conversation:
             out[0] += metadata
         return out
 
+    def _rewritten(self, body: bytes, model: str | None) -> bytes | None:
+        """The body with another model's name, if that is wanted and its own can be found."""
+        if model is None or not self._model or model == self._model:
+            return None
+        try:
+            changed = with_model(body, model)
+        except ValueError:
+            return None
+        self._response_phase().restore_model = self._model
+        return changed
+
     def _on_passing_body(self, message: Message) -> list[bytes]:
         """A piece of the request after the pick."""
         if self._request_mode in (BodyMode.NONE, BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL):
             return [answers.UNCHANGED[Kind.REQUEST_BODY]]
-        body = _http_body(message.content)
+        body = http_body(message.content)
         if self._body_ended:
             # A second end of stream would corrupt the request: a proxy's empty echo of it is dropped.
             if body.body:
@@ -297,43 +304,26 @@ class Conversation:
     # The response, where the gateway sends it through this stream too.
 
     def _on_response_headers(self, message: Message) -> list[bytes]:
-        headers, ended = read_headers(message.content)
         self._pieces = []  # a local answer may overtake a body that was still coming
         self._phase = _Phase.RESPONDING
-        self.events.append(started_event(headers, message.metadata_context))
-        if ended:
-            self._end_response()
-        return [answers.UNCHANGED[Kind.RESPONSE_HEADERS]]
+        response = self._response_phase()
+        if self._settings.conformance_hooks:
+            report = conformance_report(message.metadata_context)
+            response.mutation += answers.set_header(names.CONFORMANCE_SERVED, report)
+        return response.headers(message, self._response_mode)
 
     def _on_response_body(self, message: Message) -> list[bytes]:
-        body = _http_body(message.content)
-        size = len(body.body)
-        if self._response_ended:
-            if size:
-                raise ProtocolViolation("response body after its end of stream")
-            return []
-        self.events.append(ResponseChunk(size))
-        if body.end_of_stream or body.end_of_stream_without_message:
-            self._end_response()
-        if self._response_mode is BodyMode.FULL_DUPLEX_STREAMED and size > answers.MAX_CHUNK_BYTES:
-            return list(answers.chunks(Kind.RESPONSE_BODY, body.body, end_of_stream=bool(body.end_of_stream)))
-        if self._response_mode in _DUPLEX:
-            return [answers.passed_on(Kind.RESPONSE_BODY, message.content)]
-        return [answers.UNCHANGED[Kind.RESPONSE_BODY]]
+        return self._response_phase().body(message, self._response_mode)
 
     def _on_response_trailers(self, message: Message) -> list[bytes]:
-        self._end_response()
-        return [answers.UNCHANGED[Kind.RESPONSE_TRAILERS]]
+        return self._response_phase().trailers()
 
-    def _end_response(self) -> None:
-        if not self._response_ended:
-            self._response_ended = True
-            self.events.append(ResponseEnded())
+    def _response_phase(self) -> ResponsePhase:
+        if self._response is None:
+            self._response = ResponsePhase(self.events)
+        return self._response
 
 
-_DUPLEX = frozenset((BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC))
-_ONE_BODY_ANSWER = frozenset((BodyMode.NONE, BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL))
-_PICK_FROM_HEADERS = frozenset((BodyMode.NONE, BodyMode.STREAMED, BodyMode.GRPC))
 _BEFORE_PICK = frozenset((_Phase.START, _Phase.COLLECTING))
 
 _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[bytes]]] = {
@@ -360,24 +350,15 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
 }
 
 
-def started_event(headers: dict[str, str], metadata_context: bytes | None) -> ResponseStarted:
-    """The event of a response's headers."""
-    status = headers.get(":status", "")
-    return ResponseStarted(
-        status=int(status) if status.isascii() and status.isdigit() else 0,
-        served=served_endpoint(metadata_context) if metadata_context is not None else "",
-        streaming=headers.get("content-type", "").startswith("text/event-stream"),
-    )
-
-
-@lru_cache(maxsize=64)
-def _read_config(content: bytes) -> tuple[BodyMode, BodyMode]:
-    """The body modes of a serialized ProtocolConfiguration. A gateway sends the same few bytes with every request."""
-    try:
-        config = pb.ProtocolConfiguration.FromString(content)
-        return BodyMode(config.request_body_mode), BodyMode(config.response_body_mode)
-    except (DecodeError, ValueError) as error:
-        raise MalformedMessage(f"protocol_config: {error}") from None
+def _read_control(headers: dict[str, str]) -> dict[str, Any]:
+    """The fields of a Request that clients set by headers."""
+    return {
+        "objective": _first(headers, names.OBJECTIVE),
+        "fairness_id": _first(headers, names.FAIRNESS_ID),
+        "slo_ttft_ms": _milliseconds(_first(headers, names.SLO_TTFT_MS)),
+        "slo_tpot_ms": _milliseconds(_first(headers, names.SLO_TPOT_MS)),
+        "wanted_model": _first(headers, names.MODEL_REWRITE),
+    }
 
 
 def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:
@@ -387,8 +368,10 @@ def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:
     return ""
 
 
-def _http_body(content: bytes) -> pb.HttpBody:
+def _milliseconds(text: str) -> float | None:
+    """A positive number; what is none asks for nothing."""
     try:
-        return pb.HttpBody.FromString(content)
-    except DecodeError as error:
-        raise MalformedMessage(f"HttpBody: {error}") from None
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0.0 < value < 1e12 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.core import Request
+from headrace.extproc.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class ResponseChunk:
 
 @dataclass(frozen=True, slots=True)
 class ResponseEnded:
-    """The response is complete."""
+    """The response is complete. `usage` is what it reported of its tokens, where its body was seen and says so."""
+
+    usage: Usage | None = None
 
 
 Event = PickNeeded | RequestRefused | RequestObserved | ResponseStarted | ResponseChunk | ResponseEnded

@@ -58,3 +58,11 @@ def served_endpoint(metadata_context: bytes) -> str:
         return ""
     lb_fields = fields[names.LOAD_BALANCER_METADATA].fields
     return lb_fields[names.SERVED].string_value if names.SERVED in lb_fields else ""
+
+
+def conformance_report(metadata_context: bytes | None) -> str:
+    """What the conformance suite wants to read: the endpoint that answered, or `fail:` and what the gateway left out.
+
+    Raises MalformedMessage."""
+    served = served_endpoint(metadata_context) if metadata_context is not None else ""
+    return served or f"fail: the gateway sent no metadata {names.LOAD_BALANCER_METADATA}/{names.SERVED}"

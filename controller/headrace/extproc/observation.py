@@ -5,15 +5,13 @@ nor fails with such a stream: an answer of a model server is never delayed or cu
 
 from __future__ import annotations
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from google.protobuf.message import DecodeError
-
 from headrace.core import Decision, Refusal
 from headrace.extproc import names
-from headrace.extproc.conversation import started_event
-from headrace.extproc.events import Event, RequestObserved, ResponseChunk, ResponseEnded
+from headrace.extproc.events import Event, RequestObserved
 from headrace.extproc.metadata import read_headers
-from headrace.extproc.wire import Kind, MalformedMessage, Message
+from headrace.extproc.modes import http_body
+from headrace.extproc.response import ResponseReader
+from headrace.extproc.wire import Kind, Message
 
 
 class Observation:
@@ -22,7 +20,7 @@ class Observation:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self._request_id = ""
-        self._ended = False
+        self._response = ResponseReader(self.events)
 
     @property
     def request_id(self) -> str:
@@ -36,25 +34,13 @@ class Observation:
             self._request_id = headers.get(names.REQUEST_ID, "")
             self.events.append(RequestObserved(self._request_id, headers.get(names.DESTINATION, "")))
         elif message.kind is Kind.RESPONSE_HEADERS:
-            headers, ended = read_headers(message.content)
-            self.events.append(started_event(headers, message.metadata_context))
-            self._end_if(ended)
-        elif message.kind is Kind.RESPONSE_BODY:
-            try:
-                body = pb.HttpBody.FromString(message.content)
-            except DecodeError as error:
-                raise MalformedMessage(f"HttpBody: {error}") from None
-            self.events.append(ResponseChunk(len(body.body)))
-            self._end_if(bool(body.end_of_stream or body.end_of_stream_without_message))
+            self._response.headers(message)
+        elif message.kind is Kind.RESPONSE_BODY and not self._response.ended:
+            self._response.piece(http_body(message.content))
         elif message.kind is Kind.RESPONSE_TRAILERS:
-            self._end_if(True)
+            self._response.end()
         return []
 
     def resume(self, outcome: Decision | Refusal) -> list[bytes]:
         """An observation never asks for a pick."""
         raise RuntimeError("no pick was asked for")
-
-    def _end_if(self, ended: bool) -> None:
-        if ended and not self._ended:
-            self._ended = True
-            self.events.append(ResponseEnded())

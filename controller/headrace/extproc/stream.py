@@ -39,7 +39,8 @@ class ExtProcStream:
         machine = self._machine
         if machine is None or not machine.events:
             return []
-        events, machine.events = machine.events, []
+        events = machine.events.copy()
+        machine.events.clear()  # the machine's parts share this list
         return events
 
     @property

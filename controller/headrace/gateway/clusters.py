@@ -28,8 +28,11 @@ _SELECTED_HOST_KEY_TAG = b"\x12"
 # A starting Envoy waits this long for a controller that does not answer, and then serves its other routes.
 _FIRST_FETCH_SECONDS = 2.0
 _CONNECT_SECONDS = 1.0
-# A picker that hangs cannot fire its own deadline: Envoy notices within interval plus timeout.
+# A picker that hangs cannot fire its own deadline: Envoy notices within interval plus timeout, less than two seconds.
 _KEEPALIVE_SECONDS = 1.0
+_KEEPALIVE_TIMEOUT_SECONDS = 0.8
+# Then it is tried again: it is back in use within two seconds of its recovery.
+_PASSED_BY_SECONDS = 1.5
 # gRPC health is asked only of our own picker: others need not serve it on their ext_proc port.
 _HEALTH_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -104,14 +107,18 @@ def picker_cluster(
     http2.initial_stream_window_size.value = 1 << 20
     http2.initial_connection_window_size.value = 16 << 20
     http2.connection_keepalive.interval.CopyFrom(seconds(_KEEPALIVE_SECONDS))
-    http2.connection_keepalive.timeout.CopyFrom(seconds(_KEEPALIVE_SECONDS))
+    http2.connection_keepalive.timeout.CopyFrom(seconds(_KEEPALIVE_TIMEOUT_SECONDS))
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
     if failure_detection and service.is_ours:
+        # One late answer is a busy machine: a pool that fails closed would refuse everything for it. What hangs is
+        # noticed sooner by the connection's keepalive.
         check = cluster.health_checks.add(
-            timeout=seconds(1), interval=seconds(1), no_traffic_interval=seconds(1), unhealthy_threshold=number(1)
+            timeout=seconds(1), interval=seconds(1), no_traffic_interval=seconds(1), unhealthy_threshold=number(2)
         )
         check.healthy_threshold.value = 1
         check.grpc_health_check.service_name = _HEALTH_SERVICE
+    elif failure_detection:
+        _detect_by_failures(cluster)
     if not service.cleartext:
         context = tls_pb2.UpstreamTlsContext(sni=sni)
         context.common_tls_context.alpn_protocols.append("h2")
@@ -125,6 +132,20 @@ def picker_cluster(
         cluster.transport_socket.name = _TLS
         cluster.transport_socket.typed_config.CopyFrom(pack(context))
     return cluster
+
+
+def _detect_by_failures(cluster: cluster_pb2.Cluster) -> None:
+    """Pass by a picker that cannot be connected to or falls silent, for a while: it cannot be asked for its health."""
+    detection = cluster.outlier_detection
+    detection.split_external_local_origin_errors = True
+    detection.consecutive_local_origin_failure.value = 2
+    detection.enforcing_consecutive_local_origin_failure.value = 100
+    for other in ("consecutive_5xx", "consecutive_gateway_failure", "success_rate", "local_origin_success_rate"):
+        getattr(detection, f"enforcing_{other}").value = 0
+    detection.interval.CopyFrom(seconds(0.5))
+    detection.base_ejection_time.CopyFrom(seconds(_PASSED_BY_SECONDS))
+    detection.max_ejection_time.CopyFrom(seconds(_PASSED_BY_SECONDS))
+    detection.max_ejection_percent.value = 100
 
 
 def _from_controller(source: config_source_pb2.ConfigSource) -> None:

@@ -17,7 +17,7 @@ Address = tuple[str, int]
 
 def pool_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
     """Ready Pods of the pool, not terminating, with each of their active target ports."""
-    return tuple(sorted((found.address, found.port) for found in endpoints_of(snapshot.pods.values(), pool)))
+    return tuple(sorted((found.address, found.port) for found in endpoints_of(snapshot.pods_of(pool), pool)))
 
 
 def picker_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:

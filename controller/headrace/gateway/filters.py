@@ -32,6 +32,8 @@ _Stream = _Mode.FULL_DUPLEX_STREAMED
 MESSAGE_TIMEOUT_SECONDS = 3.0
 # A buffered body may be this long; Envoy Gateway's listeners allow 32 KiB.
 BUFFER_LIMIT_BYTES = 64 << 20
+# A streamed body of this length can still be sent to the next endpoint of a list; a longer one goes to one only.
+RETRY_LIMIT_BYTES = 1 << 20
 # An observation's stream ends this long after the response did.
 _OBSERVE_CLOSE_SECONDS = 0.05
 # One in so many responses is observed in full where the pool asks for a sample.
@@ -109,14 +111,18 @@ def cluster_filters(plan: PickPlan, *, observe_bodies: bool) -> dict[str, any_pb
     return found
 
 
-def listener_filters() -> list[http_connection_manager_pb2.HttpFilter]:
-    """The filters, all disabled, in the order requests pass them. They name a picker that no request reaches."""
+def listener_filters(*, idle: bool = False) -> list[http_connection_manager_pb2.HttpFilter]:
+    """The filters, all disabled, in the order requests pass them. They name a picker that no request reaches.
+
+    `idle`: not disabled, but with nothing to do until a route's own configuration says so: for listeners where a
+    request may get another route than the one that its filters are made for."""
+    nothing = _Mode(request_header_mode=_Mode.SKIP, response_header_mode=_Mode.SKIP)
     nowhere = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.INVALID_CLUSTER)
     )
     pick = ext_proc_pb2.ExternalProcessor(
         grpc_service=nowhere,
-        processing_mode=_Mode(request_header_mode=_Mode.SEND),
+        processing_mode=nothing if idle else _Mode(request_header_mode=_Mode.SEND),
         message_timeout=seconds(MESSAGE_TIMEOUT_SECONDS),
         metadata_options=_metadata(),
         stat_prefix="headrace_pick",
@@ -126,7 +132,7 @@ def listener_filters() -> list[http_connection_manager_pb2.HttpFilter]:
     pick.status_on_error.code = 503
     observe = ext_proc_pb2.ExternalProcessor(
         grpc_service=nowhere,
-        processing_mode=_observe_mode(bodies=False),
+        processing_mode=nothing if idle else _observe_mode(bodies=False),
         metadata_options=_metadata(),
         stat_prefix="headrace_observe",
         route_cache_action=ext_proc_pb2.ExternalProcessor.RETAIN,
@@ -137,7 +143,7 @@ def listener_filters() -> list[http_connection_manager_pb2.HttpFilter]:
     mutation = header_mutation_pb2.HeaderMutation(mutations=_removed_headers())
     configs = ((names.HEADERS_FILTER, mutation), (names.PICK_FILTER, pick), (names.OBSERVE_FILTER, observe))
     return [
-        http_connection_manager_pb2.HttpFilter(name=name, disabled=True, typed_config=pack(config))
+        http_connection_manager_pb2.HttpFilter(name=name, disabled=not idle, typed_config=pack(config))
         for name, config in configs
     ]
 

@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.snapshot import Snapshot
-from headrace.gateway.translate import Translation, translate
+from headrace.gateway.translate import Translation, named_rules, translate
+from headrace.gateway.xds_names import RuleName
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,12 @@ _NOTES_LOGGED = 50
 
 
 class Hook:
-    """Answers PostTranslateModify from a snapshot. `on_translated` is told of each translation."""
+    """Answers PostTranslateModify. `snapshot` gives what to translate from, for the rules that a call names;
+    `on_translated` is told of each translation."""
 
     def __init__(
         self,
-        snapshot: Callable[[], Awaitable[Snapshot]],
+        snapshot: Callable[[frozenset[RuleName]], Awaitable[Snapshot]],
         metrics: Metrics,
         *,
         verify_by_default: bool,
@@ -53,7 +55,7 @@ class Hook:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"PostTranslateModifyRequest cannot be read: {error}")
             raise
         try:
-            snapshot = await self._snapshot()
+            snapshot = await self._snapshot(named_rules(request))
         except RuntimeError as error:
             # Envoy Gateway keeps the configuration that it has, and tries again.
             self._metrics.translations.labels("failed").inc()

@@ -22,6 +22,26 @@ class Metrics:
         self.translation_notes = Gauge(
             "headrace_gateway_translation_problems", "Problems noted by the last hook call", registry=self.registry
         )
+        self.translation_lists = Counter(
+            "headrace_gateway_translation_lists",
+            "Lists that hook calls made because the informers lacked an object or had no open watch",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.nudges = Counter(
+            "headrace_gateway_retranslations_caused",
+            "Times that Envoy Gateway was made to call because a translation was out of date",
+            registry=self.registry,
+        )
+        self.model_requests = Counter(
+            "headrace_gateway_model_requests",
+            "Bodies read for body-based routing, by whether they named a model: named, none or malformed",
+            ["result"],
+            registry=self.registry,
+        )
+        self.model_seconds = Counter(
+            "headrace_gateway_model_seconds", "Time spent reading bodies for body-based routing", registry=self.registry
+        )
         self.pools = Gauge(
             "headrace_gateway_pools", "InferencePools known, by API group", ["group"], registry=self.registry
         )

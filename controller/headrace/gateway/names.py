@@ -14,6 +14,18 @@ HEADERS_FILTER = "envoy.filters.http.header_mutation/headrace"
 PICK_FILTER = "envoy.filters.http.ext_proc/headrace-pick"
 OBSERVE_FILTER = "envoy.filters.http.ext_proc/headrace-observe"
 
+# Body-based routing: how long bodies are held back, and the question which model they name.
+BUFFER_FILTER = "envoy.filters.http.match_delegate/headrace-buffer"
+MODEL_FILTER = "envoy.filters.http.match_delegate/headrace-model"
+OWN_FILTERS = (BUFFER_FILTER, MODEL_FILTER, HEADERS_FILTER, PICK_FILTER, OBSERVE_FILTER)
+
+# Headers that body-based routing sets, and that no client can: routes match them.
+MODEL_HEADER = "x-gateway-model-name"
+BASE_MODEL_HEADER = "x-gateway-base-model-name"
+MODEL_HEADERS = (MODEL_HEADER, BASE_MODEL_HEADER)
+# ConfigMaps with this label say which adapters a base model has (keys baseModel, adapters).
+BASE_MODEL_SELECTOR = "inference.networking.k8s.io/bbr-managed=true"
+
 # On an endpoint picker's Service: it is ours, and takes the pick and the observation as two streams.
 PICKER_ANNOTATION = "headrace.dev/endpoint-picker"
 PICKER_ANNOTATION_OURS = "headrace"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ class Options:
     bind_address: str = "0.0.0.0"  # a Pod's own network; tests bind loopback
     controller_name: str = "gateway.envoyproxy.io/gatewayclass-controller"
     verify_by_default: bool = True
+    envoy_gateway_version: str = ""
     cert_path: Path | None = None
     eds_client_ca: Path | None = None
     kubeconfig: str | None = None
+    namespace: str = ""
     drain_delay: float = 3.0
     drain_timeout: float = 15.0
 
@@ -69,10 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="verify",
         help="endpoint pickers without a BackendTLSPolicy: verify (nobody is trusted) or unverified",
     )
+    flag(
+        "--envoy-gateway-version", default="", help="Envoy Gateway's; one outside the tested range is named in the log"
+    )
     flag("--cert-path", default="", help="directory of tls.crt, tls.key, and ca.crt: the CA of the hook's clients")
     flag("--eds-client-ca", default="", help="file: the CA of the Envoys' client certificates")
     flag("--insecure", action="store_true", help="no TLS on the hook and discovery ports; for tests")
     flag("--kubeconfig", default="", help="else in-cluster, or $KUBECONFIG")
+    flag("--namespace", default=os.environ.get("NAMESPACE", ""), help="the controller's own; else $NAMESPACE")
     flag("--drain-delay", type=duration, default=3.0, help="serve on this long after SIGTERM, not ready")
     flag("--drain-timeout", type=duration, default=15.0, help="then wait this long for open calls")
 
@@ -103,9 +110,11 @@ def read_options(args: argparse.Namespace) -> Options:
         bind_address=args.bind_address,
         controller_name=args.controller_name,
         verify_by_default=args.epp_tls_default == "verify",
+        envoy_gateway_version=args.envoy_gateway_version,
         cert_path=cert_path,
         eds_client_ca=client_ca,
         kubeconfig=args.kubeconfig or None,
+        namespace=args.namespace,
         drain_delay=args.drain_delay,
         drain_timeout=args.drain_timeout,
     )

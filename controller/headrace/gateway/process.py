@@ -15,21 +15,27 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
+from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.hook import Hook
+from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.metrics import Metrics
+from headrace.gateway.model_service import ModelService
+from headrace.gateway.nudge import Nudge
 from headrace.gateway.options import Options
-from headrace.gateway.snapshot import Snapshot
+from headrace.gateway.snapshot import Object, Snapshot
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
-from headrace.kube.client import ConfigurationError, connect
+from headrace.gateway.xds_names import RuleName, untested_version
+from headrace.kube.client import ConfigurationError, Resource, connect, request
 
 logger = logging.getLogger(__name__)
 
 # As Envoy Gateway's extensionManager is told by the roles: 200 pools and 1,000 routes are a few MiB.
-_MAX_MESSAGE = 64 << 20
+# Body-based routing has as much for a body, and some for what is around it.
+_MAX_MESSAGE = 65 << 20
 _GRPC_OPTIONS = [
     # Two processes on one port would share its connections.
     ("grpc.so_reuseport", 0),
@@ -78,6 +84,8 @@ class Process:
 
     async def run(self, on_listening: Callable[[Ports], None] = lambda ports: None) -> None:
         """Serve until `stop`, then drain. Raises CannotServe, InvalidCertificate."""
+        if untested := untested_version(self._options.envoy_gateway_version):
+            logger.warning("%s", untested)
         try:
             client = await connect(self._options.kubeconfig)
         except ConfigurationError as error:
@@ -94,6 +102,7 @@ class Process:
             background = [
                 tasks.create_task(self._watch.run(), name="informers"),
                 tasks.create_task(self._writer.run(), name="status"),
+                tasks.create_task(self._nudge.run(), name="nudge"),
             ]
             logger.info("serving", extra={"ports": vars(ports)})
             on_listening(ports)
@@ -110,10 +119,26 @@ class Process:
     def _build(self, client: Any) -> None:
         options = self._options
         self._watch = Watch(client, self._changed)
-        self._writer = StatusWriter(client, self._watch, self._metrics, options.controller_name)
+        self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
+        self._writer = StatusWriter(
+            client,
+            self._watch,
+            self._metrics,
+            options.controller_name,
+            verify_by_default=options.verify_by_default,
+        )
+        self._nudge = Nudge(
+            client,
+            options.namespace,
+            lambda: self._watch.snapshot,
+            self._metrics,
+            verify_by_default=options.verify_by_default,
+        )
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
         )
+        base_models = BaseModels(lambda: self._watch.snapshot.base_model_config_maps)
+        self._models = ModelService(base_models, self._metrics)
         self._discovery = Discovery(source, self._metrics, self._watch.settled)
         self._hook = Hook(
             self._newest,
@@ -125,20 +150,22 @@ class Process:
     def _changed(self) -> None:
         self._discovery.changed()
         self._writer.changed()
+        self._nudge.changed()
         pools = self._watch.snapshot.pools
         for group in (GA_GROUP, EXTENSION_GROUP):
             self._metrics.pools.labels(group).set(sum(key[0] == group for key in pools))
 
     def _translated(self, translation: Translation) -> None:
         self._writer.unverified(translation.unverified)
+        self._nudge.translated(translation.pools)
 
-    async def _newest(self) -> Snapshot:
+    async def _newest(self, named: frozenset[RuleName]) -> Snapshot:
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._watch.settled.wait()
         except TimeoutError:
             raise NotSettled(f"not ready: {self._why_not_ready()}") from None
-        return await self._watch.read_anew()
+        return await self._knowledge.snapshot_for(named)
 
     def _why_not_ready(self) -> str:
         if self._draining:
@@ -155,7 +182,7 @@ class Process:
         options = self._options
         hook, eds = grpc.aio.server(options=_GRPC_OPTIONS), grpc.aio.server(options=_GRPC_OPTIONS)
         hook.add_generic_rpc_handlers((self._hook.handler(), self._health()))
-        eds.add_generic_rpc_handlers((*self._discovery.handlers(), self._health()))
+        eds.add_generic_rpc_handlers((*self._discovery.handlers(), self._models.handler(), self._health()))
         hook_port = self._bind(hook, "hook-port", options.hook_port, own_ca=True)
         eds_port = self._bind(eds, "eds-port", options.eds_port, own_ca=False)
         async with contextlib.AsyncExitStack() as stack:
@@ -218,6 +245,11 @@ class Process:
 
         method: Any = grpc.unary_unary_rpc_method_handler(check)
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})
+
+
+async def _listed(client: Any, resource: Resource) -> list[Object]:
+    found = await request(client, "GET", resource.path())
+    return list(found.get("items") or ())
 
 
 def _taken(flag: str, port: int) -> CannotServe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, PickerReference, Pool, parse_pool
@@ -28,6 +29,7 @@ class Backend:
     namespace: str
     name: str
     weight: int
+    filters: tuple[Object, ...] = field(default=(), compare=False)
 
     @property
     def is_pool(self) -> bool:
@@ -72,6 +74,7 @@ class Snapshot:
     endpoint_slices: Objects = field(default_factory=dict)
     pods: Objects = field(default_factory=dict)
     config_maps: Objects = field(default_factory=dict)
+    base_model_config_maps: Objects = field(default_factory=dict)
     pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
     bad_pools: Mapping[PoolKey, InvalidPool] = field(default_factory=dict)
 
@@ -116,6 +119,44 @@ class Snapshot:
             raise UnresolvedPicker(f"there is no Service {pool.namespace}/{picker.name}: create it, or name another")
         return _resolve(service, picker, pool.namespace)
 
+    def picker_or_none(self, pool: Pool) -> tuple[PickerService, str]:
+        """The Service of a pool's endpoint picker; where there is none, one that nothing stands behind, and why."""
+        try:
+            return self.picker_service(pool), ""
+        except UnresolvedPicker as error:
+            picker = pool.picker or PickerReference("", 0)
+            return PickerService(
+                picker.name, pool.namespace, picker.port or 0, "", is_ours=False, cleartext=False
+            ), str(error)
+
+    def pods_of(self, pool: Pool) -> Iterable[Object]:
+        """The Pods that may belong to a pool: every one that does is among them."""
+        found = [self._pods_by_label.get((pool.namespace, *pair), ()) for pair in pool.selector.items()]
+        return min(found, key=len, default=())
+
+    @cached_property
+    def _pods_by_label(self) -> dict[tuple[str, str, str], list[Object]]:
+        # Each pool would look at each Pod else, after each change of a Pod.
+        found: dict[tuple[str, str, str], list[Object]] = {}
+        for (namespace, _), pod in self.pods.items():
+            for label, value in mapping(mapping(pod.get("metadata")).get("labels")).items():
+                found.setdefault((namespace, label, str(value)), []).append(pod)
+        return found
+
+    def policies_of(self, namespace: str, service: str) -> Iterable[tuple[Object, str]]:
+        """The BackendTLSPolicies that name a Service, each with the name of the port that it is for ("": all)."""
+        return self._policies_by_service.get((namespace, service), ())
+
+    @cached_property
+    def _policies_by_service(self) -> dict[tuple[str, str], list[tuple[Object, str]]]:
+        found: dict[tuple[str, str], list[tuple[Object, str]]] = {}
+        for (namespace, _), policy in self.backend_tls_policies.items():
+            for target in mappings(mapping(policy.get("spec")).get("targetRefs")):
+                if not target.get("group") and target.get("kind") == "Service":
+                    key = (namespace, str(target.get("name") or ""))
+                    found.setdefault(key, []).append((policy, str(target.get("sectionName") or "")))
+        return found
+
     def is_ours(self, gateway: Object, controller_name: str) -> bool:
         """Whether a Gateway's class belongs to the controller of that name."""
         class_name = str(mapping(gateway.get("spec")).get("gatewayClassName") or "")
@@ -155,6 +196,7 @@ def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
                 namespace=str(reference.get("namespace") or route_namespace),
                 name=str(reference.get("name") or ""),
                 weight=weight if isinstance(weight, int) and weight >= 0 else 1,
+                filters=tuple(mappings(reference.get("filters"))),
             )
         )
     return tuple(found)

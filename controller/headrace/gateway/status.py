@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, Pool
 from headrace.gateway.names import PoolKey
+from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import (
     GATEWAY_GROUP,
     Object,
@@ -21,6 +22,7 @@ from headrace.gateway.snapshot import (
     mappings,
     rules_of,
 )
+from headrace.gateway.trust import find_trust
 
 _MAX_MESSAGE = 1000
 _MAX_PARENTS = 32
@@ -79,7 +81,9 @@ def _parents_of_route(
         yield key, not refused
 
 
-def conditions_of(snapshot: Snapshot, key: PoolKey, *, route_accepted: bool) -> tuple[Condition, ...]:
+def conditions_of(
+    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, verify_by_default: bool = True
+) -> tuple[Condition, ...]:
     """Accepted and ResolvedRefs of a pool for a Gateway."""
     pool = snapshot.pools.get(key)
     if pool is None:
@@ -94,15 +98,20 @@ def conditions_of(snapshot: Snapshot, key: PoolKey, *, route_accepted: bool) -> 
     else:
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
         accepted = _condition("Accepted", False, "HTTPRouteNotAccepted", message)
-    return (accepted, _resolved(snapshot, pool))
+    return (accepted, _resolved(snapshot, pool, verify_by_default))
 
 
-def _resolved(snapshot: Snapshot, pool: Pool) -> Condition:
+def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool) -> Condition:
     try:
         service = snapshot.picker_service(pool)
     except UnresolvedPicker as error:
         return _condition("ResolvedRefs", False, "InvalidExtensionRef", str(error))
-    message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}"
+    # The plan is here for its reader, and so that its change changes the pool: see `nudge`.
+    plan = pool_plan(snapshot, pool, verify_by_default=verify_by_default)
+    message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
+    trust = find_trust(snapshot, service, verify_by_default=verify_by_default)
+    if trust.problem and not service.cleartext:
+        message += f"; nobody is trusted: {trust.problem}"
     return _condition("ResolvedRefs", True, "ResolvedRefs", message)
 
 
@@ -118,6 +127,8 @@ def wanted_status(
     controller_name: str,
     now: str,
     written: frozenset[GatewayKey] = frozenset(),
+    *,
+    verify_by_default: bool = True,
 ) -> dict[str, Any] | None:
     """The status keys to write for a pool; None where nothing is to be changed.
 
@@ -145,7 +156,10 @@ def wanted_status(
                 "name": gateway[1],
             },
             "conditions": _stamped(
-                conditions_of(snapshot, key, route_accepted=parents[gateway]), ours.get(gateway), generation, now
+                conditions_of(snapshot, key, route_accepted=parents[gateway], verify_by_default=verify_by_default),
+                ours.get(gateway),
+                generation,
+                now,
             ),
         }
         if key[0] == GA_GROUP:

@@ -7,11 +7,12 @@ policies ask for stays. Everything that has nothing to do with pools is passed o
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
@@ -21,16 +22,14 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
-from headrace.gateway import filters, names
+from headrace.gateway import backend_filters, filters, model_routing, names
 from headrace.gateway.clusters import number, pack, picker_cluster, pool_cluster, seconds
 from headrace.gateway.names import PoolKey
+from headrace.gateway.plans import pool_plan
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
-from headrace.gateway.snapshot import Backend, PickerService, Snapshot, UnresolvedPicker, backends_of, rules_of
+from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
-
-# Envoy Gateway v1.9: irRouteName and irRouteDestinationName. Tested against its real output.
-_ROUTE_NAME = re.compile(r"((httproute|grpcroute)/([^/]+)/([^/]+)/rule/(\d+))/match/")
-_KINDS = {"httproute": "HTTPRoute", "grpcroute": "GRPCRoute"}
+from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
 
 # For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
@@ -38,35 +37,30 @@ _RETRIES = 2
 _HOST_SELECTIONS = 5
 
 _Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
-
-
-class RuleName(NamedTuple):
-    """A route's rule, as Envoy Gateway names it."""
-
-    destination: str
-    kind: str
-    namespace: str
-    name: str
-    rule: int
+_Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 
 
 @dataclass
 class Translation:
-    """The response; the pools that are served; what could not be done, for the log."""
+    """The response; the pools that are served, each with its plan in words; what could not be done, for the log."""
 
     response: PostTranslateModifyResponse
-    pools: set[PoolKey] = field(default_factory=set)
+    pools: dict[PoolKey, str] = field(default_factory=dict)
     unverified: set[PoolKey] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
-def parse_route_name(name: str) -> RuleName | None:
-    """The rule that an xDS route was made for; None for names of another shape."""
-    found = _ROUTE_NAME.match(name)
-    if found is None:
-        return None
-    destination, kind, namespace, route, index = found.groups()
-    return RuleName(destination, kind, namespace, route, int(index))
+def named_rules(request: PostTranslateModifyRequest) -> frozenset[RuleName]:
+    """The rules of routes that a hook call is about. What cannot be read names none."""
+    found: set[RuleName] = set()
+    for content in request.routes:
+        try:
+            configuration = route_pb2.RouteConfiguration.FromString(content)
+        except DecodeError:
+            continue
+        for host in configuration.virtual_hosts:
+            found.update(name for route in host.routes if (name := parse_route_name(route.name)) is not None)
+    return frozenset(found)
 
 
 def translate(
@@ -93,6 +87,7 @@ class _Work:
         self.result = Translation(PostTranslateModifyResponse())
         self._snapshot = snapshot
         self._verify_by_default = verify_by_default
+        self._listeners = request.listeners
         self._templates: dict[str, cluster_pb2.Cluster] = {}
         for content in request.clusters:
             try:
@@ -106,6 +101,7 @@ class _Work:
         self._made: dict[str, cluster_pb2.Cluster] = {}
         self._variants: dict[tuple[PoolKey, bytes], str] = {}
         self._configurations: set[str] = set()
+        self._by_model: set[str] = set()
 
     # Routes
 
@@ -117,13 +113,21 @@ class _Work:
             self.result.notes.append(f"a route configuration cannot be read: {error}")
             return content
         changed = False
+        by_model = any(
+            model_routing.matches_model(route) for host in configuration.virtual_hosts for route in host.routes
+        )
         for host in configuration.virtual_hosts:
             for route in host.routes:
                 try:
                     changed = self._route(route) or changed
                 except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
                     self.result.notes.append(f"route {route.name} is left as it is: {error!r}")
-        if not changed:
+            if by_model:
+                defaults = model_routing.filter_defaults(self._managers.get(configuration.name, ()))
+                self.result.notes += model_routing.secure_host(host, defaults)
+        if by_model:
+            self._by_model.add(configuration.name)
+        elif not changed:
             return content
         self._configurations.add(configuration.name)
         return bytes(configuration.SerializeToString(deterministic=True))
@@ -178,9 +182,10 @@ class _Work:
             tried = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
             tried.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
             policy.host_selection_retry_max_attempts = _HOST_SELECTIONS
-        if any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans):
-            limit = max(filters.BUFFER_LIMIT_BYTES, route.request_body_buffer_limit.value)
-            route.request_body_buffer_limit.value = limit
+        # A retry needs the whole body once more: a listener of Envoy Gateway keeps 32 KiB.
+        buffered = any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans)
+        wanted = filters.BUFFER_LIMIT_BYTES if buffered else filters.RETRY_LIMIT_BYTES
+        route.request_body_buffer_limit.value = max(wanted, route.request_body_buffer_limit.value)
 
     def _weights(
         self,
@@ -203,7 +208,7 @@ class _Work:
             weight.name = name
             weight.weight.value = share
             return [weight]
-        if not self._snapshot.permits(_KINDS[rule.kind], rule.namespace, backend):
+        if not self._snapshot.permits(KINDS[rule.kind], rule.namespace, backend):
             return invalid
         plan = self._plan(backend.pool_key)
         if plan is None:
@@ -220,8 +225,18 @@ class _Work:
             weight.CopyFrom(self._switched_on(plan, bodies))
             weight.name = name
             weight.weight.value = part
+            self._backend_filters(rule, backend, weight)
             weights.append(weight)
         return weights
+
+    def _backend_filters(self, rule: RuleName, backend: Backend, weight: _Weight) -> None:
+        """The filters of a backendRef, which Envoy Gateway leaves out where the backend is a pool."""
+        for found in backend.filters:
+            if not backend_filters.apply_filter(found, weight):
+                where = f"{rule.destination}, backend {backend.index}"
+                note = f"{where}: filter {found.get('type')} of a backendRef is not supported on a pool"
+                if note not in self.result.notes:
+                    self.result.notes.append(note)
 
     def _switched_on(self, plan: filters.PickPlan, bodies: bool) -> _Weight:
         """A weighted cluster with the filters of a pool; the same for every rule."""
@@ -262,23 +277,16 @@ class _Work:
         elif pool.picker is None:
             self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: it names no picker")
         else:
-            plan = filters.plan_pick(pool, self._service(pool))
+            service, problem = self._snapshot.picker_or_none(pool)
+            plan = filters.plan_pick(pool, service)
+            if problem:
+                # The failure mode decides what becomes of requests while the picker is missing.
+                self.result.notes.append(f"InferencePool {'/'.join(key)}: {problem}")
             self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in plan.notes]
             self._picker_cluster(plan)
-            self.result.pools.add(key)
+            self.result.pools[key] = pool_plan(self._snapshot, pool, verify_by_default=self._verify_by_default)
         self._plans[key] = plan
         return plan
-
-    def _service(self, pool: Pool) -> PickerService:
-        try:
-            return self._snapshot.picker_service(pool)
-        except UnresolvedPicker as error:
-            # The failure mode decides what becomes of requests while the picker is missing.
-            self.result.notes.append(f"InferencePool {'/'.join(names.pool_key(pool))}: {error}")
-            picker = pool.picker
-            name = picker.name if picker is not None else ""
-            port = (picker.port if picker is not None else None) or 0
-            return PickerService(name, pool.namespace, port, "", is_ours=False, cleartext=False)
 
     def _picker_cluster(self, plan: filters.PickPlan) -> None:
         trust = find_trust(self._snapshot, plan.service, verify_by_default=self._verify_by_default)
@@ -321,6 +329,20 @@ class _Work:
 
     # Listeners
 
+    @cached_property
+    def _managers(self) -> dict[str, list[_Manager]]:
+        """The connection managers that serve a route configuration, by its name. What cannot be read is noted later."""
+        found: dict[str, list[_Manager]] = {}
+        for content in self._listeners:
+            with contextlib.suppress(DecodeError):
+                for network_filter in _network_filters(listener_pb2.Listener.FromString(content)):
+                    manager = _Manager()
+                    if network_filter.typed_config.Is(manager.DESCRIPTOR) and network_filter.typed_config.Unpack(
+                        manager
+                    ):
+                        found.setdefault(manager.rds.route_config_name, []).append(manager)
+        return found
+
     def listener(self, content: bytes) -> bytes:
         """A listener, with our filters before its router where it serves a changed route configuration."""
         if not self._configurations:
@@ -330,17 +352,13 @@ class _Work:
         except DecodeError as error:
             self.result.notes.append(f"a listener cannot be read: {error}")
             return content
-        chains = list(listener.filter_chains)
-        if listener.HasField("default_filter_chain"):
-            chains.append(listener.default_filter_chain)
         changed = False
-        for chain in chains:
-            for network_filter in chain.filters:
-                changed = self._network_filter(network_filter) or changed
+        for network_filter in _network_filters(listener):
+            changed = self._network_filter(network_filter) or changed
         return bytes(listener.SerializeToString(deterministic=True)) if changed else content
 
     def _network_filter(self, network_filter: listener_pb2.Filter) -> bool:
-        manager = http_connection_manager_pb2.HttpConnectionManager()
+        manager = _Manager()
         if not network_filter.typed_config.Is(manager.DESCRIPTOR):
             return False
         try:
@@ -353,8 +371,18 @@ class _Work:
         kept = list(manager.http_filters)
         if any(found.name == names.PICK_FILTER for found in kept):
             return False
+        if manager.rds.route_config_name in self._by_model:
+            model_routing.prepare_manager(manager)
+            network_filter.typed_config.Pack(manager, deterministic=True)
+            return True
         del manager.http_filters[:]
         # The router is the last; nothing may come between the pick and it, or it would see no picked header.
         manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
         network_filter.typed_config.Pack(manager, deterministic=True)
         return True
+
+
+def _network_filters(listener: listener_pb2.Listener) -> Iterable[listener_pb2.Filter]:
+    for chain in listener.filter_chains:
+        yield from chain.filters
+    yield from listener.default_filter_chain.filters

@@ -44,16 +44,11 @@ def config_maps_of(policy: Object) -> Iterator[tuple[str, str]]:
 def find_policy(snapshot: Snapshot, service: PickerService) -> Object | None:
     """The BackendTLSPolicy of a Service's port: one for the port comes before one for the Service, then the oldest."""
     found: list[tuple[tuple[bool, str, str], Object]] = []
-    for (namespace, name), policy in snapshot.backend_tls_policies.items():
-        if namespace != service.namespace:
-            continue
-        for target in mappings(mapping(policy.get("spec")).get("targetRefs")):
-            section = target.get("sectionName") or ""
-            if target.get("group") or target.get("kind") != "Service" or target.get("name") != service.name:
-                continue
-            if section in ("", service.port_name):
-                created = str(mapping(policy.get("metadata")).get("creationTimestamp") or "")
-                found.append(((not section, created, name), policy))
+    for policy, section in snapshot.policies_of(service.namespace, service.name):
+        if section in ("", service.port_name):
+            metadata = mapping(policy.get("metadata"))
+            rank = (not section, str(metadata.get("creationTimestamp") or ""), str(metadata.get("name") or ""))
+            found.append((rank, policy))
     return min(found, key=lambda entry: entry[0])[1] if found else None
 
 

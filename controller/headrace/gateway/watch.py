@@ -1,23 +1,21 @@
 """The informers: which kinds are followed, where, and the snapshot that they come to.
 
 Routes, Gateways and pools are followed in the whole cluster; Pods, Services and EndpointSlices only in namespaces that
-hold a pool; of ConfigMaps only those that a BackendTLSPolicy takes a CA from."""
+hold a pool; of ConfigMaps only those that a BackendTLSPolicy takes a CA from, and those that name base models."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
+from headrace.gateway import names
 from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, parse_pools
 from headrace.gateway.trust import config_maps_of
-from headrace.kube.client import ApiError, Resource, request
-from headrace.kube.reflector import Reflector
-
-logger = logging.getLogger(__name__)
+from headrace.kube.client import Resource
+from headrace.kube.reflector import Reflector, key_of
 
 HTTP_ROUTES = Resource(GATEWAY_GROUP, "v1", "httproutes", True)
 GRPC_ROUTES = Resource(GATEWAY_GROUP, "v1", "grpcroutes", True)
@@ -43,18 +41,19 @@ _EVERYWHERE = (
     *POOLS,
 )
 _BESIDE_POOLS = (PODS, SERVICES, ENDPOINT_SLICES)
-# What a translation must know at its newest: Envoy Gateway calls the hook once for a change, and not again when our
-# informers have caught up with it.
-_READ_ANEW = (HTTP_ROUTES, GRPC_ROUTES, REFERENCE_GRANTS, *POOLS)
-_READ_ANEW_SECONDS = 1.0
+# What a translation is made of, besides what stands beside the pools.
+TRANSLATED = (HTTP_ROUTES, GRPC_ROUTES, REFERENCE_GRANTS, *POOLS)
 
+# Resource, namespace, name; of the ConfigMaps in the whole cluster those with the label of base models.
 _Key = tuple[Resource, str, str]
+_BASE_MODELS: _Key = (CONFIG_MAPS, "", "")
 
 
 class Watch:
     """The informers of the process. `on_change` is called after each batch of changes, once the first lists are in.
 
-    `settled` is set when every kind has been listed or is known to be absent, beside each pool too."""
+    `settled` is set when every kind has been listed or is known to be absent, beside each pool too. `news` counts the
+    changes of kinds that are translated."""
 
     def __init__(self, client: Any, on_change: Callable[[], None]) -> None:
         self._client = client
@@ -63,14 +62,31 @@ class Watch:
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         self._snapshot: Snapshot | None = None
         self._reshape = asyncio.Event()
+        self._fresh_news = asyncio.Event()
+        self.news = 0
         self.settled = asyncio.Event()
 
     @property
     def snapshot(self) -> Snapshot:
         """The newest state."""
         if self._snapshot is None:
-            self._snapshot = self._take()
+            self._snapshot = self.snapshot_with({})
         return self._snapshot
+
+    async def wait_news(self, seen: int) -> None:
+        """Until `news` is no longer `seen`."""
+        while self.news == seen:
+            self._fresh_news.clear()
+            await self._fresh_news.wait()
+
+    def behind(self) -> frozenset[Resource]:
+        """The kinds that are translated and whose watch is not open: what they say may be old."""
+        found = ((resource, self._reflectors[(resource, "", "")]) for resource in TRANSLATED)
+        return frozenset(
+            kind
+            for kind, reflector in found
+            if reflector.synced and not (reflector.live or reflector.absent or reflector.forbidden)
+        )
 
     def forbidden(self) -> list[str]:
         """The kinds that we may not read: a rule is missing in the ClusterRole."""
@@ -81,6 +97,7 @@ class Watch:
         try:
             for resource in _EVERYWHERE:
                 self._follow((resource, "", ""))
+            self._follow(_BASE_MODELS, label_selector=names.BASE_MODEL_SELECTOR)
             await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
             while True:
                 self._reshape.clear()
@@ -103,11 +120,14 @@ class Watch:
         else:
             asyncio.get_running_loop().call_later(1.0, self._reshape.set)
 
-    def _follow(self, key: _Key) -> None:
+    def _follow(self, key: _Key, *, label_selector: str | None = None) -> None:
         resource, namespace, name = key
 
         def changed() -> None:
             self._snapshot = None
+            if resource in TRANSLATED:
+                self.news += 1
+                self._fresh_news.set()
             if resource in (*POOLS, BACKEND_TLS_POLICIES):
                 self._reshape.set()
             if self.settled.is_set():
@@ -117,6 +137,7 @@ class Watch:
             self._client,
             resource,
             namespace=namespace or None,
+            label_selector=label_selector,
             field_selector=f"metadata.name={name}" if name else None,
             on_change=changed,
         )
@@ -146,12 +167,12 @@ class Watch:
                 found.update(reflector.objects)
         return found
 
-    def _take(self, fresh: Mapping[Resource, Iterable[Object]] | None = None) -> Snapshot:
+    def snapshot_with(self, fresh: Mapping[Resource, Iterable[Object]]) -> Snapshot:
+        """The newest state, with some kinds as they were just listed."""
+
         def objects(resource: Resource) -> dict[tuple[str, str], Object]:
-            listed = (fresh or {}).get(resource)
-            if listed is None:
-                return self.objects(resource)
-            return {(found["metadata"].get("namespace", ""), found["metadata"]["name"]): found for found in listed}
+            listed = fresh.get(resource)
+            return self.objects(resource) if listed is None else {key_of(found): found for found in listed}
 
         pools, bad = parse_pools(found for resource in POOLS for found in _typed(resource, objects(resource)))
         return Snapshot(
@@ -165,29 +186,12 @@ class Watch:
             endpoint_slices=objects(ENDPOINT_SLICES),
             pods=objects(PODS),
             config_maps=objects(CONFIG_MAPS),
+            base_model_config_maps=dict(self._reflectors[_BASE_MODELS].objects)
+            if _BASE_MODELS in self._reflectors
+            else {},
             pools=pools,
             bad_pools=bad,
         )
-
-    async def read_anew(self) -> Snapshot:
-        """A snapshot whose routes, grants and pools were just listed: one LIST for each kind, bounded in time.
-
-        A kind that cannot be listed in time is taken from the informer."""
-        fresh: dict[Resource, Iterable[Object]] = {}
-
-        async def read(resource: Resource) -> None:
-            if self._reflectors[(resource, "", "")].absent:
-                return
-            try:
-                async with asyncio.timeout(_READ_ANEW_SECONDS):
-                    answer = await request(self._client, "GET", resource.path())
-            except (ApiError, TimeoutError) as error:
-                logger.warning("%s cannot be listed for a translation, the informer's are used: %s", resource, error)
-                return
-            fresh[resource] = answer.get("items") or []
-
-        await asyncio.gather(*(read(resource) for resource in _READ_ANEW))
-        return self._take(fresh)
 
 
 def _typed(resource: Resource, objects: Mapping[tuple[str, str], Object]) -> Iterable[Object]:

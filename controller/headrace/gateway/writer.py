@@ -28,11 +28,14 @@ _EVENTS = Resource("", "v1", "events", True)
 class StatusWriter:
     """Keeps the pools' status. Call `changed` after changes; `run` writes."""
 
-    def __init__(self, client: Any, watch: Watch, metrics: Metrics, controller_name: str) -> None:
+    def __init__(
+        self, client: Any, watch: Watch, metrics: Metrics, controller_name: str, *, verify_by_default: bool
+    ) -> None:
         self._client = client
         self._watch = watch
         self._metrics = metrics
         self._controller_name = controller_name
+        self._verify_by_default = verify_by_default
         self._due = asyncio.Event()
         self._written: dict[PoolKey, frozenset[GatewayKey]] = {}
         self._warned: set[PoolKey] = set()
@@ -65,19 +68,31 @@ class StatusWriter:
         """Write every status that is not as it should be. False: something has to be tried again."""
         snapshot = self._watch.snapshot
         parents = parents_of_pools(snapshot, self._controller_name)
-        done = True
+        all_done = True
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for resource in POOLS:
             for (namespace, name), pool in self._watch.objects(resource).items():
                 key = (resource.group, namespace, name)
                 own = parents.get(key, {})
-                status = wanted_status(
-                    pool, key, snapshot, own, self._controller_name, now, self._written.get(key, frozenset())
-                )
-                if status is not None:
-                    done = await self._write(resource, pool, status) and done
+                try:
+                    status = wanted_status(
+                        pool,
+                        key,
+                        snapshot,
+                        own,
+                        self._controller_name,
+                        now,
+                        self._written.get(key, frozenset()),
+                        verify_by_default=self._verify_by_default,
+                    )
+                except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+                    # An object that nobody foresaw is no reason to leave the others without a status.
+                    logger.exception("no status for InferencePool %s", "/".join(key))
+                    continue
+                done = status is None or await self._write(resource, pool, status)
+                all_done = all_done and done
                 self._written[key] = frozenset(own) if done else self._written.get(key, frozenset()) | frozenset(own)
-        return done
+        return all_done
 
     async def _write(self, resource: Resource, pool: Object, status: dict[str, Any]) -> bool:
         try:

@@ -117,6 +117,7 @@ class Reflector:
         self._unavailable = ""
         self._refusals = 0
         self._failing = False
+        self._watching = False
 
     @property
     def objects(self) -> Mapping[Key, Object]:
@@ -137,6 +138,11 @@ class Reflector:
     def absent(self) -> bool:
         """Whether the API server last said that it does not serve this kind: its CRD is not installed."""
         return self._unavailable == "absent"
+
+    @property
+    def live(self) -> bool:
+        """Whether a watch is open now: changes reach us as they happen."""
+        return self._watching
 
     async def wait_synced(self) -> None:
         """Until the first list has succeeded."""
@@ -217,6 +223,7 @@ class Reflector:
                 raise ExpiredError(str(error)) from error
             raise
         rest = b""
+        self._watching = True
         try:
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -227,6 +234,7 @@ class Reflector:
         except ValueError as error:
             raise ExpiredError("unreadable watch event") from error
         finally:
+            self._watching = False
             response.close()
 
     def _failed(self, error: ApiError, delay: float) -> float:

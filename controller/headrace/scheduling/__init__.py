@@ -1,17 +1,22 @@
 """Which endpoint a request should go to: pure functions of request, endpoint states, now and a random generator."""
 
 from headrace.scheduling.config import PrefixSettings, SchedulingConfig, read_config
-from headrace.scheduling.facts import EndpointState, Facts
-from headrace.scheduling.parameters import InvalidConfig
+from headrace.scheduling.facts import Binding, EndpointState, Facts, Prediction
+from headrace.scheduling.parameters import InvalidConfig, Parameters
 from headrace.scheduling.profile import Outcome, Profile, default_profile, explain, run
+from headrace.scheduling.saturation import SaturationDetector
 
 __all__ = [
+    "Binding",
     "EndpointState",
     "Facts",
     "InvalidConfig",
     "Outcome",
+    "Parameters",
+    "Prediction",
     "PrefixSettings",
     "Profile",
+    "SaturationDetector",
     "SchedulingConfig",
     "default_profile",
     "explain",

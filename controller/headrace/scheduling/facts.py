@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import NamedTuple
 
 from headrace.core import Endpoint, Request
@@ -34,15 +34,45 @@ class EndpointState(NamedTuple):
     # Base model names the server reports; empty where unknown.
     models: frozenset[str] = frozenset()
     fresh: bool = True
+    # About how many prompt tokens of the requests in flight its prefix cache does not have.
+    in_flight_tokens: int = 0
+    # Metrics that the configuration names beyond the usual ones, by its own name for them.
+    custom: Mapping[str, float] = MappingProxyType({})
 
     def has_adapter_slot(self) -> bool:
         """Whether one more adapter fits beside those in use and queued."""
         return len(self.running_adapters | self.waiting_adapters) < self.max_adapters
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """One request, and what was looked up for it. `now` is in seconds, on any clock that only goes forward.
+class Binding(NamedTuple):
+    """Where a session's last request went: a Pod as `namespace/name-rank-N`, and when (the picker's clock)."""
+
+    pod: str
+    used_at: float
+
+
+class Prediction(NamedTuple):
+    """What a request's latency on an endpoint should be, in seconds, against what it may be (0: no objective)."""
+
+    ttft: float
+    tpot: float
+    ttft_objective: float = 0.0
+    tpot_objective: float = 0.0
+
+    @property
+    def meets_objectives(self) -> bool:
+        """Whether both headrooms (objective minus prediction) are there."""
+        return self.ttft_objective >= self.ttft and self.tpot_objective >= self.tpot
+
+
+_NO_MATCHES: Mapping[str, int] = MappingProxyType({})
+_NO_SESSIONS: Mapping[str, Binding] = MappingProxyType({})
+_NO_PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({})
+
+
+class Facts(NamedTuple):
+    """One request, and what was looked up for it; made for each pick, as states are. `now` is in seconds, on any clock
+    that only goes forward.
 
     `prefix_matches` has, by endpoint key, how many of the prompt's first `prefix_blocks` blocks its cache should hold;
     endpoints with none are left out. `is_adapter`: the request's model is known to be an adapter."""
@@ -52,4 +82,12 @@ class Facts:
     rng: Random
     is_adapter: bool = False
     prefix_blocks: int = 0
-    prefix_matches: Mapping[str, int] = field(default_factory=dict)
+    prefix_matches: Mapping[str, int] = _NO_MATCHES
+    # Tokens in a prefix block.
+    block_tokens: int = 64
+    # Sessions by their identifier.
+    sessions: Mapping[str, Binding] = _NO_SESSIONS
+    # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
+    cold_picks: Mapping[str, int] = _NO_MATCHES
+    # Latency by endpoint key, where something predicts it.
+    predictions: Mapping[str, Prediction] = _NO_PREDICTIONS

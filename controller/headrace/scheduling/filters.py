@@ -1,9 +1,12 @@
-"""Filters: which candidates stay in the race."""
+"""Filters: which candidates stay in the race.
+
+Source of those under upstream names: Gateway API Inference Extension v1.5.0 and llm-d-router, plugin documentation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import eq, ge, gt, le, lt, ne
 from typing import ClassVar
 
 from headrace.core import split_key
@@ -41,6 +44,107 @@ class AdapterAffinityFilter:
         return free or idle or near
 
 
+@dataclass(frozen=True)
+class PrefixCacheAffinityFilter:
+    """Keeps the endpoints whose cache should have at least `affinity_threshold` of the prompt's blocks; all, where none
+    has, at random with `exploration_probability`, or where waiting for the best of them costs too much: its prefill
+    work in flight takes `max_ttft_penalty_ms` longer than that of the best other endpoint.
+
+    Time is tokens in flight / `peak_prefill_throughput` (tokens a second)."""
+
+    type_name: ClassVar[str] = "prefix-cache-affinity-filter"
+    affinity_threshold: float = 0.8
+    exploration_probability: float = 0.0
+    max_ttft_penalty_ms: float = 18_000.0
+    peak_prefill_throughput: float = 15_928.0
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        blocks, matches = facts.prefix_blocks, facts.prefix_matches
+        if len(states) <= 1 or self.affinity_threshold <= 0 or not blocks or not matches:
+            return states
+        if self.exploration_probability and facts.rng.random() < self.exploration_probability:
+            return states
+        enough = self.affinity_threshold * blocks
+        having = [state for state in states if matches.get(state.key, 0) >= enough]
+        if not having or len(having) == len(states):
+            return states
+        if self.max_ttft_penalty_ms:
+            others = [state for state in states if matches.get(state.key, 0) < enough]
+            tokens = min(s.in_flight_tokens for s in having) - min(s.in_flight_tokens for s in others)
+            if tokens / self.peak_prefill_throughput * 1000.0 > self.max_ttft_penalty_ms:
+                return states
+        return having
+
+
+@dataclass(frozen=True)
+class SloHeadroomTierFilter:
+    """Keeps the endpoints that should meet the request's latency objectives, or, with `epsilon` probability, the others
+    too get their turn. Without predictions all stay; an endpoint without one counts as not meeting them."""
+
+    type_name: ClassVar[str] = "slo-headroom-tier-filter"
+    epsilon: float = 0.01
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        predictions = facts.predictions
+        if len(states) <= 1 or not predictions or not any(state.key in predictions for state in states):
+            return states
+        meeting: list[EndpointState] = []
+        failing: list[EndpointState] = []
+        for state in states:
+            found = predictions.get(state.key)
+            (meeting if found is not None and found.meets_objectives else failing).append(state)
+        if meeting and failing:
+            return failing if facts.rng.random() < self.epsilon else meeting
+        return meeting or failing
+
+
+@dataclass(frozen=True)
+class EndpointAttributeFilter:
+    """Keeps endpoints whose metric of the configuration's own compares as asked with a value."""
+
+    type_name: ClassVar[str] = "endpoint-attribute-filter"
+    operators: ClassVar[dict[str, Callable[[float, float], bool]]] = {
+        "LessThan": lt,
+        "LessThanOrEqual": le,
+        "GreaterThan": gt,
+        "GreaterThanOrEqual": ge,
+        "Equal": eq,
+        "NotEqual": ne,
+    }
+    attribute: str
+    operator: str
+    value: float
+    pass_on_missing: bool = True
+    fallback_on_empty: bool = False
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        holds = self.operators[self.operator]
+        kept = []
+        for state in states:
+            found = state.custom.get(self.attribute)
+            if self.pass_on_missing if found is None else holds(found, self.value):
+                kept.append(state)
+        return states if not kept and self.fallback_on_empty else kept
+
+
+@dataclass(frozen=True)
+class HeaderBasedTestingFilter:
+    """For conformance tests: keeps what a request header names, `ip` or `ip:port`, comma separated, in that order.
+    Nothing without the header."""
+
+    type_name: ClassVar[str] = "header-based-testing-filter"
+    header: ClassVar[str] = "test-epp-endpoint-selection"
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        named = [_normal(entry.strip()) for entry in facts.request.headers.get(self.header, "").split(",")]
+        order = {entry: at for at, entry in reversed(list(enumerate(named))) if entry}
+        found = [
+            (min(order.get(s.key, len(named)), order.get(s.endpoint.address, len(named))), at, s)
+            for at, s in enumerate(states)
+        ]
+        return [state for place, _, state in sorted(found, key=lambda f: f[:2]) if place < len(named)]
+
+
 class SubsetFilter:
     """The gateway's subset hint: endpoints named as `ip:port`, or by `ip` alone. Not configurable: always the first."""
 
@@ -48,10 +152,13 @@ class SubsetFilter:
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         subset = facts.request.subset
-        if subset is None:
-            return states
-        allowed = {_normal(entry) for entry in subset}
-        return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
+        return states if subset is None else named(states, subset)
+
+
+def named(states: Sequence[EndpointState], entries: Sequence[str]) -> Sequence[EndpointState]:
+    """The candidates that a list of `ip:port` and `ip` names, in their order. An `ip` names each port of it."""
+    allowed = {_normal(entry) for entry in entries}
+    return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
 
 
 def _normal(entry: str) -> str:

@@ -46,3 +46,36 @@ class Picker(Protocol):
 
 
 Plugin = Filter | Scorer | Picker
+
+
+class BindSession(NamedTuple):
+    """Remember: this session's request went to this Pod (`namespace/name-rank-N`)."""
+
+    session: str
+    pod: str
+    ttl_seconds: float
+
+
+class ColdPick(NamedTuple):
+    """Remember: this endpoint was picked for a prompt that no cache had. Of endpoints, the last `keep` are kept."""
+
+    key: str
+    keep: int
+
+
+class AddResponseHeader(NamedTuple):
+    """Tell the client, in a header of the response."""
+
+    name: str
+    value: str
+
+
+Note = BindSession | ColdPick | AddResponseHeader
+
+
+@runtime_checkable
+class TakesNotes(Protocol):
+    """A plugin whose later answers depend on earlier picks. What it wants remembered is a value, kept by the caller."""
+
+    def notes(self, picked: EndpointState, facts: Facts) -> Sequence[Note]:
+        """What to remember of this pick."""

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
 from headrace.scheduling.pickers import MaxScorePicker
-from headrace.scheduling.plugin import Filter, Picker, Scored, Scorer
+from headrace.scheduling.plugin import Filter, Picker, Scored, Scorer, TakesNotes
 from headrace.scheduling.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
 
 _SUBSET = SubsetFilter()
@@ -34,19 +35,27 @@ class Profile:
     scorers: tuple[WeightedScorer, ...]
     picker: Picker
 
+    @cached_property
+    def note_takers(self) -> tuple[TakesNotes, ...]:
+        """The plugins that want to know what was picked; none of the usual ones does."""
+        steps = (*self.filters, *(entry.scorer for entry in self.scorers), self.picker)
+        return tuple(dict.fromkeys(step for step in steps if isinstance(step, TakesNotes)))
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What a profile made of the candidates.
 
     `picks` are endpoint keys, best first; empty where no candidate was left. `scores` has, by scorer name, each
-    remaining candidate's clamped and unweighted score, in the order of `candidates`; `reason` says in words why."""
+    remaining candidate's clamped and unweighted score, in the order of `candidates`; `reason` says in words why.
+    `saturated`: there were candidates, and all of them were too full."""
 
     picks: tuple[str, ...]
     candidates: tuple[str, ...]
     totals: tuple[float, ...]
     scores: dict[str, list[float]]
     reason: str
+    saturated: bool = False
 
 
 def default_profile() -> Profile:
@@ -72,7 +81,8 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts) -> Outc
     for step in profile.filters:
         kept = step.keep(kept, facts)
         if not kept:
-            return Outcome((), (), (), {}, f"filter {step.type_name} left no endpoint")
+            saturated = getattr(step, "saturates", False)
+            return Outcome((), (), (), {}, f"filter {step.type_name} left no endpoint", saturated)
     totals = [0.0] * len(kept)
     scores: dict[str, list[float]] = {}
     for entry in profile.scorers:

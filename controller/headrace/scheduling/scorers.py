@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from headrace.scheduling.facts import EndpointState, Facts
+from headrace.scheduling.plugin import ColdPick, Note
+from headrace.scheduling.tokens import input_tokens
 
 
 def spread(values: Sequence[int]) -> list[float]:
@@ -74,11 +76,11 @@ class LoraAffinityScorer:
 @dataclass(frozen=True)
 class PrefixCacheScorer:
     """Matched blocks / all blocks of the prompt. With `match_length_weight` w, llm-d's blend by the match's length:
-    (1 - w) * ratio + w * min(1, matched tokens / 8192)^2, at four bytes a token."""
+    (1 - w) * ratio + w * min(1, matched tokens / scale)^2."""
 
     type_name: ClassVar[str] = "prefix-cache-scorer"
     match_length_weight: float = 0.0
-    block_tokens: int = 64
+    match_length_scale_tokens: int = 8192
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         blocks, matches = facts.prefix_blocks, facts.prefix_matches
@@ -90,7 +92,7 @@ class PrefixCacheScorer:
         scores = []
         for state in states:
             matched = matches.get(state.key, 0)
-            length = min(1.0, matched * self.block_tokens / 8192)
+            length = min(1.0, matched * facts.block_tokens / self.match_length_scale_tokens)
             scores.append((1 - weight) * matched / blocks + weight * length * length)
         return scores
 
@@ -124,4 +126,75 @@ class ActiveRequestScorer:
                 scores.append(1.0)
             else:
                 scores.append((most - state.in_flight) / most * self.max_busy_score)
+        return scores
+
+
+@dataclass(frozen=True)
+class TokenLoadScorer:
+    """1 - min(tokens, T) / T, tokens being those in flight there and this request's that its cache does not have."""
+
+    type_name: ClassVar[str] = "token-load-scorer"
+    threshold_tokens: int = 4_194_304
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        limit, own = self.threshold_tokens, input_tokens(facts.request)
+        matches, block = facts.prefix_matches, facts.block_tokens
+        scores = []
+        for state in states:
+            uncached = max(0, own - matches.get(state.key, 0) * block)
+            scores.append(1.0 - min(state.in_flight_tokens + uncached, limit) / limit)
+        return scores
+
+
+@dataclass(frozen=True)
+class NoHitLruScorer:
+    """Spreads prompts that no cache has: 1 - rank / (candidates - 1), by how long ago an endpoint last got a
+    prompt that its cache did not have, those that never did first. 0.5 for all where some cache has a part of it."""
+
+    type_name: ClassVar[str] = "no-hit-lru-scorer"
+    lru_size: int = 1024
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        if self._hit(states, facts):
+            return [0.5] * len(states)
+        if len(states) == 1:
+            return [1.0]
+        last = facts.cold_picks
+        order = sorted(range(len(states)), key=lambda at: last.get(states[at].key, -1))
+        scores = [0.0] * len(states)
+        for rank, at in enumerate(order):
+            scores[at] = 1.0 - rank / (len(states) - 1)
+        return scores
+
+    def notes(self, picked: EndpointState, facts: Facts) -> Sequence[Note]:
+        return () if facts.prefix_matches.get(picked.key) else (ColdPick(picked.key, self.lru_size),)
+
+    def _hit(self, states: Sequence[EndpointState], facts: Facts) -> bool:
+        matches = facts.prefix_matches
+        return bool(matches) and any(matches.get(state.key, 0) for state in states)
+
+
+@dataclass(frozen=True)
+class EndpointAttributeScorer:
+    """A metric of the configuration's own, scaled to 0..1 over a fixed range, or over the candidates' (1 where they are
+    all equal). 0 for endpoints without the metric."""
+
+    type_name: ClassVar[str] = "endpoint-attribute-scorer"
+    algorithms: ClassVar[tuple[str, ...]] = ("linear_lower_is_better", "linear_higher_is_better")
+    attribute: str
+    lower_is_better: bool = True
+    fixed_range: tuple[float, float] | None = None
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        values = [state.custom.get(self.attribute) for state in states]
+        known = [value for value in values if value is not None]
+        if not known:
+            return [0.0] * len(states)
+        low, high = self.fixed_range or (min(known), max(known))
+        if low == high:
+            return [0.0 if value is None else 1.0 for value in values]
+        scores = []
+        for value in values:
+            share = 0.0 if value is None else min(1.0, max(0.0, (value - low) / (high - low)))
+            scores.append(1.0 - share if self.lower_is_better and value is not None else share)
         return scores

@@ -35,7 +35,7 @@ def test_the_gateway_controller_may_read_no_secret():
         return kubectl("auth", "can-i", *what, f"--as={account}", "-A", check=False).strip() == "yes"
 
     assert may("watch", "pods")
-    assert may("patch", "inferencepools.inference.networking.k8s.io/status")
+    assert may("patch", "inferencepools.inference.networking.k8s.io", "--subresource=status")
     for forbidden in (
         ("get", "secrets"),
         ("update", "inferencepools.inference.networking.k8s.io"),

@@ -58,12 +58,14 @@ def pool_config(
     tls: bool = False,
     say_observed: bool = True,
     message_timeout: str = "10s",
+    observe_bodies: bool = False,
     before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """A listener whose every request goes to the pool `endpoints`, picked by the EPP on `epp_port`.
 
     `mode` is the picking filter's processing mode; `observe` adds the observation filter after it, `say_observed` tells
-    the picker so in the pick's gRPC metadata; `before` are HTTP filters that come first."""
+    the picker so in the pick's gRPC metadata, `observe_bodies` shows it the responses' bodies; `before` are HTTP
+    filters that come first."""
     metadata = {
         "receiving_namespaces": {"untyped": ["envoy.lb"]},
         "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
@@ -95,7 +97,10 @@ def pool_config(
                 "typed_config": {
                     "@type": _EXT_PROC,
                     "grpc_service": service,
-                    "processing_mode": dict(OBSERVING_MODE),
+                    "processing_mode": {
+                        **OBSERVING_MODE,
+                        **({"response_body_mode": "STREAMED"} if observe_bodies else {}),
+                    },
                     "observability_mode": True,
                     "failure_mode_allow": True,
                     "deferred_close_timeout": "0.05s",

@@ -35,6 +35,10 @@ class Api:
             path = f"{path_of(found)}?fieldManager=test&force=true"
             self._call("PATCH", path, found, "application/apply-patch+yaml")
 
+    def patch(self, found: Object, change: Object) -> None:
+        """Merge into an object; None removes."""
+        self._call("PATCH", path_of(found), change, "application/merge-patch+json")
+
     def patch_status(self, found: Object, status: Object) -> None:
         """Merge into an object's status."""
         self._call("PATCH", f"{path_of(found)}/status", {"status": status}, "application/merge-patch+json")

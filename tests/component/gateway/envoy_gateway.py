@@ -27,6 +27,8 @@ ADMIN_PORT = 19900
 # The version whose names and hook input the gateway controller is written for.
 ENVOY_VERSION = "1.39.1"
 
+_NO_LIMITS = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), 1 << 20)
+
 # Envoy Gateway looks for its certificates in /certs alone: it gets a root directory where that is ours.
 _WITH_CERTS = """\
 set -e
@@ -117,6 +119,7 @@ def proxy(
                     "name": "headrace_eds",
                     "type": "STATIC",
                     "connect_timeout": "2s",
+                    "circuit_breakers": {"thresholds": [_NO_LIMITS]},
                     "load_assignment": {
                         "cluster_name": "headrace_eds",
                         "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],

@@ -20,14 +20,21 @@ from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 (Me
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf.json_format import MessageToDict
 
+from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.metrics import Metrics
+from headrace.gateway.model_service import ModelService
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.tls import certificate_of_nobody
 from headrace.gateway.translate import Translation, translate
 from tests.component.envoy import Envoy, start_envoy
 from tests.unit.gateway import objects as o
 
+_GRPC_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_receive_message_length", 65 << 20),
+]
 LISTENER = "default/gateway/http"
 _OVERRIDE_HOST = "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost"
 _SERVED = {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint-served"}]}
@@ -61,6 +68,7 @@ class Stack:
     """A running Envoy, a client of it, and the translation it runs."""
 
     cluster: Cluster
+    controllers: Sequence[Any]
     envoy: Envoy
     url: str
     client: aiohttp.ClientSession
@@ -108,27 +116,42 @@ def ports(keys: Iterable[str]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def run_stack(
-    cluster: Cluster, routes: Sequence[Any], directory: Path, clusters: Sequence[Any] = ()
+    cluster: Cluster,
+    routes: Sequence[Any],
+    directory: Path,
+    clusters: Sequence[Any] = (),
+    http_filters: Sequence[Any] = (),
+    *,
+    controllers: int = 1,
 ) -> AsyncIterator[Stack]:
-    """Translate for `routes` and run the outcome."""
-    translation = translate(o.hook_input(routes, clusters), cluster.snapshot, verify_by_default=cluster.verify)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)])
-    server.add_generic_rpc_handlers(cluster.discovery.handlers())
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    """Translate for `routes` and run the outcome. `controllers`: how many there are, for Envoy to ask; 0: none."""
+    translation = translate(
+        o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
+    )
+    models = ModelService(BaseModels(lambda: cluster.snapshot.base_model_config_maps), cluster.metrics)
+    servers, listening = [], []
+    for _ in range(max(1, controllers)):
+        server = grpc.aio.server(options=_GRPC_OPTIONS)
+        server.add_generic_rpc_handlers((*cluster.discovery.handlers(), models.handler()))
+        listening.append(server.add_insecure_port("127.0.0.1:0"))
+        servers.append(server)
+        if controllers:
+            await server.start()
+        else:
+            await server.stop(0)
     try:
         async with (
-            start_envoy(_bootstrap(translation, port), directory) as envoy,
+            start_envoy(_bootstrap(translation, listening), directory) as envoy,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client,
         ):
             url = f"http://127.0.0.1:{await envoy.listener_port(LISTENER)}"
-            yield Stack(cluster, envoy, url, client, translation)
+            yield Stack(cluster, servers, envoy, url, client, translation)
     finally:
         cluster.discovery.close()
-        await server.stop(0)
+        await asyncio.gather(*(server.stop(0) for server in servers))
 
 
-def _bootstrap(translation: Translation, discovery_port: int) -> dict[str, Any]:
+def _bootstrap(translation: Translation, discovery_ports: Iterable[int]) -> dict[str, Any]:
     response = translation.response
     configuration = MessageToDict(route_pb2.RouteConfiguration.FromString(response.routes[0]))
     # Static routes may only name clusters that are there, unless told so; those over xDS may always.
@@ -148,14 +171,20 @@ def _bootstrap(translation: Translation, discovery_port: int) -> dict[str, Any]:
     (chain_filter,) = listener_json["defaultFilterChain"]["filters"]
     chain_filter["typedConfig"]["routeConfig"] = configuration
     made = [cluster_pb2.Cluster.FromString(content) for content in response.clusters]
-    clusters = [_with_served(MessageToDict(found)) for found in made if found.name.startswith("inferencepool/")]
+    clusters = [
+        _with_served(MessageToDict(found)) for found in made if found.name.startswith(("inferencepool/", "web"))
+    ]
     discovery = {
         "name": "headrace_eds",
         "type": "STATIC",
         "connect_timeout": "1s",
+        # As the role's EnvoyProxy has it: by default three retries at a time are too many.
+        "circuit_breakers": {"thresholds": [{"max_requests": 1 << 20, "max_retries": 1 << 20}]},
         "load_assignment": {
             "cluster_name": "headrace_eds",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", discovery_port)}}]}],
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", port)}} for port in discovery_ports]}
+            ],
         },
         "typed_extension_protocol_options": {
             _OPTIONS: {

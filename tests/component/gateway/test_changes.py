@@ -178,6 +178,34 @@ async def test_the_controller_dies_under_load(pools: Pools) -> None:
     assert seen["dies 200"] > 300
 
 
+async def test_a_pool_of_a_rule_is_deleted_under_load(pools: Pools) -> None:
+    world = pools.world
+    doomed = pool("doomed", app="b")
+    world.api.apply(doomed)
+    world.add_picker_service(doomed, pools.picker_b.address)
+    async with picker(world, doomed, ipv4(99)):
+        world.add_picker_service(doomed, ipv4(99))
+        await pools.apply_route("loses", {"backendRefs": [backend(pools.a, 70), backend(doomed, 30)]})
+        await asyncio.to_thread(world.wait_pool, doomed, *B, picker=f"{ipv4(99)}:9002")
+        async with load(pools.client, "loses") as seen:
+            await asyncio.sleep(1)
+            assert failures(seen) == {}
+            world.api.delete(doomed)
+            await until(lambda: seen["loses 500"] > 0, "the share of the deleted pool is answered 500")
+            await asyncio.sleep(1)
+        # In between, its endpoints are gone already and its route is not: its share alone fails, for a moment.
+        assert set(seen) <= {"loses 200", "loses 500", "loses 503"}, seen
+        assert seen["loses 503"] < 30, seen
+    shares = await pools.shares("loses", 400)
+    # Four and a half sigma of a binomial of 400 at 0.3: 41.
+    assert 79 <= shares["500"] <= 161, shares
+    assert set(shares) == {*A, "500"}
+    # The reason, as Gateway API says: in the route's status.
+    parents = world.api.get(route("loses"))["status"]["parents"]
+    reasons = {found["type"]: (found["status"], found["reason"]) for found in parents[0]["conditions"]}
+    assert reasons["ResolvedRefs"] == ("False", "BackendNotFound")
+
+
 async def test_churn_costs_no_request(pools: Pools) -> None:
     """Pods come and go, pools and routes change, 10 changes a second, with requests all along."""
     world = pools.world

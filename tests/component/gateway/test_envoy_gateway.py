@@ -161,6 +161,17 @@ async def test_envoy_refused_nothing(pools: Pools) -> None:
     assert any(name.startswith("httproute/default/refusals/rule/0/match/") for name in names)
 
 
+async def test_pickers_that_nobody_verifies_are_warned_of(pools: Pools) -> None:
+    await pools.apply_route("warned", {"backendRefs": [backend(pools.a), backend(pools.b)]})
+
+    def warned() -> set[tuple[str, str]]:
+        events = pools.world.api.list("/api/v1/namespaces/default/events")
+        about = (found["involvedObject"] for found in events if found["reason"] == "EndpointPickerUnverified")
+        return {(found["apiVersion"], found["name"]) for found in about}
+
+    await until(lambda: {(V1, "b"), (V1ALPHA2, "a")} <= warned(), "a warning event on both pools")
+
+
 def entry_of(world: World, wanted: Object, gateway: str) -> dict[str, Any] | None:
     """What the pool's status says for a Gateway."""
     found = [entry for entry in world.parents(wanted) if entry["parentRef"]["name"] == gateway]

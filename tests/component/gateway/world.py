@@ -171,7 +171,7 @@ def running_world(repository: Path, directory: Path) -> Iterator[World]:
             *(f"--hook-port={envoy_gateway.HOOK_PORT}", f"--eds-port={envoy_gateway.EDS_PORT}"),
             *(f"--health-port={HEALTH_PORT}", f"--metrics-port={METRICS_PORT}", "--bind-address=127.0.0.1"),
             *(f"--cert-path={serving}", f"--eds-client-ca={client / 'ca.crt'}", "--epp-tls-default=unverified"),
-            "--drain-delay=0s",
+            *("--drain-delay=0s", f"--namespace={envoy_gateway.NAMESPACE}"),
         ]
         # Ended in the reverse order: Envoy Gateway, and Envoy with it, before the controller that they ask.
         controller = stack.enter_context(started("controller", command, directory))

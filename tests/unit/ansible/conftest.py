@@ -26,3 +26,13 @@ def preflight(repository: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def smoke(repository: Path) -> ModuleType:
     return load(repository / "plugins/modules/inference_smoke.py")
+
+
+@pytest.fixture(scope="session")
+def plan(repository: Path) -> ModuleType:
+    return load(repository / "plugins/action/gpu_node_pool_plan.py")
+
+
+@pytest.fixture(scope="session")
+def adapters(repository: Path) -> ModuleType:
+    return load(repository / "plugins/modules/inference_adapters.py")

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 GOOD: dict[str, Any] = {
     "headrace_local_cluster": True,
@@ -153,6 +154,13 @@ def test_a_right_inventory_has_no_problem(problems: Callable[[dict[str, Any]], l
         ),
         ("inference_pool_pools.0.failure_mode", "FailSafe", "failure_mode", "FailOpen, FailClose"),
         ("vllm_model_server_groups.0.replicas", "three", "replicas", "vllm_model_server_groups"),
+        (
+            "gpu_node_pools.0.instance_typ",
+            "g2",
+            "gpu_node_pools[simulated].instance_typ",
+            "did you mean instance_type?",
+        ),
+        ("gpu_node_pools.0.count", "many", "count", "gpu_node_pools"),
         ("gpu_node_pools", [{"name": "a"}, {"name": "a"}], "gpu_node_pools: two entries", "its own name"),
     ],
 )
@@ -228,8 +236,9 @@ def test_shipped_inventories_pass(repository: Path, inventory: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_existing_inventory_asks_for_what_only_its_user_knows(repository: Path) -> None:
-    done = run_preflight(repository, "existing", {})
+@pytest.mark.parametrize("inventory", ["existing", "gke", "eks", "aks"])
+def test_inventories_ask_for_what_only_their_users_know(repository: Path, inventory: str) -> None:
+    done = run_preflight(repository, inventory, {})
     assert done.returncode != 0
     for name in ("headrace_context", "headrace_controller_image"):
         assert name in done.stdout
@@ -239,7 +248,8 @@ def test_the_existing_inventory_asks_for_what_only_its_user_knows(repository: Pa
         "headrace_binary_dir": str(repository / "build/bin"),
     }
     if (repository / "build/bin/helm").exists():
-        assert run_preflight(repository, "existing", told).returncode == 0
+        done = run_preflight(repository, inventory, told)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_templates_of_facts_that_do_not_exist_yet_hide_nothing_else(repository: Path) -> None:
@@ -247,3 +257,13 @@ def test_templates_of_facts_that_do_not_exist_yet_hide_nothing_else(repository: 
     done = run_preflight(repository, "local", {"inference_pool_pools": pools})
     assert done.returncode != 0
     assert "inference_pool_pools[a].picker" in done.stdout
+
+
+def test_all_inventories_have_the_same_groups_and_say_where_secrets_go(repository: Path) -> None:
+    folders = [path.parent for path in (repository / "inventories").glob("*/hosts.yml")]
+    assert {folder.name for folder in folders} == {"local", "kind", "existing", "gke", "eks", "aks"}
+    hosts = {folder.name: (folder / "hosts.yml").read_text() for folder in folders}
+    assert len(set(hosts.values())) == 1
+    for name in ("existing", "gke", "eks", "aks"):
+        vault = yaml.safe_load((repository / "inventories" / name / "group_vars/all/vault.example.yml").read_text())
+        assert set(vault) == {"vault_hf_token"}

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.datalayer.engines import ENGINES, engine_of
+from headrace.datalayer.engines import ENGINES, Series, engine_of, parse_series, read_engines
 from headrace.datalayer.metrics_page import NoMetrics, ServerMetrics, parse_page
+from headrace.scheduling import Parameters
 
 VLLM = ENGINES["vllm"]
 # The page of a vLLM 0.32.0 with four LoRA adapters (two at a time), 8 requests running and 16 waiting.
@@ -105,17 +106,95 @@ def test_label_values_may_hold_anything() -> None:
                 'nv_trt_llm_request_metrics{model="m",request_type="max",version="1"} 99',
                 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction",model="m"} 0.5',
                 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="m"} 900',
+                'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m"} 64',
             ],
         ),
         (
             "trtllm-serve",
-            ["trtllm_num_requests_waiting 2", "trtllm_num_requests_running 3", "trtllm_kv_cache_utilization 0.5"],
+            [
+                "trtllm_num_requests_waiting 2",
+                "trtllm_num_requests_running 3",
+                "trtllm_kv_cache_utilization 0.5",
+                "trtllm_kv_cache_tokens_per_block 64",
+                "trtllm_kv_cache_max_blocks 900",
+            ],
         ),
     ],
 )
 def test_other_engines(engine: str, lines: list[str]) -> None:
+    lines = [*lines, 'sglang:cache_config_info{page_size="64",num_pages="900"} 1']
     metrics = parse_page(page(*lines), engine_of({"inference.networking.k8s.io/engine-type": engine}))
     assert (metrics.waiting, metrics.running, metrics.kv_usage) == (2, 3, 0.5)
+    assert (metrics.block_size, metrics.num_blocks) == (64, 900)
+
+
+def test_a_server_that_says_little_is_read_as_far_as_it_goes() -> None:
+    triton = engine_of({"llm-d.ai/engine-type": "triton"})
+    metrics = parse_page(page('nv_inference_pending_request_count{model="a"} 2', "nv_inference_exec_count 3"), triton)
+    assert (metrics.waiting, metrics.running, metrics.kv_usage, metrics.block_size) == (2, 3, None, 0)
+
+
+def test_metrics_that_the_configuration_names() -> None:
+    parameters = {
+        "engineLabelKey": "engine",
+        "defaultEngine": "mine",
+        "engineConfigs": [
+            {
+                "name": "mine",
+                "queuedRequestsSpec": 'q{kind="waiting", model=m}',
+                "kvUsageSpec": "usage",
+                "loraSpec": "adapters",
+                "cacheInfoSpec": "cache",
+                "cacheBlockSizeLabelName": "tokens",
+                "cacheNumBlocksLabelName": "blocks",
+                "customMetrics": [{"attributeKey": "heat", "metricSpec": "gpu_heat{gpu=0}"}],
+            },
+            {"name": "vllm", "queuedRequestsSpec": "v_q"},
+        ],
+    }
+    reader = Parameters(parameters, "")
+    engines = read_engines(reader)
+    reader.finish()
+    lines = [
+        'q{model="m",kind="waiting"} 4',
+        'q{model="m",kind="running"} 9',
+        "usage 0.25",
+        'adapters{running_lora_adapters="a",max_lora="2"} 1',
+        'cache{tokens="32",blocks="7"} 1',
+        'gpu_heat{gpu="0"} 71.5',
+        'gpu_heat{gpu="1"} 99',
+    ]
+    metrics = parse_page(page(*lines), engines.of({}))
+    assert (metrics.waiting, metrics.running, metrics.kv_usage) == (4, None, 0.25)
+    assert (metrics.block_size, metrics.num_blocks) == (32, 7)
+    assert (metrics.running_adapters, metrics.max_adapters) == ({"a"}, 2)
+    assert metrics.custom == {"heat": 71.5}
+    # Known engines stay, unless they are named too; and Pods say by the configured label which they run.
+    assert engines.of({"engine": "sglang"}).name == "sglang"
+    assert parse_page(page("v_q 3"), engines.of({"engine": "vllm"})).waiting == 3
+    assert engines.of({"llm-d.ai/engine-type": "sglang"}).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "series"),
+    [
+        ("a:b_c", Series("a:b_c")),
+        (" a{} ", Series("a")),
+        ('a{x="1",y=two, z = "three" }', Series("a", (("x", "1"), ("y", "two"), ("z", "three")))),
+        ("a{x}", None),
+        ("a{x=1", None),
+        ("9a", None),
+        ("a b", None),
+        ('a{x="1}', None),
+    ],
+)
+def test_how_a_metric_is_named(text: str, series: Series | None) -> None:
+    assert parse_series(text) == series
+
+
+@given(st.text(max_size=40))
+def test_any_name_of_a_metric_is_one_or_none(text: str) -> None:
+    assert parse_series(text) is None or isinstance(parse_series(text), Series)
 
 
 def test_the_engine_label() -> None:

@@ -83,3 +83,19 @@ def test_the_total_is_shared_among_the_endpoints() -> None:
         index.insert(block_hashes("m", prompt, index.settings), f"e{number}")
     assert len(index) <= 2048
     assert index.entries("e3") == 512
+
+
+def test_an_endpoint_is_taken_at_its_word_about_its_cache() -> None:
+    settings = PrefixSettings(blocks_per_endpoint=1000)
+    index = PrefixIndex(settings)
+    index.add("a")
+    hashes = list(range(1, 41))
+    # 640 tokens are ten blocks of 64.
+    index.insert(hashes, "a", cache_tokens=640)
+    assert index.entries("a") == 10
+    assert index.matches(hashes) == {"a": 10}
+    index.insert(hashes, "a")
+    assert index.entries("a") == 40
+    index.reconfigure(PrefixSettings(blocks_per_endpoint=20, auto_tune=False))
+    index.insert(hashes, "a", cache_tokens=640)
+    assert index.entries("a") == 20

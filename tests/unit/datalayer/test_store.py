@@ -203,3 +203,43 @@ def test_whatever_happens_the_account_comes_out_even(steps: list[tuple[str, int,
         ledger.finish(entry, now)
     assert len(ledger) == 0
     assert all(state.in_flight == 0 and state.in_flight_bytes == 0 for state in store.snapshot())
+
+
+def test_what_a_server_no_longer_has_and_nobody_observes_is_over() -> None:
+    store, ledger = store_of(2)
+    record = store.get(K1)
+    assert record is not None
+    lost = [ledger.start(f"lost{n}", K1, "m", 1, float(n), attached=False, tokens=10) for n in range(3)]
+    observed = ledger.start("observed", K1, "m", 1, 3.0, attached=False)
+    ledger.observe("observed", K1, 3.1)
+    attached = ledger.start("attached", K1, "m", 1, 3.5, attached=True)
+    elsewhere = ledger.start("elsewhere", K2, "m", 1, 0.0, attached=False)
+    recent = ledger.start("recent", K1, "m", 1, 9.8, attached=False)
+    # Two of the six that must have arrived are gone. The one just sent need not be counted yet.
+    scrape(store, K1, 10.0, waiting=1, running=2)
+    assert ledger.reconcile(record, 3, 10.0, 10.1) == lost[:2]
+    assert [entry.over for entry in (lost[2], observed, attached, elsewhere, recent)] == [False] * 5
+    assert record.in_flight == 4
+    # The page has not counted them any more: the load it tells is not corrected by their end.
+    assert load(store, K1) == (1, 2, 4)
+    assert record.in_flight_tokens == 10
+    assert ledger.reconcile(record, 3, 10.0, 10.1) == []
+    # What is observed is not ended by a page, whatever it counts.
+    scrape(store, K1, 20.0)
+    assert ledger.reconcile(record, 0, 20.0, 20.1) == [lost[2], recent]
+    assert record.in_flight == 2
+    # A late observation brings its request back.
+    back = ledger.observe("lost0", K1, 21.0)
+    assert back is not None
+    assert record.in_flight == 3
+    ledger.finish(back, 22.0)
+    assert record.in_flight == 2
+
+
+def test_a_server_with_requests_of_others_ends_none_of_ours() -> None:
+    store, ledger = store_of(1)
+    record = store.get(K1)
+    assert record is not None
+    ledger.start("ours", K1, "m", 1, 0.0, attached=False)
+    scrape(store, K1, 10.0, waiting=0, running=7)
+    assert ledger.reconcile(record, 7, 10.0, 10.0) == []

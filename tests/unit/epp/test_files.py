@@ -23,7 +23,7 @@ plugins:
 def test_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
-    assert load_config(path).profile.picker.type_name == "random-picker"
+    assert load_config(path).scheduling.profile.picker.type_name == "random-picker"
 
 
 @pytest.mark.parametrize(

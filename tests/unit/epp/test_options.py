@@ -39,6 +39,61 @@ def test_truth_values_as_go_has_them(flags: list[str], value: bool) -> None:
     assert options("--pool-name=p", *flags).secure_serving is value
 
 
+# What the reference picker's v1.5.0 chart and manifests give, all flags of it that are not refused.
+REFERENCE = (
+    "--pool-name p --pool-namespace n --pool-group inference.networking.k8s.io --zap-encoder json --v 3"
+    " --grpc-port 9002 --grpc-health-port 9003 --metrics-port 9090 --secure-serving --health-checking=true"
+    " --cert-path= --enable-cert-reload=false --enable-pprof=false --tracing=false --metrics-endpoint-auth=false"
+    " --refresh-metrics-interval 50ms --refresh-prometheus-metrics-interval 5s --metrics-staleness-threshold 2s"
+    " --model-server-metrics-scheme https --model-server-metrics-path /m --model-server-metrics-port 8001"
+    " --model-server-metrics-https-insecure-skip-verify=true --ha-enable-leader-election=false"
+    " --disable-endpoint-subset-filter --config-text {} --zap-devel=false --zap-log-level debug"
+    " --zap-stacktrace-level error --zap-time-encoding epoch"
+)
+
+
+def test_the_reference_pickers_flags() -> None:
+    found = options(*REFERENCE.split())
+    assert (found.metrics_scheme, found.metrics_path, found.metrics_page_port) == ("https", "/m", 8001)
+    assert not found.metrics_verify
+    assert not found.subset_filter
+    assert found.config_text == "{}"
+    assert found.verbosity == 4
+    assert found.served_name == "p"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "total-queued-requests-metric",
+        "total-running-requests-metric",
+        "kv-cache-usage-percentage-metric",
+        "lora-info-metric",
+        "cache-info-metric",
+    ],
+)
+def test_flags_that_the_reference_picker_removed(flag: str) -> None:
+    with pytest.raises(InvalidFlag, match=f"--{flag}=x: .*engine-type"):
+        options("--pool-name=p", f"--{flag}=x")
+
+
+def test_pods_instead_of_a_pool() -> None:
+    found = options(
+        "--endpoint-selector=app=m,tier=gpu",
+        "--endpoint-target-ports=8000,8001,8000",
+        NAMESPACE="n",
+        POD_NAME="my-epp-5d4f8-x7k2p",
+    )
+    assert found.endpoint_selector == {"app": "m", "tier": "gpu"}
+    assert found.endpoint_target_ports == (8000, 8001)
+    assert (found.pool_namespace, found.served_name) == ("n", "my-epp")
+
+
+def test_headers_of_clients_can_be_switched_off() -> None:
+    assert options("--pool-name=p").control_headers
+    assert not options("--pool-name=p", "--request-control-headers=false").control_headers
+
+
 def test_static_endpoints() -> None:
     found = options("--endpoints=127.0.0.1:1, [::1]:2,")
     assert [endpoint.key for endpoint in found.endpoints] == ["127.0.0.1:1", "[::1]:2"]
@@ -71,6 +126,20 @@ def test_what_is_no_duration(text: str) -> None:
         (["--pool-name=p", "--cert-path=/nowhere"], "--cert-path=/nowhere"),
         (["--pool-name=p", "--config-file=/nowhere"], "--config-file=/nowhere"),
         (["--endpoints=127.0.0.1:1", "--failure-mode=Maybe"], "--failure-mode=Maybe"),
+        (["--pool-name=p", "--endpoint-selector=a=b", "--endpoint-target-ports=1"], "--pool-name=p"),
+        (["--endpoint-selector=a=b"], "--endpoint-target-ports="),
+        (["--pool-name=p", "--endpoint-target-ports=1"], "--endpoint-target-ports=1"),
+        (["--endpoint-selector=a", "--endpoint-target-ports=1"], "--endpoint-selector=a"),
+        (["--endpoint-selector=a=b,a=c", "--endpoint-target-ports=1"], "--endpoint-selector="),
+        (["--endpoint-selector=-a=b", "--endpoint-target-ports=1"], "--endpoint-selector=-a=b"),
+        (["--endpoint-selector=a=b", "--endpoint-target-ports=0"], "--endpoint-target-ports=0"),
+        (["--endpoint-selector=a=b", "--endpoint-target-ports=1,2,3,4,5,6,7,8,9"], "at most 8"),
+        (["--pool-name=p", "--config-file=x", "--config-text=y"], "--config-text=..."),
+        (["--endpoints=127.0.0.1:1", "--metrics-endpoint-auth"], "--metrics-endpoint-auth=true"),
+        (["--pool-name=p", "--model-server-metrics-scheme=ftp"], "--model-server-metrics-scheme=ftp"),
+        (["--pool-name=p", "--model-server-metrics-port=70000"], "--model-server-metrics-port=70000"),
+        (["--endpoints=127.0.0.1:1", "--ha-enable-leader-election"], "--ha-enable-leader-election=true"),
+        (["--pool-name=p", "--zap-log-level=loud"], "--zap-log-level=loud"),
     ],
 )
 def test_what_is_refused_names_the_flag(flags: list[str], named: str) -> None:
@@ -89,3 +158,15 @@ def test_a_certificate_directory_needs_both_files(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").touch()
     with pytest.raises(InvalidFlag, match=r"tls\.key"):
         options("--pool-name=p", f"--cert-path={tmp_path}")
+
+
+def test_the_conformance_suites_arguments_are_taken_as_they_stand() -> None:
+    flags = "--pool-name p --pool-namespace n --zap-encoder json --grpc-port 9002 --grpc-health-port 9003"
+    found = options("--conformance-hooks", *flags.split())
+    assert (found.pool_name, found.pool_namespace, found.pool_group) == ("p", "n", GA_GROUP)
+    assert (found.secure_serving, found.cert_path) == (True, None)
+    assert found.conformance_hooks
+
+
+def test_the_conformance_hooks_are_off_unless_asked_for() -> None:
+    assert not options("--pool-name=p").conformance_hooks

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body, with_model
+from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body
+from headrace.extproc.model_name import with_model
 
 COMPLETIONS = "/v1/completions"
 
@@ -38,6 +40,47 @@ def test_prompts(document: dict[str, object], prompt: bytes) -> None:
     assert read_body(json.dumps({"model": "m", **document}).encode(), path=COMPLETIONS) == BodyFacts("m", prompt)
 
 
+TURN = [{"role": "user", "content": "hi"}]
+APIS: list[tuple[str, dict[str, object], BodyFacts]] = [
+    ("/v1/completions", {"prompt": "p", "max_tokens": 5, "stream": True}, BodyFacts("m", b"p", True, 5)),
+    ("/v1/chat/completions", {"messages": TURN, "max_completion_tokens": 5}, BodyFacts("m", b"user\x1fhi", False, 5)),
+    ("/v1/responses", {"instructions": "i", "input": "p", "max_output_tokens": 5}, BodyFacts("m", b"i\x1fp", False, 5)),
+    (
+        "/v1/responses",
+        {"input": [{"role": "user", "content": "hi"}]},
+        BodyFacts("m", b'[{"role":"user","content":"hi"}]'),
+    ),
+    ("/v1/embeddings", {"input": ["a", "b"]}, BodyFacts("m", b'["a","b"]')),
+    (
+        "/v1/messages?beta=true",
+        {"system": "s", "messages": TURN, "max_tokens": 5, "stream": True},
+        BodyFacts("m", b"s\x1fuser\x1fhi", True, 5),
+    ),
+    ("/v1/messages/count_tokens", {"messages": TURN}, BodyFacts("m", b"user\x1fhi")),
+    (
+        "/inference/v1/generate",
+        {"token_ids": [1, 2], "sampling_params": {"max_tokens": 5}},
+        BodyFacts("m", b"[1,2]", False, 5),
+    ),
+    (
+        "/generate",
+        {"text": "p", "sampling_params": {"max_new_tokens": 5}, "stream": True},
+        BodyFacts("m", b"p", True, 5),
+    ),
+    ("/generate", {"input_ids": [1, 2], "sampling_params": [{"max_new_tokens": 5}]}, BodyFacts("m", b"[1,2]")),
+    # Not named, and still read as far as it looks like the others.
+    ("/v1/images/generations", {"prompt": "p"}, BodyFacts("m", b"p")),
+    ("/v1/rerank", {"query": "q"}, BodyFacts("m", b"")),
+]
+
+
+@pytest.mark.parametrize(("path", "document", "facts"), APIS)
+def test_every_api(path: str, document: dict[str, object], facts: BodyFacts) -> None:
+    assert read_body(json.dumps({"model": "m", **document}).encode(), path=path) == facts
+    nameless = read_body(json.dumps(document).encode(), path=path)
+    assert nameless == replace(facts, model="")
+
+
 def test_a_longer_conversation_begins_with_the_shorter_one() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     short, long = (
@@ -48,7 +91,15 @@ def test_a_longer_conversation_begins_with_the_shorter_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/completions", "/v1/chat/completions?x=1", "/base/v1/embeddings/", "/v1/responses", "/v1/messages"]
+    "path",
+    [
+        "/v1/completions",
+        "/v1/chat/completions?x=1",
+        "/base/v1/embeddings/",
+        "/v1/responses",
+        "/v1/messages",
+        "/generate",
+    ],
 )
 def test_paths_that_carry_json(path: str) -> None:
     assert is_json_path(path)

@@ -350,6 +350,8 @@ def test_observation_streams_are_never_answered() -> None:
         m.response_headers({":status": "200"}, observability_mode=True, metadata_context=served),
         m.body("response_body", b"abc", False),
         m.trailers("response_trailers"),
+        m.body("response_body", b"late", True),
+        m.trailers("response_trailers"),
     ):
         assert gateway.send(message) == []
     assert gateway.stream.observing

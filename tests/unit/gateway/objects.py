@@ -121,15 +121,20 @@ def xds_route(name: str, *, prefix: str = "/", cluster: str = "invalid-backend-c
 
 
 def hook_input(
-    routes: Iterable[route_components_pb2.Route], clusters: Iterable[str | cluster_pb2.Cluster] = ()
+    routes: Iterable[route_components_pb2.Route],
+    clusters: Iterable[str | cluster_pb2.Cluster] = (),
+    http_filters: Iterable[http_connection_manager_pb2.HttpFilter] = (),
 ) -> PostTranslateModifyRequest:
-    """One listener and one route configuration, with the shape that Envoy Gateway gives them."""
+    """One listener and one route configuration, with the shape that Envoy Gateway gives them.
+
+    `http_filters` are those of its policies, before the router."""
     configuration = route_pb2.RouteConfiguration(name="default/gateway/http")
     host = configuration.virtual_hosts.add(name="default/gateway/http/*", domains=["*"])
     host.routes.extend(routes)
     manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix="http-10080")
     manager.rds.route_config_name = configuration.name
     manager.rds.config_source.ads.SetInParent()
+    manager.http_filters.extend(http_filters)
     router = manager.http_filters.add(name="envoy.filters.http.router")
     router.typed_config.type_url = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
     listener = listener_pb2.Listener(name="default/gateway/http")

@@ -54,6 +54,17 @@ def test_ready_pods_times_target_ports():
     )
 
 
+def test_a_pod_belongs_by_all_labels_of_the_selector():
+    wanted = o.pool()
+    wanted["spec"]["selector"]["matchLabels"] = {"app": "pool", "tier": "gold"}
+    both, one = o.pod("both", "10.0.0.1"), o.pod("one", "10.0.0.2")
+    both["metadata"]["labels"]["tier"] = "gold"
+    bare = o.pod("bare", "10.0.0.3")
+    del bare["metadata"]["labels"]
+    found = o.snapshot([wanted], pods=[both, one, bare])
+    assert pool_addresses(found, found.pools[KEY]) == (("10.0.0.1", 8000),)
+
+
 def test_picker_endpoints_by_the_services_port_name():
     terminating = {"ready": True, "terminating": True}
     states = {"10.0.0.1": READY, "10.0.0.2": NOT_READY, "10.0.0.3": {}, "10.0.0.4": terminating}

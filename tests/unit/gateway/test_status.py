@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
-from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.status import conditions_of, parents_of_pools, wanted_status
 from tests.unit.gateway import objects as o
 
 NOW = "2026-11-24T04:00:00Z"
@@ -172,3 +172,15 @@ def test_only_our_gateways_and_permitted_routes_are_parents():
     # The gateway of a parentRef without a namespace is in the route's.
     del far["spec"]["parentRefs"][0]["namespace"]
     assert status_of(pool, world(pool, routes=[far], reference_grants=[grant])) is None
+
+
+def test_the_status_says_how_the_picker_is_asked_and_whom_nobody_trusts():
+    def message(**kinds) -> str:
+        found = o.snapshot([o.pool()], **kinds)
+        conditions = conditions_of(found, (GA_GROUP, "default", "pool"), route_accepted=True)
+        return next(condition.message for condition in conditions if condition.type == "ResolvedRefs")
+
+    assert "request bodies FULL_DUPLEX_STREAMED, responses in a stream of its own" in message(services=[o.service()])
+    assert "nobody is trusted: no BackendTLSPolicy names Service default/epp" in message(services=[o.service()])
+    cleartext = message(services=[o.service(ours=False, appProtocol="kubernetes.io/h2c")])
+    assert cleartext.endswith("cleartext, request bodies FULL_DUPLEX_STREAMED, responses in one stream both ways")

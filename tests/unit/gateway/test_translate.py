@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
@@ -11,7 +13,8 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway import names
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
-from headrace.gateway.translate import Translation, parse_route_name, translate
+from headrace.gateway.translate import Translation, translate
+from headrace.gateway.xds_names import parse_route_name
 from tests.unit.gateway import objects as o
 
 A = f"inferencepool/{GA_GROUP}/default/a"
@@ -183,7 +186,7 @@ def test_body_modes_of_our_picker(failure_mode, annotation, mode):
     assert observed.processing_mode.response_trailer_mode == modes.SEND
     assert observed.failure_mode_allow.value is True
     limit = o.routes_in(result.response)[NAME].request_body_buffer_limit.value
-    assert limit == (64 << 20 if mode == "BUFFERED" else 0)
+    assert limit == (64 << 20 if mode == "BUFFERED" else 1 << 20)
     assert any("nonsense" in note for note in result.notes) is (annotation == "nonsense")
 
 
@@ -259,7 +262,7 @@ def test_picker_cluster_notices_death_and_takes_its_ca_from_discovery():
     (config,) = found.typed_extension_protocol_options.values()
     assert config.Unpack(options)
     keepalive = options.explicit_http_config.http2_protocol_options.connection_keepalive
-    assert (keepalive.interval.seconds, keepalive.timeout.seconds) == (1, 1)
+    assert keepalive.interval.ToTimedelta() + keepalive.timeout.ToTimedelta() < timedelta(seconds=2)
     assert found.common_lb_config.healthy_panic_threshold.value == 0
     assert found.common_lb_config.HasField("healthy_panic_threshold")
     assert found.transport_socket.name == "envoy.transport_sockets.tls"
@@ -297,3 +300,25 @@ def test_grpc_routes():
     found = o.snapshot([o.pool("a")], grpc_routes=[o.route("g", [o.pool_ref("a")])], services=[o.service()])
     result = translate(o.hook_input([o.xds_route(name)]), found)
     assert o.shares(o.routes_in(result.response)[name]) == [(A, 1)]
+
+
+def test_filters_of_a_backend_ref_hold_for_its_pool():
+    headers = {
+        "set": [{"name": "x-pool", "value": "a"}],
+        "add": [{"name": "x-more", "value": "1"}],
+        "remove": ["x-gone"],
+    }
+    request = {"type": "RequestHeaderModifier", "requestHeaderModifier": headers}
+    response = {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [{"name": "x-from", "value": "a"}]}}
+    mirror = {"type": "RequestMirror", "requestMirror": {}}
+    result = run(
+        [o.pool_ref("a", filters=[request, response, mirror, {"type": "RequestHeaderModifier"}]), o.pool_ref("b")]
+    )
+    first, second = weights(result)
+    assert [
+        (option.header.key, option.header.value, option.append_action) for option in first.request_headers_to_add
+    ] == [("x-pool", "a", 2), ("x-more", "1", 0)]
+    assert list(first.request_headers_to_remove) == ["x-gone"]
+    assert first.response_headers_to_add[0].header.key == "x-from"
+    assert not second.request_headers_to_add
+    assert [note for note in result.notes if "RequestMirror" in note]

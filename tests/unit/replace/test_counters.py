@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from headrace.core import Endpoint
+from headrace.core import Endpoint, Request
+from headrace.datalayer.ledger import InFlight
 from headrace.epp.metrics import Metrics
 from headrace.replace.counters import (
     Counters,
@@ -36,10 +37,12 @@ def test_a_real_vllm_page(repository: Path) -> None:
 def test_our_own_pickers_page() -> None:
     metrics = Metrics("pool")
     endpoint = Endpoint(address="10.0.0.1", port=8000, pod_name="a", namespace="default")
+    request = Request("id", model="llama", body_size=10)
+    entry = InFlight("id", endpoint.key, "llama", 10, 0.0, attached=True, record=None)
     for status in (200, 200, 404, 500, 503):
-        metrics.picked("llama", endpoint, 10)
-        metrics.answered("llama", status)
-    metrics.not_picked("llama", 429, "queue full")
+        metrics.picked(request, endpoint)
+        metrics.answered(entry, status)
+    metrics.not_picked(request, 429, "queue full")
     found = picker_counters(generate_latest(metrics.registry))
     assert (found.requests, found.errors, found.server_errors) == (6, 4, 2)
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core import Request
 from headrace.scheduling import InvalidConfig, default_profile, read_config
+from headrace.scheduling.catalog import REFUSED
 from headrace.scheduling.config import known_plugin_types
 from headrace.scheduling.pickers import MaxScorePicker, WeightedRandomPicker
 
@@ -55,9 +57,74 @@ def test_other_group_and_no_profiles() -> None:
     assert profile.picker == WeightedRandomPicker(1)
 
 
-def test_what_is_not_supported_yet_is_said() -> None:
-    config = read_config({**HEAD, "flowControl": {}, "featureGates": ["x"]})
+def test_what_has_no_effect_is_said() -> None:
+    config = read_config({**HEAD, "nonsense": {}, "flowControl": {}, "plugins": [{"type": "token-producer"}]})
     assert len(config.notes) == 2
+    assert "nonsense" in config.notes[0]
+
+
+def test_a_header_chooses_the_profile() -> None:
+    document = {
+        **HEAD,
+        "plugins": [
+            {"type": "queue-scorer"},
+            {"type": "random-picker"},
+            {"type": "header-profile-handler", "parameters": {"headerName": "X-Profile", "defaultProfile": "b"}},
+        ],
+        "schedulingProfiles": [
+            {"name": "a", "plugins": [{"pluginRef": "queue-scorer"}]},
+            {"name": "b", "plugins": [{"pluginRef": "random-picker"}]},
+        ],
+    }
+    config = read_config(document)
+
+    def chosen(headers: dict[str, str]) -> str | None:
+        profile = config.choose(Request(request_id="r", headers=headers))
+        return profile.name if profile is not None else None
+
+    assert chosen({}) == "b"
+    assert chosen({"x-profile": "a"}) == "a"
+    assert chosen({"x-profile": "absent"}) is None
+    # With one profile there is nothing to choose.
+    document["schedulingProfiles"] = [{"name": "a"}]
+    assert chosen_only(document, {"x-profile": "absent"}) == "a"
+
+
+def chosen_only(document: object, headers: dict[str, str]) -> str:
+    profile = read_config(document).choose(Request(request_id="r", headers=headers))
+    assert profile is not None
+    return profile.name
+
+
+def test_a_plugin_may_be_filter_and_scorer_and_a_detector_filters_only_where_it_is_asked_to() -> None:
+    plugins = [{"type": "context-length-aware"}, {"type": "utilization-detector"}, {"type": "queue-scorer"}]
+    profile = read_config({**HEAD, "plugins": plugins}).profile
+    assert [step.type_name for step in profile.filters] == ["context-length-aware"]
+    assert [entry.name for entry in profile.scorers] == ["context-length-aware", "queue-scorer"]
+    asked = {
+        **HEAD,
+        "plugins": plugins,
+        "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": "utilization-detector"}]}],
+    }
+    assert [step.type_name for step in read_config(asked).profile.filters] == ["utilization-detector"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "block_bytes", "max_blocks"),
+    [
+        ({}, 256, 2048),
+        ({"blockSizeTokens": 16, "autoTune": False}, 256, 2048),
+        ({"blockSizeTokens": 128, "maxPrefixTokensToMatch": 1280}, 512, 10),
+        # Names of earlier releases, in characters.
+        ({"hashBlockSize": 512, "maxPrefixBlocksToMatch": 9}, 512, 9),
+        ({"blockSize": 64}, 256, 2048),
+    ],
+)
+def test_prefix_settings(parameters: dict[str, Any], block_bytes: int, max_blocks: int) -> None:
+    plugins = [{"type": "approx-prefix-cache-producer", "parameters": parameters}]
+    prefix = read_config({**HEAD, "plugins": plugins}).prefix
+    assert (prefix.block_bytes, prefix.max_blocks) == (block_bytes, max_blocks)
+    assert prefix.block_tokens * 4 == block_bytes
 
 
 @pytest.mark.parametrize(
@@ -100,6 +167,88 @@ def test_what_is_not_supported_yet_is_said() -> None:
             },
             "profile p",
         ),
+        (
+            {"schedulingProfiles": [{"name": "a"}, {"name": "b"}]},
+            "schedulingProfiles",
+        ),
+        ({"schedulingProfiles": [{"name": "a"}, {"name": "a"}]}, "schedulingProfiles[1].name"),
+        (
+            {
+                "plugins": [{"type": "header-profile-handler"}],
+                "schedulingProfiles": [{"name": "a"}, {"name": "b"}],
+            },
+            "defaultProfile",
+        ),
+        ({"plugins": [{"type": "single-profile-handler"}, {"type": "header-profile-handler"}]}, "plugins"),
+        ({"plugins": [{"type": "disagg-profile-handler"}]}, "plugins[0].type"),
+        ({"plugins": [{"type": "multicluster-queue-scorer"}]}, "plugins[0].type"),
+        (
+            {
+                "plugins": [{"type": "single-profile-handler"}],
+                "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": "single-profile-handler"}]}],
+            },
+            "profile p",
+        ),
+        *(
+            ({"plugins": [{"type": plugin_type, "parameters": parameters}]}, f"plugins[0].parameters.{field}")
+            for plugin_type, parameters, field in [
+                ("by-label", {"label": "x"}, "validValues"),
+                ("by-label", {"validValues": ["a"]}, "label"),
+                (
+                    "label-selector-filter",
+                    {"matchExpressions": [{"key": "a", "operator": "Is"}]},
+                    "matchExpressions[0].operator",
+                ),
+                (
+                    "label-selector-filter",
+                    {"matchExpressions": [{"key": "a", "operator": "In"}]},
+                    "matchExpressions[0].values",
+                ),
+                ("label-selector-filter", {"matchLabels": {"a": 1}}, "matchLabels.a"),
+                ("session-affinity-scorer", {"strategy": "guess"}, "strategy"),
+                (
+                    "session-affinity-filter",
+                    {"strategy": "session_id", "sessionIdConfig": {"sources": [{"attribute": "x"}]}},
+                    "sessionIdConfig.sources[0].attribute",
+                ),
+                (
+                    "session-affinity-scorer",
+                    {"strategy": "session_id", "sessionIdConfig": {"evictionTtlSeconds": 0}},
+                    "sessionIdConfig.evictionTtlSeconds",
+                ),
+                ("header-label-affinity-scorer", {"headerName": "x"}, "labelKey"),
+                ("prefix-cache-affinity-filter", {"ttftSource": "latencyPredictor"}, "ttftSource"),
+                ("prefix-cache-affinity-filter", {"peakPrefillThroughput": 0}, "peakPrefillThroughput"),
+                ("prefix-cache-affinity-filter", {"affinityThreshold": 1.5}, "affinityThreshold"),
+                ("utilization-filter", {}, "conditions"),
+                ("utilization-filter", {"conditions": [{"metric": "gpu", "maxValue": 1}]}, "conditions[0].metric"),
+                ("utilization-filter", {"conditions": [{"metric": "waiting-queue"}]}, "conditions[0].maxValue"),
+                (
+                    "utilization-filter",
+                    {"conditions": [{"metric": "kv-cache-utilization", "maxValue": 80}]},
+                    "conditions[0].maxValue",
+                ),
+                ("utilization-detector", {"queueDepthThreshold": 0}, "queueDepthThreshold"),
+                ("utilization-detector", {"kvCacheUtilThreshold": 80}, "kvCacheUtilThreshold"),
+                ("utilization-detector", {"metricsStalenessThreshold": 200}, "metricsStalenessThreshold"),
+                ("concurrency-detector", {"concurrencyMode": "bytes"}, "concurrencyMode"),
+                ("endpoint-attribute-scorer", {"algorithm": {"type": "log"}}, "algorithm.type"),
+                (
+                    "endpoint-attribute-scorer",
+                    {
+                        "attributeKey": "x",
+                        "algorithm": {
+                            "type": "linear_lower_is_better",
+                            "normalization": {"fixedRange": {"min": 1, "max": 1}},
+                        },
+                    },
+                    "algorithm.normalization.fixedRange.max",
+                ),
+                ("endpoint-attribute-filter", {"algorithm": {"type": "percentile"}}, "algorithm.type"),
+                ("token-load-scorer", {"queueThresholdTokens": 0}, "queueThresholdTokens"),
+                ("no-hit-lru-scorer", {"lruSize": 0}, "lruSize"),
+            ]
+        ),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], field: str) -> None:
@@ -109,9 +258,27 @@ def test_what_is_refused(change: dict[str, Any], field: str) -> None:
     assert caught.value.fix in str(caught.value)
 
 
+# What cannot do without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "by-label": {"label": "x", "validValues": ["a"]},
+    "header-label-affinity-scorer": {"headerName": "X-Tenant", "labelKey": "tenant"},
+    "utilization-filter": {"conditions": [{"metric": "waiting-queue", "maxValue": 4}]},
+    "endpoint-attribute-scorer": {"attributeKey": "x", "algorithm": {"type": "linear_lower_is_better"}},
+    "endpoint-attribute-filter": {
+        "attribute": "x",
+        "algorithm": {"type": "threshold", "threshold": {"operator": "LessThan", "value": -1.5}},
+    },
+}
+
+
 @pytest.mark.parametrize("plugin_type", known_plugin_types())
-def test_every_known_type_loads_without_parameters(plugin_type: str) -> None:
-    read_config({**HEAD, "plugins": [{"type": plugin_type}]})
+def test_every_known_type_loads(plugin_type: str) -> None:
+    plugin = {"type": plugin_type, "parameters": NEEDED.get(plugin_type, {})}
+    assert plugin_type in read_config({**HEAD, "plugins": [plugin]}).plugins
+
+
+def test_what_is_refused_is_not_also_known() -> None:
+    assert not set(REFUSED) & set(known_plugin_types())
 
 
 JSON = st.recursive(

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from headrace.scheduling.plugin import Scorer
 from headrace.scheduling.scorers import (
     ActiveRequestScorer,
+    EndpointAttributeScorer,
     KvCacheUtilizationScorer,
     LoadAwareScorer,
     LoraAffinityScorer,
     PrefixCacheScorer,
     QueueScorer,
     RunningRequestsScorer,
+    TokenLoadScorer,
 )
 
 from .states import facts, state
@@ -48,8 +50,8 @@ TABLE: list[tuple[Scorer, list[dict[str, Any]], dict[str, Any], list[float]]] = 
     (PrefixCacheScorer(), [{}, {}], {"matches": {K2: 1}, "blocks": 4}, [0.0, 0.25]),
     (PrefixCacheScorer(), [{}], {}, [0.0]),
     # (1 - w) * ratio + w * min(1, tokens / 8192)^2
-    (PrefixCacheScorer(0.5, 64), [{}], {"matches": {K1: 64}, "blocks": 128}, [0.5 * 0.5 + 0.5 * 0.25]),
-    (PrefixCacheScorer(1.0, 64), [{}], {"matches": {K1: 256}, "blocks": 256}, [1.0]),
+    (PrefixCacheScorer(0.5), [{}], {"matches": {K1: 64}, "blocks": 128}, [0.5 * 0.5 + 0.5 * 0.25]),
+    (PrefixCacheScorer(1.0), [{}], {"matches": {K1: 256}, "blocks": 256}, [1.0]),
     # 0.5 where idle, else 0.5 * (1 - min(q, T) / T)
     (LoadAwareScorer(), [{"waiting": 0}, {"waiting": 64}, {"waiting": 500}], {}, [0.5, 0.25, 0.0]),
     (LoadAwareScorer(10), [{"waiting": 5}], {}, [0.25]),
@@ -57,6 +59,31 @@ TABLE: list[tuple[Scorer, list[dict[str, Any]], dict[str, Any], list[float]]] = 
     (ActiveRequestScorer(), [{"in_flight": 0}, {"in_flight": 1}, {"in_flight": 4}], {}, [1.0, 0.75, 0.0]),
     (ActiveRequestScorer(1, 0.5), [{"in_flight": 1}, {"in_flight": 2}, {"in_flight": 4}], {}, [1.0, 0.25, 0.0]),
     (ActiveRequestScorer(), [{}, {}], {}, [1.0, 1.0]),
+    # 1 - min(tokens in flight + uncached, T) / T; 256 bytes are 64 tokens, and a block
+    (TokenLoadScorer(), [{}, {"in_flight_tokens": 4_194_304}], {}, [1.0, 0.0]),
+    (
+        TokenLoadScorer(1000),
+        [{"in_flight_tokens": 100}, {}],
+        {"prompt": b"x" * 512, "matches": {K2: 1}, "blocks": 2},
+        [1 - (100 + 128) / 1000, 1 - 64 / 1000],
+    ),
+    (TokenLoadScorer(100), [{"in_flight_tokens": 5000}], {}, [0.0]),
+    # a metric scaled over the candidates' range, or a fixed one
+    (EndpointAttributeScorer("x"), [{"custom": {"x": 4.0}}, {"custom": {"x": 2.0}}, {}], {}, [0.0, 1.0, 0.0]),
+    (
+        EndpointAttributeScorer("x", lower_is_better=False),
+        [{"custom": {"x": 4.0}}, {"custom": {"x": 3.0}}, {"custom": {"x": 2.0}}],
+        {},
+        [1.0, 0.5, 0.0],
+    ),
+    (EndpointAttributeScorer("x"), [{"custom": {"x": 4.0}}, {"custom": {"x": 4.0}}], {}, [1.0, 1.0]),
+    (
+        EndpointAttributeScorer("x", fixed_range=(0.0, 10.0)),
+        [{"custom": {"x": 4.0}}, {"custom": {"x": 40.0}}],
+        {},
+        [0.6, 0.0],
+    ),
+    (EndpointAttributeScorer("x"), [{}, {}], {}, [0.0, 0.0]),
 ]
 
 

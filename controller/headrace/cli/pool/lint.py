@@ -1,0 +1,202 @@
+"""Checks of inference pool manifests, as files, without a cluster: each object by itself.
+
+What concerns several objects is in `links`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from headrace.cli.pool.findings import Finding, Findings
+from headrace.cli.pool.links import check_links
+from headrace.cli.pool.manifests import Document, duplicate_keys, items
+from headrace.core import (
+    EXTENSION_GROUP,
+    GA_GROUP,
+    InvalidObject,
+    InvalidPool,
+    parse_model_rewrite,
+    parse_objective,
+    parse_pool,
+)
+from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
+from headrace.scheduling import InvalidConfig, read_config
+from headrace.scheduling.config import API_VERSIONS, KIND
+
+_V1ALPHA2_FIELDS = {
+    "spec": ("selector", "targetPortNumber", "extensionRef"),
+    "spec.extensionRef": ("group", "kind", "name", "portNumber", "port", "failureMode"),
+}
+_V1_FIELDS = {
+    "spec": ("selector", "targetPorts", "appProtocol", "endpointPickerRef"),
+    "spec.selector": ("matchLabels",),
+    "spec.endpointPickerRef": ("group", "kind", "name", "port", "failureMode"),
+    "spec.endpointPickerRef.port": ("number",),
+}
+# Names of the other version, or of an older one: too far from the right one for a guess by letters.
+_OTHER_NAMES = {
+    "targetPort": "targetPortNumber",
+    "targetPorts": "targetPortNumber",
+    "endpointPickerRef": "extensionRef",
+    "extensionRef": "endpointPickerRef",
+    "targetPortNumber": "targetPorts: [{number: PORT}]",
+    "portNumber": "port: {number: PORT}",
+    "endpointPicker": "endpointPickerRef",
+    "matchLabels": "the labels themselves, without matchLabels",
+}
+# Objects that are right but for the field under test: a pool's parser stops at the first error, a reader wants all.
+_GOOD: dict[str, dict[str, Any]] = {
+    EXTENSION_GROUP: {"selector": {"a": "b"}, "targetPortNumber": 1, "extensionRef": {"name": "x"}},
+    GA_GROUP: {"selector": {"matchLabels": {"a": "b"}}, "targetPorts": [{"number": 1}]},
+}
+
+
+def lint(documents: Sequence[Document]) -> list[Finding]:
+    """Everything there is to say about manifests, by file and line. Kinds of other APIs pass."""
+    findings = Findings()
+    for document in documents:
+        for key, line in duplicate_keys(document):
+            findings.error_at(document, line, f"the key {key!r} is there twice; the last one counts, silently")
+    objects = list(items(documents))
+    for document in objects:
+        _check(document, findings)
+    check_links(objects, findings)
+    return findings.all
+
+
+def _check(document: Document, findings: Findings) -> None:
+    kind, value = document.kind, document.value
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not kind:
+        findings.error(document, "", "this is no Kubernetes object: give apiVersion, kind and metadata")
+    elif kind == "InferencePool":
+        _check_pool(document, findings)
+    elif kind in ("InferenceObjective", "InferenceModelRewrite"):
+        parse = parse_objective if kind == "InferenceObjective" else parse_model_rewrite
+        try:
+            parse(value)
+        except InvalidObject as error:
+            findings.error(document, error.field, f"{_shown(error.value)}: {error.fix}")
+    elif kind == "InferenceModel":
+        fix = "write an InferenceObjective for its criticality and an InferenceModelRewrite for its targetModels"
+        findings.error(document, "kind", f"InferenceModel is gone since the API's v1.0, and nothing reads it: {fix}")
+    elif kind == KIND or value.get("apiVersion") in API_VERSIONS:
+        _check_config(document, "", value, findings)
+    elif kind == "ConfigMap" and document.group == "":
+        for name, text in (value.get("data") or {}).items() if isinstance(value.get("data"), Mapping) else ():
+            if isinstance(text, str) and KIND in text:
+                _check_config(document, f"data[{name}]", text, findings)
+
+
+def _check_config(document: Document, path: str, content: Any, findings: Findings) -> None:
+    """An EndpointPickerConfig, decoded or as text."""
+    if isinstance(content, str):
+        try:
+            content = yaml.safe_load(content)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            findings.error(document, path, f"this is not YAML: {' '.join(str(error).split())[:200]}")
+            return
+        if not isinstance(content, Mapping) or content.get("kind") != KIND:
+            return
+    try:
+        config = read_config(content)
+    except InvalidConfig as error:
+        where = f"{path}: {error.field}" if path else error.field
+        findings.error(document, where, f"{_shown(error.value)}: {error.fix}")
+        return
+    for note in config.notes:
+        findings.info(document, path, note)
+
+
+def _check_pool(document: Document, findings: Findings) -> None:
+    value, group = document.value, document.group
+    version = VERSION_OF_GROUP.get(group)
+    if version is None or value.get("apiVersion") != f"{group}/{version}":
+        known = " or ".join(f"{g}/{v}" for g, v in VERSION_OF_GROUP.items())
+        findings.error(document, "apiVersion", f"{_shown(value.get('apiVersion'))}: use {known}")
+        return
+    spec = value.get("spec")
+    if not isinstance(spec, Mapping):
+        findings.error(document, "spec", f"{_shown(spec)}: give an object")
+        return
+    _check_fields(document, spec, _V1_FIELDS if group == GA_GROUP else _V1ALPHA2_FIELDS, findings)
+    for error in _errors(value, spec, group):
+        findings.error(document, error.field, f"{_shown(error.value)}: {error.fix}")
+    if "status" in value:
+        findings.warning(document, "status", "leave it out: gateways write it, and applying it does nothing")
+    reference = spec.get("endpointPickerRef" if group == GA_GROUP else "extensionRef")
+    if isinstance(reference, Mapping):
+        _check_reference(document, reference, group, findings)
+    elif group == GA_GROUP and reference is None:
+        text = "a pool without an endpoint picker: not every gateway takes one, and Headrace's picks nothing for it"
+        findings.warning(document, "spec.endpointPickerRef", text)
+    if group == EXTENSION_GROUP:
+        text = "v1alpha2 is no longer part of the API since its v1.5.0; `headrace pool migrate` writes v1"
+        findings.info(document, "apiVersion", text)
+
+
+def _check_reference(document: Document, reference: Mapping[str, Any], group: str, findings: Findings) -> None:
+    path = "spec.endpointPickerRef" if group == GA_GROUP else "spec.extensionRef"
+    kind = reference.get("kind") or "Service"
+    if kind != "Service":
+        findings.warning(document, f"{path}.kind", f"{_shown(kind)}: gateways know pickers that are Services only")
+    if group == GA_GROUP:
+        return
+    if "port" in reference:
+        text = (
+            "`port` is not a field of this API, though its documentation's example has it: other API servers drop it "
+            f"or refuse the object. Headrace reads it as portNumber. Write portNumber: {reference['port']}"
+        )
+        findings.warning(document, f"{path}.port", text)
+    elif "portNumber" not in reference and kind == "Service":
+        text = f"no portNumber: {DEFAULT_PICKER_PORT} is meant, and v1 will require it. Write it down"
+        findings.info(document, path, text)
+
+
+def _check_fields(
+    document: Document, spec: Mapping[str, Any], fields: Mapping[str, Sequence[str]], findings: Findings
+) -> None:
+    for path, known in fields.items():
+        found: Any = {"spec": spec}
+        for step in path.split("."):
+            found = found.get(step) if isinstance(found, Mapping) else None
+        for name in found if isinstance(found, Mapping) else ():
+            if name in known:
+                continue
+            close = difflib.get_close_matches(str(name), known, 1, 0.75)
+            meant = close[0] if close else _OTHER_NAMES.get(str(name), "")
+            fix = f"{meant} is meant" if meant else f"known: {', '.join(known)}"
+            text = f"unknown field: API servers drop it, or refuse the object; {fix}"
+            findings.error(document, f"{path}.{name}", text)
+
+
+def _errors(value: Mapping[str, Any], spec: Mapping[str, Any], group: str) -> list[InvalidPool]:
+    """Every error of a pool, each found in an object that is right but for one part."""
+    good = _GOOD[group]
+    variants: list[Mapping[str, Any]] = [{**good, name: spec.get(name)} for name in good]
+    if group == GA_GROUP:
+        variants += [{**good, name: spec[name]} for name in ("appProtocol", "endpointPickerRef") if name in spec]
+    labels = spec.get("selector")
+    if group == GA_GROUP:
+        labels = labels.get("matchLabels") if isinstance(labels, Mapping) else None
+    for key, label in labels.items() if isinstance(labels, Mapping) else ():
+        one = {key: label}
+        variants.append({**good, "selector": one if group == EXTENSION_GROUP else {"matchLabels": one}})
+    found: list[InvalidPool] = []
+    objects = [{**value, "metadata": {"name": "x"}, "spec": variant} for variant in variants]
+    for candidate in ({**value, "spec": good}, *objects):
+        try:
+            parse_pool(candidate)
+        except InvalidPool as error:
+            if all((error.field, error.value) != (other.field, other.value) for other in found):
+                found.append(error)
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,98 @@
+"""Listens to the servers' KV cache events over ZeroMQ: one subscription for each endpoint.
+
+ZeroMQ connects again by itself, as long as it takes. A message that cannot be read is counted and left; nothing that a
+server sends ends its subscription."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+import zmq
+import zmq.asyncio
+
+from headrace.core import Endpoint
+from headrace.datalayer.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
+from headrace.datalayer.kv_settings import KvEventsSettings
+
+logger = logging.getLogger(__name__)
+
+# More waiting than this and the picker is not keeping up: what comes then is dropped, and seen to be missing.
+_MOST_WAITING = 10_000
+_MOST_SOCKETS = 65_536
+
+
+class KvSubscriber:
+    """One task per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none."""
+
+    def __init__(
+        self,
+        settings: KvEventsSettings,
+        *,
+        on_batch: Callable[[str, Batch], object],
+        on_bad: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._on_batch = on_batch
+        self._on_bad = on_bad
+        self._context = zmq.asyncio.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def adjust(self, endpoints: Iterable[Endpoint]) -> None:
+        """Listen to exactly these endpoints. An address that changed hands is started anew."""
+        wanted = {f"{endpoint.key} {endpoint.uid}": endpoint for endpoint in endpoints}
+        for name in [name for name in self._tasks if name not in wanted]:
+            self._tasks.pop(name).cancel()
+        for name, endpoint in wanted.items():
+            if name not in self._tasks:
+                task = asyncio.create_task(self._listen(endpoint), name=f"KV events of {endpoint.key}")
+                task.add_done_callback(_report_fault)
+                self._tasks[name] = task
+
+    async def close(self) -> None:
+        """Stop every task and close the sockets."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+
+    async def _listen(self, endpoint: Endpoint) -> None:
+        socket = self._context.socket(zmq.SUB)
+        try:
+            socket.set(zmq.RCVHWM, _MOST_WAITING)
+            socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            socket.set(zmq.IPV6, 1)
+            socket.set(zmq.RECONNECT_IVL, 100)
+            socket.set(zmq.RECONNECT_IVL_MAX, 5_000)
+            socket.set(zmq.SUBSCRIBE, self._settings.topic.encode())
+            socket.connect(address(endpoint, self._settings))
+            complained = False
+            while True:
+                frames = await socket.recv_multipart()
+                try:
+                    batch = read_batch(frames)
+                except MalformedEvents as error:
+                    self._on_bad()
+                    if not complained:
+                        logger.warning("KV events of %s are not readable: %s", endpoint.key, error)
+                        complained = True
+                    continue
+                complained = False
+                self._on_batch(endpoint.key, batch)
+        finally:
+            socket.close(linger=0)
+
+
+def address(endpoint: Endpoint, settings: KvEventsSettings) -> str:
+    """Where an endpoint's server publishes."""
+    host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+    return f"tcp://{host}:{settings.port + endpoint.rank}"
+
+
+def _report_fault(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("%s ended: a fault in the picker", task.get_name(), exc_info=task.exception())

@@ -1,0 +1,54 @@
+"""What the pool's InferenceObjectives and InferenceModelRewrites make of a request, before anything is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from random import Random
+
+from headrace.core import ModelRewrite, Objective, Request, RewriteTable
+
+
+class Policies:
+    """The objectives and rewrites of one pool. `on_rewrite` is told of each: object, asked model, target model."""
+
+    def __init__(self, rng: Random, on_rewrite: Callable[[str, str, str], None]) -> None:
+        self._rng = rng
+        self._on_rewrite = on_rewrite
+        self._priorities: dict[str, int] = {}
+        self._rewrites = RewriteTable()
+
+    def set_objectives(self, objectives: Iterable[Objective]) -> None:
+        """These are the pool's objectives from now on."""
+        self._priorities = {objective.name: objective.priority for objective in objectives}
+
+    def set_rewrites(self, rewrites: Iterable[ModelRewrite]) -> None:
+        """These are the pool's rewrites from now on."""
+        self._rewrites = RewriteTable(rewrites)
+
+    @property
+    def priorities(self) -> dict[str, int]:
+        """The priority of each objective, by its name."""
+        return dict(self._priorities)
+
+    @property
+    def rewritten_models(self) -> list[str]:
+        """The models that a rule names, `*` for a rule for every model."""
+        return self._rewrites.models
+
+    def apply(self, request: Request) -> Request:
+        """The request with its priority, and with the model it goes to. An objective that is not known has priority 0.
+
+        A rewrite object goes before the client's own rewrite header. What names no model is not rewritten."""
+        priority = self._priorities.get(request.objective, 0) if request.objective else 0
+        target = request.model
+        if target and (request.wanted_model or self._rewrites):
+            found = self._rewrites.choose(target, self._rng)
+            if found is not None:
+                self._on_rewrite(found.rewrite, target, found.model)
+                target = found.model
+            elif request.wanted_model:
+                target = request.wanted_model
+        if target != request.model:
+            return replace(request, priority=priority, model=target, asked_model=request.model)
+        return replace(request, priority=priority) if priority else request

@@ -1,0 +1,58 @@
+"""Ordering policies: which request of a flow goes first.
+
+Source: Gateway API Inference Extension v1.5.0 and llm-d-router, ordering policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from headrace.core import Request
+
+# The first one found counts; the second is the older name.
+TTFT_OBJECTIVE_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+NEVER = float("inf")
+
+
+@runtime_checkable
+class Ordering(Protocol):
+    """Gives each request its place: the smallest key goes first, of equal keys the one that came first."""
+
+    type_name: ClassVar[str]
+
+    def order_key(self, request: Request, now: float, ttl: float) -> float:
+        """The key of a request that comes at `now` and may wait `ttl` seconds (0: any time)."""
+
+
+@dataclass(frozen=True)
+class FirstComeFirstServed:
+    """In the order in which they came."""
+
+    type_name: ClassVar[str] = "fcfs-ordering-policy"
+
+    def order_key(self, request: Request, now: float, ttl: float) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class EarliestDeadlineFirst:
+    """By the end of their time to live; requests without one come last."""
+
+    type_name: ClassVar[str] = "edf-ordering-policy"
+
+    def order_key(self, request: Request, now: float, ttl: float) -> float:
+        return now + ttl if ttl > 0 else NEVER
+
+
+@dataclass(frozen=True)
+class SloDeadline:
+    """By when their first token is wanted: arrival plus the milliseconds of a request header; without it, last."""
+
+    type_name: ClassVar[str] = "slo-deadline-ordering-policy"
+
+    def order_key(self, request: Request, now: float, ttl: float) -> float:
+        for name in TTFT_OBJECTIVE_HEADERS:
+            text = request.headers.get(name, "").strip()
+            if text.isascii() and text.isdigit() and len(text) <= 12:
+                return now + int(text) / 1000.0
+        return NEVER

@@ -1,0 +1,132 @@
+"""What a hook call is translated from: the informers' state, and one bounded list of each kind that lacks something.
+
+Envoy Gateway calls the hook once for a change, and not again when our informers have caught up with it. The informers
+hear of a change when Envoy Gateway does, and its way to the hook is longer. Three things make up for the rest:
+
+- what has arrived is read before the answer, and a call that no news has preceded waits a moment for its news;
+- a kind with no open watch is listed, and so is one that lacks an object which the call names;
+- where a list fails, a route and its pools keep what their last translation had."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
+
+from headrace.core import GA_GROUP
+from headrace.gateway.lacking import Missing, Recollection, lacking
+from headrace.gateway.metrics import Metrics
+from headrace.gateway.snapshot import Object, Snapshot
+from headrace.gateway.watch import EXTENSION_POOLS, GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS
+from headrace.gateway.xds_names import RuleName
+from headrace.kube.client import ApiError, Resource
+
+logger = logging.getLogger(__name__)
+
+# For what lies in our sockets already.
+_DRAIN_SECONDS = 0.005
+# For the news of a call that came before its news did: a part of the 200 ms that a call may take.
+_NEWS_SECONDS = 0.05
+_LIST_SECONDS = 1.0
+# What a list did not hold is not looked for again before this: a route may name a pool that is not there for days.
+_ABSENCE_BELIEVED_SECONDS = 1.0
+
+
+class Informers(Protocol):
+    """The informers, as far as a translation needs them."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest state."""
+
+    @property
+    def news(self) -> int:
+        """How many times a kind that is translated has changed."""
+
+    async def wait_news(self, seen: int) -> None:
+        """Until `news` is no longer `seen`."""
+
+    def behind(self) -> frozenset[Resource]:
+        """The kinds that are translated and whose watch is not open."""
+
+    def snapshot_with(self, fresh: Mapping[Resource, Iterable[Object]]) -> Snapshot:
+        """The newest state, with some kinds as they were just listed."""
+
+
+class Knowledge:
+    """Gives each hook call its snapshot. `listed` lists a kind in the whole cluster, or raises ApiError."""
+
+    def __init__(
+        self,
+        informers: Informers,
+        listed: Callable[[Resource], Awaitable[list[Object]]],
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._informers = informers
+        self._listed = listed
+        self._metrics = metrics
+        self._clock = clock
+        self._recollection = Recollection()
+        self._seen = -1
+        self._absent_until: dict[Missing, float] = {}
+
+    async def snapshot_for(self, named: frozenset[RuleName]) -> Snapshot:
+        """The snapshot for a call that names these rules; what it holds of them is remembered."""
+        await self._await_news()
+        snapshot = self._informers.snapshot
+        behind = self._informers.behind()
+        missing = lacking(named, snapshot)
+        self._forget_old_absences()
+        sought = {entry for entry in missing if entry not in self._absent_until}
+        wanted = behind | {_kind_of(entry) for entry in sought}
+        if wanted:
+            fresh = await self._read(wanted)
+            snapshot = self._informers.snapshot_with(fresh)
+            missing = lacking(named, snapshot)
+            until = self._clock() + _ABSENCE_BELIEVED_SECONDS
+            self._absent_until |= {entry: until for entry in missing if _kind_of(entry) in fresh}
+        if missing:
+            snapshot = self._recollection.complete(snapshot, missing, frozenset(self._absent_until))
+        self._recollection.keep(named, snapshot)
+        return snapshot
+
+    async def _await_news(self) -> None:
+        await asyncio.sleep(_DRAIN_SECONDS)
+        if self._informers.news == self._seen:
+            try:
+                async with asyncio.timeout(_NEWS_SECONDS):
+                    await self._informers.wait_news(self._seen)
+            except TimeoutError:
+                pass  # the change was one of a kind that is not translated here
+        self._seen = self._informers.news
+
+    def _forget_old_absences(self) -> None:
+        now = self._clock()
+        self._absent_until = {entry: until for entry, until in self._absent_until.items() if until > now}
+
+    async def _read(self, wanted: Iterable[Resource]) -> dict[Resource, list[Object]]:
+        """One list of each kind, all at once, bounded in time. A kind that cannot be listed is left out."""
+        fresh: dict[Resource, list[Object]] = {}
+
+        async def read(resource: Resource) -> None:
+            self._metrics.translation_lists.labels(str(resource)).inc()
+            try:
+                async with asyncio.timeout(_LIST_SECONDS):
+                    fresh[resource] = await self._listed(resource)
+            except TimeoutError:
+                logger.warning("%s: no list within %s s: the informer's are used", resource, _LIST_SECONDS)
+            except ApiError as error:
+                logger.warning("%s: no list, the informer's are used: %s", resource, error)
+
+        await asyncio.gather(*(read(resource) for resource in sorted(wanted, key=str)))
+        return fresh
+
+
+def _kind_of(entry: Missing) -> Resource:
+    if entry.sort == "pool":
+        return GA_POOLS if entry.group == GA_GROUP else EXTENSION_POOLS
+    return {"httproute": HTTP_ROUTES, "grpcroute": GRPC_ROUTES, "grant": REFERENCE_GRANTS}[entry.sort]

@@ -1,0 +1,113 @@
+"""Body-based routing: tells Envoy which model a request's body names, and which base model that is.
+
+An ext_proc service on the discovery port, asked by the filter that `model_routing` puts into a listener. The answer
+sets two headers and clears the route cache, so that the route is looked for again; the filters of the pool that is
+found come later in the chain. A stream ends with its answer: nothing of a response depends on this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from headrace.extproc import MalformedMessage, answers
+from headrace.extproc.body import read_model
+from headrace.extproc.metadata import read_headers
+from headrace.extproc.wire import Kind, flag, nested, read_message
+from headrace.gateway import names
+from headrace.gateway.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+# Bodies that are read at a time: the rest waits in Envoy, so that many long ones do not end in this process's memory.
+_BODIES_AT_A_TIME = 8
+_CLEAR_ROUTE_CACHE = flag(5, True)  # of CommonResponse
+
+
+class ModelStream:
+    """One request's conversation: headers, then its whole body. No I/O. `base_models` is model to base model."""
+
+    __slots__ = ("_base_models", "_encoding", "done", "model")
+
+    def __init__(self, base_models: Mapping[str, str]) -> None:
+        self._base_models = base_models
+        self._encoding = ""
+        self.model = ""
+        self.done = False
+
+    def feed(self, raw: bytes) -> bytes:
+        """The answer to one message. Raises MalformedMessage."""
+        message = read_message(raw)
+        if message.kind is Kind.REQUEST_HEADERS:
+            headers, ended = read_headers(message.content)
+            self._encoding = headers.get("content-encoding", "")
+            self.done = ended
+            return answers.UNCHANGED[message.kind]
+        if message.kind is not Kind.REQUEST_BODY:
+            raise MalformedMessage("neither headers nor a body of a request")
+        try:
+            body = pb.HttpBody.FromString(message.content)
+        except DecodeError as error:
+            raise MalformedMessage(f"HttpBody: {error}") from None
+        self.done = True
+        self.model = read_model(body.body, content_encoding=self._encoding)
+        return model_answer(self.model, self._base_models.get(self.model, ""))
+
+
+def model_answer(model: str, base_model: str) -> bytes:
+    """The answer to a body: both headers as the body has them, or none, and a new look for the route.
+
+    A name that no header can carry is none. Envoy has removed what the client sent under these names."""
+    mutation = b"".join(
+        answers.set_header(name, value)
+        for name, value in ((names.MODEL_HEADER, model), (names.BASE_MODEL_HEADER, base_model))
+        if value and value.isprintable()
+    )
+    if not mutation:
+        return answers.UNCHANGED[Kind.REQUEST_BODY]
+    return nested(3, nested(1, nested(2, mutation) + _CLEAR_ROUTE_CACHE))
+
+
+class ModelService:
+    """The gRPC service. `base_models` gives the newest mapping of model to base model."""
+
+    def __init__(self, base_models: Callable[[], Mapping[str, str]], metrics: Metrics) -> None:
+        self._base_models = base_models
+        self._metrics = metrics
+        self._reading = asyncio.Semaphore(_BODIES_AT_A_TIME)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._process)
+        return grpc.method_handlers_generic_handler(_SERVICE, {"Process": method})
+
+    async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
+        stream = ModelStream(self._base_models())
+        try:
+            await self._turn(stream, context)
+            if not stream.done:
+                async with self._reading:
+                    await self._turn(stream, context)
+        except MalformedMessage as error:
+            self._metrics.model_requests.labels("malformed").inc()
+            logger.warning("body-based routing: the gateway broke the protocol: %s", error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        self._metrics.model_requests.labels("named" if stream.model else "none").inc()
+
+    async def _turn(self, stream: ModelStream, context: Any) -> None:
+        raw = await context.read()
+        if not isinstance(raw, bytes):  # grpc.aio.EOF
+            stream.done = True
+            return
+        started = time.perf_counter()
+        answer = stream.feed(raw)
+        self._metrics.model_seconds.inc(time.perf_counter() - started)
+        await context.write(answer)

@@ -1,0 +1,183 @@
+"""A Lease that one process holds while it works: taken, renewed, given back.
+
+Every write names the version that was read, so of two that want it one is refused. A lease that its holder has not
+renewed for its duration may be taken over. Source: coordination.k8s.io/v1, and client-go's leader election, of which
+this keeps one rule more: times are compared on the reader's own clock, from when it first saw a renewal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from headrace.kube.client import ApiError, Resource, request
+
+logger = logging.getLogger(__name__)
+
+LEASES = Resource("coordination.k8s.io", "v1", "leases", True)
+
+
+class LeaseHeld(Exception):  # noqa: N818
+    """Somebody else holds the lease."""
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(f"Lease {name} is held by {holder}")
+        self.holder = holder
+
+
+class LeaseLost(Exception):  # noqa: N818
+    """The lease is no longer ours: whatever it protects must not be touched any more."""
+
+
+def holder_of(lease: dict[str, Any] | None) -> str:
+    """Who holds a lease, by what it says; "" for nobody."""
+    return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
+
+
+class Lease:
+    """One holder's view of a lease. `duration` in seconds."""
+
+    def __init__(
+        self,
+        client: Any,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        duration: float = 15.0,
+        labels: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self.name = name
+        self.identity = identity
+        self._duration = duration
+        self._labels = dict(labels or {})
+        self._clock = clock
+        self._found: dict[str, Any] | None = None
+        # When the newest renewal of each holder was first seen here.
+        self._seen: tuple[str, float] = ("", 0.0)
+        self._renewed = -float("inf")
+        self._lock = asyncio.Lock()
+        self.transitions = 0
+
+    async def try_acquire(self) -> str:
+        """Take the lease if it is free, expired or ours already. "" if it is ours now, else who holds it.
+
+        Raises ApiError."""
+        async with self._lock:
+            found = await self._read()
+            holder = holder_of(found)
+            if holder and holder != self.identity and not self._expired(found or {}):
+                return holder
+            transitions = int(((found or {}).get("spec") or {}).get("leaseTransitions") or 0)
+            if found is not None and holder != self.identity:
+                transitions += 1
+            try:
+                await self._write(found, transitions)
+            except ApiError as error:
+                if error.status == 409:
+                    return holder or "somebody who was faster"
+                raise
+            return ""
+
+    async def acquire(self, patience: float) -> None:
+        """Take the lease, waiting up to `patience` seconds for it. Raises LeaseHeld, ApiError."""
+        deadline = self._clock() + patience
+        while holder := await self.try_acquire():
+            if self._clock() >= deadline:
+                raise LeaseHeld(self.name, holder)
+            await asyncio.sleep(min(1.0, self._duration / 5))
+
+    async def ensure(self) -> None:
+        """Return only if the lease is ours now: renews it when the last renewal is old.
+
+        Raises LeaseLost; ApiError where the API server does not say."""
+        if self._clock() - self._renewed > self._duration / 3:
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Say that we are still there. Raises LeaseLost, ApiError."""
+        async with self._lock:
+            found = await self._read()
+            holder = holder_of(found)
+            if found is not None and holder != self.identity:
+                raise LeaseLost(f"Lease {self.name} was taken over by {holder or 'nobody'}")
+            try:
+                await self._write(found, self.transitions)
+            except ApiError as error:
+                if error.status == 409:
+                    raise LeaseLost(f"Lease {self.name} was written by somebody else") from error
+                raise
+
+    async def keep(self) -> None:
+        """Renew until cancelled. An API server that is away is waited for. Raises LeaseLost."""
+        while True:
+            await asyncio.sleep(self._duration / 3)
+            try:
+                await self.renew()
+            except ApiError as error:
+                logger.warning("Lease %s is not renewed: %s", self.name, error)
+
+    async def release(self) -> None:
+        """Give the lease back, if it is ours. Failures are left to its expiry."""
+        try:
+            found = await self._read()
+            if found is None or holder_of(found) != self.identity:
+                return
+            spec = {**found["spec"], "holderIdentity": None, "renewTime": _now()}
+            await self._put({**found, "spec": spec})
+        except ApiError as error:
+            logger.warning("Lease %s is not given back: %s", self.name, error)
+
+    def _expired(self, found: dict[str, Any]) -> bool:
+        spec = found.get("spec") or {}
+        stamp = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
+        if stamp != self._seen[0]:
+            self._seen = (stamp, self._clock())
+            return False
+        return self._clock() - self._seen[1] > float(spec.get("leaseDurationSeconds") or self._duration)
+
+    async def _read(self) -> dict[str, Any] | None:
+        try:
+            return await request(self._client, "GET", LEASES.path(self._namespace, self.name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _write(self, found: dict[str, Any] | None, transitions: int) -> None:
+        old = (found or {}).get("spec") or {}
+        acquired = old.get("acquireTime") if old.get("holderIdentity") == self.identity else None
+        spec = {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": max(1, round(self._duration)),
+            "acquireTime": acquired or _now(),
+            "renewTime": _now(),
+            "leaseTransitions": transitions,
+        }
+        if found is None:
+            body = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": self.name, "namespace": self._namespace, "labels": self._labels},
+                "spec": spec,
+            }
+            path = LEASES.path(self._namespace)
+            await request(self._client, "POST", path, body=body, content_type="application/json")
+        else:
+            await self._put({**found, "spec": spec})
+        self.transitions = transitions
+        self._renewed = self._clock()
+
+    async def _put(self, body: dict[str, Any]) -> None:
+        path = LEASES.path(self._namespace, self.name)
+        await request(self._client, "PUT", path, body=body, content_type="application/json")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,125 @@
+"""Filters and scorers by Pod label.
+
+Source: llm-d-router, by-label and label selector filters, role filters, context length aware; label selectors as in
+the Kubernetes API (`matchLabels`, `matchExpressions`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+from headrace.scheduling.facts import EndpointState, Facts
+from headrace.scheduling.tokens import input_tokens
+
+ROLE_LABEL = "llm-d.ai/role"
+# The roles that do each part of the work, and whether a Pod without a role does it.
+ROLES: Mapping[str, tuple[tuple[str, ...], bool]] = {
+    "decode-filter": (("decode", "prefill-decode", "both", "encode-prefill-decode"), True),
+    "prefill-filter": (("prefill", "encode-prefill", "prefill-decode", "both", "encode-prefill-decode"), False),
+    "encode-filter": (("encode", "encode-prefill", "encode-prefill-decode"), False),
+}
+CONTEXT_LENGTH_LABEL = "llm-d.ai/context-length-range"
+
+
+@dataclass(frozen=True)
+class ByLabelFilter:
+    """Keeps Pods whose label has one of some values; with `allows_no_label`, those without the label too."""
+
+    type_name: ClassVar[str] = "by-label"
+    label: str
+    valid_values: frozenset[str]
+    allows_no_label: bool = False
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        kept = []
+        for state in states:
+            value = state.endpoint.labels.get(self.label)
+            if value in self.valid_values or (value is None and self.allows_no_label):
+                kept.append(state)
+        return kept
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One term of a label selector. `operator`: In, NotIn, Exists or DoesNotExist."""
+
+    operators: ClassVar[tuple[str, ...]] = ("In", "NotIn", "Exists", "DoesNotExist")
+    key: str
+    operator: str
+    values: frozenset[str] = frozenset()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether these labels satisfy it. NotIn holds where the label is missing, as in the Kubernetes API."""
+        value = labels.get(self.key)
+        if self.operator == "In":
+            return value in self.values
+        if self.operator == "NotIn":
+            return value not in self.values
+        return (value is not None) == (self.operator == "Exists")
+
+
+@dataclass(frozen=True)
+class LabelSelectorFilter:
+    """Keeps Pods that a label selector matches; an empty one matches all."""
+
+    type_name: ClassVar[str] = "label-selector-filter"
+    requirements: tuple[Requirement, ...] = ()
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        return [s for s in states if all(term.holds(s.endpoint.labels) for term in self.requirements)]
+
+
+@lru_cache(maxsize=1024)
+def context_range(text: str) -> tuple[int, int] | None:
+    """The bounds of a label such as `0-8192`; None where it is not such a range."""
+    low, dash, high = (part.strip() for part in text.partition("-"))
+    if not dash or not all(part.isascii() and part.isdigit() and len(part) < 12 for part in (low, high)):
+        return None
+    return (int(low), int(high)) if int(low) <= int(high) else None
+
+
+@dataclass(frozen=True)
+class ContextLengthAware:
+    """Prompts go to Pods labelled for their length, `min-max` in tokens; lengths are estimated.
+
+    Scores: within the range 0.3 + 0.7 * (0.7 / (1 + width / 10000) + 0.3 * (max - length) / width), 1 for a width of
+    0; outside 0.3 / (1 + distance / 1000); 0.5 without the label; 0 with one that is no range. With `filtering`, only
+    Pods whose range holds the length, or without the label, stay."""
+
+    type_name: ClassVar[str] = "context-length-aware"
+    label: str = CONTEXT_LENGTH_LABEL
+    filtering: bool = False
+
+    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
+        if not self.filtering:
+            return states
+        length = input_tokens(facts.request)
+        return [s for s in states if self._fits(s.endpoint.labels.get(self.label), length)]
+
+    def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+        length = input_tokens(facts.request)
+        return [_range_score(s.endpoint.labels.get(self.label), length) for s in states]
+
+    def _fits(self, text: str | None, length: int) -> bool:
+        if text is None:
+            return True
+        bounds = context_range(text)
+        return bounds is not None and bounds[0] <= length <= bounds[1]
+
+
+def _range_score(text: str | None, length: int) -> float:
+    if text is None:
+        return 0.5
+    bounds = context_range(text)
+    if bounds is None:
+        return 0.0
+    low, high = bounds
+    if not low <= length <= high:
+        distance = length - high if length > high else low - length
+        return 0.3 / (1.0 + distance / 1000.0)
+    width = high - low
+    if not width:
+        return 1.0
+    return 0.3 + 0.7 * (0.7 / (1.0 + width / 10_000.0) + 0.3 * (high - length) / width)

@@ -1,0 +1,37 @@
+"""Token counts where nobody has counted: a token is taken as four bytes of the prompt, as prefix blocks are."""
+
+from __future__ import annotations
+
+import orjson
+
+from headrace.core import Request
+
+BYTES_A_TOKEN = 4
+
+
+def input_tokens(request: Request) -> int:
+    """About how many tokens the prompt has."""
+    return (len(request.prompt) + BYTES_A_TOKEN - 1) // BYTES_A_TOKEN
+
+
+def given_tokens(request: Request) -> list[int] | None:
+    """The prompt's tokens, where the client gave it as token ids; None where it is text."""
+    prompt = request.prompt
+    if prompt[:1] != b"[" or prompt[-1:] != b"]":
+        return None
+    try:
+        value = orjson.loads(prompt)
+    except ValueError:
+        return None
+    if len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
+    valid = all(type(token) is int and 0 <= token < 1 << 32 for token in value)
+    return value if value and valid else None
+
+
+def output_tokens(request: Request, ratio: float = 1.5) -> int:
+    """About how many tokens the answer will have: `ratio` times the prompt, and no more than the client takes.
+
+    Source: llm-d-router, in-flight load producer."""
+    estimate = round(input_tokens(request) * ratio)
+    return estimate if request.max_tokens is None else min(estimate, request.max_tokens)

@@ -1,0 +1,171 @@
+"""Subscriptions over real sockets: servers that come, go, come back and talk nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import msgspec
+import pytest
+import uvloop
+import zmq
+import zmq.asyncio
+
+from headrace.core import Endpoint
+from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.datalayer.kv_subscriber import KvSubscriber
+from headrace.datalayer.precise_prefix import PreciseIndex
+
+# A port no other test uses, at addresses of loopback.
+PORT = 25_557
+TOPIC = b"kv@"
+
+
+class Server:
+    """What vLLM's publisher does: bind, and number its batches."""
+
+    def __init__(self, context: zmq.asyncio.Context, address: str, port: int = PORT) -> None:
+        self.socket = context.socket(zmq.PUB)
+        self.socket.bind(f"tcp://{address}:{port}")
+        self.sequence = 0
+
+    async def tell(self, *events: object) -> None:
+        await self.send(msgspec.msgpack.encode([0.0, list(events), 0]))
+
+    async def send(self, payload: bytes) -> None:
+        await self.socket.send_multipart([TOPIC + b"pod@model", self.sequence.to_bytes(8, "big"), payload])
+        self.sequence += 1
+
+    def stop(self) -> None:
+        self.socket.close(linger=0)
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.asyncio.Context]:
+    made = zmq.asyncio.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+class Listening:
+    """An index, and how often something was not readable."""
+
+    def __init__(self) -> None:
+        self.index = PreciseIndex()
+        self.bad = 0
+        settings = KvEventsSettings(PORT, TOPIC.decode())
+        self.subscriber = KvSubscriber(settings, on_batch=self.index.apply, on_bad=self._count)
+
+    def _count(self) -> None:
+        self.bad += 1
+
+    def listen_to(self, *endpoints: Endpoint) -> None:
+        for endpoint in endpoints:
+            self.index.add(endpoint.key)
+        self.subscriber.adjust(endpoints)
+
+
+@contextlib.asynccontextmanager
+async def listening() -> AsyncIterator[Listening]:
+    made = Listening()
+    try:
+        yield made
+    finally:
+        await made.subscriber.close()
+
+
+def endpoint(address: str, rank: int = 0) -> Endpoint:
+    return Endpoint(namespace="n", pod_name=f"pod-{address}", address=address, port=8000 + rank, rank=rank)
+
+
+async def until(
+    holds: Callable[[], bool], meanwhile: Callable[[], object] | None = None, seconds: float = 10.0
+) -> None:
+    """Until something is so; a subscription takes a moment, and what is told before it is not heard."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            if meanwhile is not None:
+                await meanwhile()  # type: ignore[misc]
+            await asyncio.sleep(0.05)
+
+
+def block(name: int, *tokens: int) -> list[object]:
+    return ["BlockStored", [name], None, list(tokens), len(tokens), None, "GPU"]
+
+
+async def test_each_endpoint_has_what_its_own_server_tells(context: zmq.asyncio.Context) -> None:
+    first, second, ranked = endpoint("127.0.0.2"), endpoint("127.0.0.3"), endpoint("127.0.0.3", rank=1)
+    servers = [
+        Server(context, "127.0.0.2"),
+        Server(context, "127.0.0.3"),
+        # A further rank publishes one port up.
+        Server(context, "127.0.0.3", PORT + 1),
+    ]
+    async with listening() as heard:
+        heard.listen_to(first, second, ranked)
+        for number, (server, told) in enumerate(zip(servers, (first, second, ranked), strict=True)):
+            await until(
+                lambda told=told: heard.index.entries(told.key) == 1,  # type: ignore[misc]
+                lambda server=server, number=number: server.tell(block(number, number, 7)),  # type: ignore[misc]
+            )
+        for number, told in enumerate((first, second, ranked)):
+            assert heard.index.matches("", [number, 7], 2, 0.0) == {told.key: 1}
+        await servers[0].tell(["BlockRemoved", [0], "GPU"])
+        await until(lambda: heard.index.entries(first.key) == 0)
+
+
+def test_the_event_loop_of_the_picker() -> None:
+    """The picker runs on uvloop, which pyzmq knows nothing of."""
+
+    async def hear() -> None:
+        context = zmq.asyncio.Context()
+        try:
+            told = endpoint("127.0.0.7")
+            server = Server(context, "127.0.0.7")
+            async with listening() as heard:
+                heard.listen_to(told)
+                await until(lambda: heard.index.entries(told.key) == 1, lambda: server.tell(block(1, 1, 2)))
+        finally:
+            context.destroy(linger=0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(hear())
+
+
+async def test_nonsense_is_counted_and_outlived(context: zmq.asyncio.Context) -> None:
+    told = endpoint("127.0.0.4")
+    server = Server(context, "127.0.0.4")
+    async with listening() as heard:
+        heard.listen_to(told)
+        await until(lambda: heard.bad > 0, lambda: server.send(b"\xc1nonsense"))
+        await until(lambda: heard.index.entries(told.key) == 1, lambda: server.tell(block(1, 1, 2)))
+
+
+async def test_a_server_that_comes_late_and_starts_anew(context: zmq.asyncio.Context) -> None:
+    told = endpoint("127.0.0.5")
+    async with listening() as heard:
+        heard.listen_to(told)
+        await asyncio.sleep(0.2)
+        server = Server(context, "127.0.0.5")
+        await until(lambda: heard.index.entries(told.key) == 1, lambda: server.tell(block(1, 1, 2)))
+        server.stop()
+        again = Server(context, "127.0.0.5")
+        # Its numbers begin at 0 again: what it had is gone.
+        await until(
+            lambda: heard.index.matches("", [3, 4], 2, 0.0) == {told.key: 1}, lambda: again.tell(block(2, 3, 4))
+        )
+        assert heard.index.matches("", [1, 2], 2, 0.0) == {}
+
+
+async def test_who_left_is_not_listened_to(context: zmq.asyncio.Context) -> None:
+    told = endpoint("127.0.0.6")
+    server = Server(context, "127.0.0.6")
+    async with listening() as heard:
+        heard.listen_to(told)
+        await until(lambda: heard.index.entries(told.key) == 1, lambda: server.tell(block(1, 1, 2)))
+        heard.subscriber.adjust(())
+        await asyncio.sleep(0.1)
+        await server.tell(block(2, 3, 4))
+        await asyncio.sleep(0.2)
+        assert heard.index.entries(told.key) == 1

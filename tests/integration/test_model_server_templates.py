@@ -1,0 +1,309 @@
+"""Role vllm_model_server: what its templates make of groups, line by line of its checklist, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .roles import refusals, render
+
+ROLE = "vllm_model_server"
+DIGEST = "example.com/vllm@sha256:" + "0" * 64
+GROUPS: list[dict[str, Any]] = [
+    {
+        "name": "full",
+        "model": "meta-llama/Llama-3.1-70B",
+        "served_model_names": ["llama", "llama-70b"],
+        "image": DIGEST,
+        "replicas": 2,
+        "gpus": 8,
+        "pipeline_parallel": 2,
+        "max_model_len": 8192,
+        "cache_size": "500Gi",
+        "cache_storage_class": "fast",
+        "hf_token_secret": "hugging-face",
+        "adapters": [{"name": "sql", "source": "/adapters/sql"}, {"name": "chat", "source": "org/chat"}],
+        "max_cpu_loras": 8,
+        "runtime_lora_updating": True,
+        "adapter_sync": True,
+        "prestop_seconds": 20,
+        "drain_seconds": 40,
+        "startup_seconds": 1200,
+        "topology_keys": ["kubernetes.io/hostname", "topology.kubernetes.io/zone"],
+        "pod_monitor": True,
+        "extra_args": ["--gpu-memory-utilization=0.92"],
+    },
+    {
+        "name": "hpa",
+        "model": "m",
+        "autoscaling": {"by": "hpa", "min": 2, "max": 6, "waiting_requests": 3},
+        "cache_claim": "models",
+    },
+    {"name": "keda", "model": "m", "autoscaling": {"by": "keda", "min": 0, "max": 4, "prometheus": "http://p:9090"}},
+    {
+        "name": "sglang",
+        "engine": "sglang",
+        "image": "example.com/sglang:1",
+        "model": "m",
+        "gpus": 4,
+        "data_parallel": 2,
+        "served_model_names": ["name"],
+        "max_model_len": 4096,
+        "adapters": [{"name": "sql", "source": "/a"}],
+    },
+    {
+        "name": "trtllm",
+        "engine": "trtllm",
+        "image": "example.com/trtllm:1",
+        "model": "m",
+        "gpus": 2,
+        "max_model_len": 4096,
+        "pod_monitor": True,
+        "autoscaling": {"by": "hpa", "max": 2},
+    },
+    {"name": "cpu", "model": "m", "gpus": 0, "tolerations": [], "cpu_kv_cache_gib": 4, "network_policy": False},
+    {"name": "simulated", "engine": "simulator", "image": "example.com/headrace:1", "model": "m", "gpus": 0},
+]
+VARIABLES: dict[str, Any] = {
+    "vllm_model_server_simulator_image": "example.com/headrace:1",
+    "vllm_model_server_namespace": "llms",
+    "vllm_model_server_groups": GROUPS,
+    "vllm_model_server_network_policy_metrics_from": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+}
+SERVED = ["scaledobjects.keda.sh", "podmonitors.monitoring.coreos.com"]
+Objects = dict[tuple[str, str], dict[str, Any]]
+
+
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    crds = {"resources": [{"metadata": {"name": name}} for name in SERVED]}
+    loop = "__vllm_model_server_groups"
+    return render(folder, ROLE, "model_server.yaml.j2", VARIABLES, loop, __vllm_model_server_crds=crds)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
+    """Every object of GROUPS, by kind and name."""
+    found = rendered(tmp_path_factory.mktemp("rendered"))
+    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+
+
+def pod(objects: Objects, name: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The Pod's spec, its container, and its command line."""
+    spec = objects["Deployment", name]["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    return spec, container, " ".join([*container.get("command", []), *container["args"]])
+
+
+def environment(container: dict[str, Any]) -> dict[str, Any]:
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
+def test_probes_wait_for_the_model_and_drop_a_server_at_once(objects: Objects) -> None:
+    _, container, _ = pod(objects, "full")
+    assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] == 1200
+    assert container["readinessProbe"]["failureThreshold"] == 1
+    assert container["livenessProbe"]["failureThreshold"] == 5
+    assert {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")} == {
+        "/health"
+    }
+
+
+def test_grace_is_derived_from_sleep_and_drain(objects: Objects) -> None:
+    spec, container, _ = pod(objects, "full")
+    assert container["lifecycle"]["preStop"] == {"sleep": {"seconds": 20}}
+    assert spec["terminationGracePeriodSeconds"] == 91
+    assert objects["Deployment", "full"]["spec"]["progressDeadlineSeconds"] > 1200
+
+
+def test_shared_memory_service_links_and_security(objects: Objects) -> None:
+    for kind, name in objects:
+        if kind != "Deployment":
+            continue
+        spec, container, _ = pod(objects, name)
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert spec["enableServiceLinks"] is False
+        assert spec["automountServiceAccountToken"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_gpus_are_requested_and_limited_alike_and_split(objects: Objects) -> None:
+    _, container, line = pod(objects, "full")
+    assert (
+        container["resources"]["requests"]["nvidia.com/gpu"]
+        == container["resources"]["limits"]["nvidia.com/gpu"]
+        == "8"
+    )
+    assert "--tensor-parallel-size 4 --pipeline-parallel-size 2" in line
+    assert "nvidia.com/gpu" not in pod(objects, "cpu")[1]["resources"]["limits"]
+
+
+def test_vllms_command_line(objects: Objects) -> None:
+    line = pod(objects, "full")[2]
+    assert line == (
+        "vllm serve meta-llama/Llama-3.1-70B --port 8000 --tensor-parallel-size 4 --pipeline-parallel-size 2 "
+        "--served-model-name llama llama-70b --max-model-len 8192 --enable-lora --max-loras 4 --max-lora-rank 16 "
+        "--max-cpu-loras 8 --lora-modules sql=/adapters/sql chat=org/chat --gpu-memory-utilization=0.92"
+    )
+
+
+def test_sglangs_command_line(objects: Objects) -> None:
+    line = pod(objects, "sglang")[2]
+    assert line == (
+        "python3 -m sglang.launch_server --model-path m --host 0.0.0.0 --port 8000 --tp-size 2 --enable-metrics "
+        "--dp-size 2 --served-model-name name --context-length 4096 --enable-lora --max-loras-per-batch 4 "
+        "--max-lora-rank 16 --lora-paths sql=/a"
+    )
+
+
+def test_tensorrt_llms_command_line(objects: Objects) -> None:
+    line = pod(objects, "trtllm")[2]
+    assert line == "trtllm-serve serve m --host 0.0.0.0 --port 8000 --backend pytorch --tp_size 2 --max_seq_len 4096"
+
+
+def test_the_picker_is_told_the_engine(objects: Objects) -> None:
+    from headrace.datalayer.engines import engine_of
+
+    for name, engine in (("full", "vllm"), ("sglang", "sglang"), ("trtllm", "trtllm-serve"), ("simulated", "vllm")):
+        labels = objects["Deployment", name]["spec"]["template"]["metadata"]["labels"]
+        assert engine_of(labels).name == engine
+    monitor = objects["PodMonitor", "trtllm"]["spec"]["podMetricsEndpoints"][0]
+    assert monitor["path"] == engine_of({"inference.networking.k8s.io/engine-type": "trtllm-serve"}).path
+    metric = objects["HorizontalPodAutoscaler", "trtllm"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert metric == "trtllm_num_requests_waiting"
+
+
+def test_token_and_cache(objects: Objects) -> None:
+    spec, container, _ = pod(objects, "full")
+    assert environment(container)["HF_TOKEN"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
+    assert environment(container)["HF_HOME"].startswith("/cache/")
+    claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in spec["volumes"]}
+    assert claims["cache"] == {"claimName": "full-cache"}
+    made = objects["PersistentVolumeClaim", "full-cache"]["spec"]
+    assert made["resources"]["requests"]["storage"] == "500Gi"
+    assert made["accessModes"] == ["ReadWriteMany"]
+    assert made["storageClassName"] == "fast"
+    volumes = {volume["name"]: volume for volume in pod(objects, "hpa")[0]["volumes"]}
+    assert volumes["cache"]["persistentVolumeClaim"] == {"claimName": "models"}
+    assert ("PersistentVolumeClaim", "hpa-cache") not in objects
+
+
+def test_runtime_lora_is_off_unless_asked_for(objects: Objects) -> None:
+    assert environment(pod(objects, "full")[1])["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in environment(pod(objects, "hpa")[1])
+
+
+def test_a_sidecar_loads_adapters_again(objects: Objects) -> None:
+    spec, _, _ = pod(objects, "full")
+    [sidecar] = spec["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert sidecar["image"] == "example.com/headrace:1"
+    assert sidecar["command"][-1] == "8000"
+    assert all("subPath" not in mount for mount in sidecar["volumeMounts"])
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["adapters"]["configMap"] == {"name": "full-adapters", "optional": True}
+    compile(objects["ConfigMap", "full-adapter-sync"]["data"]["adapter_sync.py"], "adapter_sync.py", "exec")
+    assert "initContainers" not in pod(objects, "hpa")[0]
+
+
+def test_disruption_spread_and_network(objects: Objects) -> None:
+    assert objects["PodDisruptionBudget", "full"]["spec"]["maxUnavailable"] == 1
+    assert ("PodDisruptionBudget", "hpa") in objects
+    assert ("PodDisruptionBudget", "cpu") not in objects
+    keys = [one["topologyKey"] for one in pod(objects, "full")[0]["topologySpreadConstraints"]]
+    assert keys == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+    peers = objects["NetworkPolicy", "full"]["spec"]["ingress"][0]["from"]
+    assert {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}} in peers
+    assert ("NetworkPolicy", "cpu") not in objects
+    assert objects["Deployment", "full"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+
+
+def test_a_scaler_owns_the_number_of_replicas(objects: Objects) -> None:
+    assert objects["Deployment", "full"]["spec"]["replicas"] == 2
+    for name in ("hpa", "keda"):
+        assert "replicas" not in objects["Deployment", name]["spec"]
+    hpa = objects["HorizontalPodAutoscaler", "hpa"]["spec"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (2, 6)
+    assert hpa["metrics"][0]["pods"]["metric"]["name"] == "vllm:num_requests_waiting"
+    assert hpa["metrics"][0]["pods"]["target"]["averageValue"] == "3"
+    keda = objects["ScaledObject", "keda"]["spec"]
+    assert keda["scaleTargetRef"]["name"] == "keda"
+    assert keda["triggers"][0]["metadata"] == {
+        "serverAddress": "http://p:9090",
+        "query": 'sum(vllm:num_requests_waiting{namespace="llms",pod=~"keda-.*"})',
+        "threshold": "5",
+    }
+
+
+def test_cpu_mode(objects: Objects) -> None:
+    spec, container, _ = pod(objects, "cpu")
+    assert environment(container)["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert spec["tolerations"] == []
+
+
+def group(**keys: Any) -> dict[str, Any]:
+    return {"vllm_model_server_groups": [{"name": "g", "model": "m", **keys}]}
+
+
+CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "tensor": (group(gpus=8, tensor_parallel=4), ["gpus of that number", "tensor_parallel 4"]),
+    "pipeline": (group(gpus=4, pipeline_parallel=3), ["has 4 GPUs", "pipeline_parallel 3"]),
+    "vllm-flag": (group(extra_args=["--tensor-parallel-size=2"]), ["gives --tensor-parallel-size=2 in extra_args"]),
+    "vllm-short": (group(extra_args=["-tp", "2"]), ["gives -tp in extra_args"]),
+    "vllm-lora": (group(extra_args=["--max-cpu-loras", "2"]), ["gives --max-cpu-loras in extra_args"]),
+    "sglang-flag": (
+        group(engine="sglang", image="i", extra_args=["--enable-metrics"]),
+        ["gives --enable-metrics in extra_args"],
+    ),
+    "trtllm-flag": (
+        group(engine="trtllm", image="i", extra_args=["--tp_size", "2"]),
+        ["gives --tp_size in extra_args"],
+    ),
+    "trtllm-lora": (
+        group(engine="trtllm", image="i", adapters=[{"name": "a", "source": "b"}]),
+        ["engine trtllm", "take engine vllm or sglang"],
+    ),
+    "no-source": (group(adapters=[{"name": "a"}]), ["an adapter of group g has no source"]),
+    "open-lora": (group(runtime_lora_updating=True, network_policy=False), ["has no NetworkPolicy"]),
+    "sync": (group(adapter_sync=True), ["has adapter_sync, and not what it needs"]),
+    "no-max": (group(autoscaling={"by": "hpa", "max": 0}), ["1 <= min <= max"]),
+    "keda-where": (group(autoscaling={"by": "keda", "max": 2}), ["keda names prometheus"]),
+    "both": (group(replicas=3, autoscaling={"by": "hpa", "max": 4}), ["the number is the scaler's"]),
+    "one-volume": (
+        group(replicas=2, cache_size="1Gi", cache_access_mode="ReadWriteOnce"),
+        ["one node alone can have (ReadWriteOnce)"],
+    ),
+    "no-image": (group(engine="sglang"), ["name the image of the engine"]),
+    "no-digest": ({**group(), "vllm_model_server_require_digest": True}, ["NAME@sha256:DIGEST"]),
+    "no-secret": ({**group(), "vllm_model_server_hf_token": "hf_x"}, ["no group names a Secret for it"]),
+    "engine": (group(engine="vlm"), ["value of engine must be one of"]),
+    "grace": (group(grace_seconds=80), ["answers would be cut"]),
+}
+FINE = {
+    "plain": group(),
+    "scaled": group(autoscaling={"by": "hpa", "max": 4}),
+    "split": group(gpus=8, pipeline_parallel=2, data_parallel=2),
+    "digest": {**group(image=DIGEST), "vllm_model_server_require_digest": True},
+    "other-flags": group(extra_args=["--max-num-seqs=256", "--port-range=1"]),
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the preflight says to every case, in one run."""
+    cases = {name: variables for name, (variables, _) in CASES.items()} | FINE
+    return refusals(tmp_path_factory.mktemp("refusals"), ROLE, cases)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_wrong_input_is_refused(told: dict[str, str], name: str) -> None:
+    for text in CASES[name][1]:
+        assert text in told[name]
+
+
+@pytest.mark.parametrize("name", sorted(FINE))
+def test_right_input_is_not(told: dict[str, str], name: str) -> None:
+    assert told[name] == ""

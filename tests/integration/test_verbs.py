@@ -1,0 +1,164 @@
+"""The playbooks that are verbs, against a real API server: site, upgrade, teardown, without Envoy Gateway's chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .apiserver import ApiServer, running
+from .roles import ROOT, Run, play
+
+KINDS = (
+    "namespaces,nodes,crds,deployments,daemonsets,services,configmaps,secrets,serviceaccounts,roles,rolebindings,"
+    "clusterroles,clusterrolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
+)
+CUSTOM = "inferencepools.inference.networking.k8s.io,gateways,gatewayclasses,httproutes,backendtlspolicies,envoyproxies"
+
+
+@pytest.fixture(scope="module")
+def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server of its own, with one node and the third parties' CRDs, which teardown must leave."""
+    with running(repository / "build/bin", tmp_path_factory.mktemp("verbs")) as server:
+        for folder in ("gateway-api", "envoy-gateway"):
+            done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "build/bin/crds" / folder))
+            assert done.returncode == 0, done.stderr
+        server.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"gpu": "yes"}}})
+        yield server
+
+
+@pytest.fixture(scope="module")
+def variables(cluster: ApiServer, repository: Path) -> dict[str, Any]:
+    """An inventory: a namespace of its own, one of everything. Nothing is waited for, as nothing runs."""
+    return {
+        "headrace_context": "test",
+        "headrace_kubeconfig": str(cluster.kubeconfig),
+        "headrace_controller_image": "registry.example.com/headrace/controller:1",
+        "headrace_binary_dir": str(repository / "build/bin"),
+        "headrace_teardown_wait": False,
+        "headrace_teardown_timeout": 30,
+        "headrace_monitoring": True,
+        "inference_crds_gateway_api_source": "",
+        "inference_crds_envoy_gateway_source": "",
+        "gpu_node_pools": [
+            {
+                "name": "gpu",
+                "node_selector": {"gpu": "yes"},
+                "taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}],
+            }
+        ],
+        "gpu_node_pool_require_gpus": False,
+        "vllm_model_server_namespace": "llms",
+        "vllm_model_server_wait": False,
+        "vllm_model_server_groups": [{"name": "servers", "model": "m", "replicas": 2, "cache_size": "1Gi"}],
+        "inference_pool_namespace": "llms",
+        "inference_pool_wait": False,
+        "inference_pool_pools": [{"name": "llama", "selector": {"app": "servers"}, "picker": "llama-epp"}],
+        "inference_gateway_namespace": "llms",
+        "inference_gateway_wait": False,
+        "inference_gateway_gateways": [{"name": "gw", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}],
+        "inference_gateway_routes": [{"name": "r", "gateway": "gw", "rules": [{"backends": [{"pool": "llama"}]}]}],
+    }
+
+
+def run(playbook: str, variables: dict[str, Any], *arguments: str, **more: Any) -> Run:
+    return play(
+        ROOT / "playbooks" / f"{playbook}.yml", {**variables, **more}, "--skip-tags", "envoy_gateway", *arguments
+    )
+
+
+def everything(cluster: ApiServer) -> set[str]:
+    """Every object, by kind, namespace and name."""
+    served = cluster.kubectl("get", "crds", "-o", "name").stdout
+    kinds = KINDS + ("," + CUSTOM if "inferencepools.inference.networking.k8s.io" in served else "")
+    found = cluster.get(kinds, "-A")["items"]
+    return {
+        f"{one['kind']} {one['metadata'].get('namespace', '')}/{one['metadata']['name']}"
+        for one in found
+        # There is no controller of namespaces here: one that is being deleted stays.
+        if "deletionTimestamp" not in one["metadata"]
+    }
+
+
+def node(cluster: ApiServer) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    found = cluster.get("node", "n1")
+    return found["metadata"]["labels"], found["spec"].get("taints", [])
+
+
+def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
+    """Teardown after site leaves the cluster as it was found, object by object."""
+    before, plain_node = everything(cluster), node(cluster)
+
+    nothing = run("upgrade", variables, headrace_confirm=True)
+    assert nothing.returncode != 0
+    assert "Nothing that Headrace made runs in context test" in nothing.said
+
+    made = run("site", variables)
+    assert made.returncode == 0, made.output[-6000:]
+    with_stack = everything(cluster)
+    assert {"Deployment llms/servers", "InferencePool llms/llama", "Gateway llms/gw"} <= with_stack
+    labels, taints = node(cluster)
+    assert labels["headrace.dev/gpu-node-pool"] == "gpu"
+    assert [taint["key"] for taint in taints if taint["key"].startswith("nvidia")] == ["nvidia.com/gpu"]
+
+    # An upgrade brings pickers to the new image, and model servers only where that is asked for.
+    newer = {"headrace_controller_image": "registry.example.com/headrace/controller:2", "headrace_confirm": True}
+    upgraded = run("upgrade", variables, **newer, vllm_model_server_image="docker.io/vllm/vllm-openai:v9")
+    assert upgraded.returncode == 0, upgraded.output[-6000:]
+    assert (
+        "llms/llama-epp: registry.example.com/headrace/controller:1 -> registry.example.com/headrace/controller:2"
+        in (upgraded.said)
+    )
+    containers = cluster.get("deployment", "servers", "-n", "llms")["spec"]["template"]["spec"]["containers"]
+    assert containers[0]["image"] != "docker.io/vllm/vllm-openai:v9"
+
+    # Nothing happens unless somebody says so.
+    asked = run("teardown", variables)
+    assert asked.returncode != 0
+    assert "Nothing was changed" in asked.said
+    planned = run("teardown", variables, "--check")
+    assert planned.returncode == 0, planned.output[-6000:]
+    assert "Deployment llms/servers" in planned.said
+    assert everything(cluster) == with_stack
+    assert run("teardown", variables, headrace_context="", headrace_confirm=True).returncode != 0
+
+    gone = run("teardown", variables, headrace_confirm=True)
+    assert gone.returncode == 0, gone.output[-6000:]
+    assert "CRDs (headrace_teardown_crds removes them" in gone.said
+    assert "1 volume claims (headrace_teardown_volumes removes them)" in gone.said
+    assert "namespace llms, which holds PersistentVolumeClaim" in gone.said
+    left = everything(cluster)
+    ours = {one for one in left - before if not one.startswith("CustomResourceDefinition")}
+    assert ours == {"PersistentVolumeClaim llms/servers-cache", "Namespace /llms"}
+    assert before <= left
+    assert node(cluster) == plain_node
+
+    volumes = {"headrace_teardown_volumes": True}
+    again = run("teardown", variables, headrace_confirm=True, headrace_teardown_crds=True, **volumes)
+    assert again.returncode == 0, again.output[-6000:]
+    assert everything(cluster) == before
+    last = run("teardown", variables)
+    assert last.returncode == 0, last.output[-6000:]
+    assert "Nothing that Headrace made is in context test" in last.said
+
+
+def test_no_secret_is_shown(cluster: ApiServer, variables: dict[str, Any]) -> None:
+    """With the most verbose output as well: teardown looks at Secrets, and at no content of theirs."""
+    secret = {
+        "apiVersion": "v1", "kind": "Secret", "stringData": {"tls.key": "EXTREMELY-PRIVATE"},
+        "metadata": {
+            "name": "ours", "namespace": "default",
+            "labels": {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/managed-by": "ansible"},
+        },
+    }  # fmt: skip
+    cluster.apply(secret)
+    encoded = cluster.get("secret", "ours")["data"]["tls.key"]
+    shown = run("teardown", variables, "-vvv", headrace_confirm=True)
+    assert shown.returncode == 0, shown.output[-6000:]
+    assert "Secret default/ours" in shown.said
+    assert "EXTREMELY-PRIVATE" not in shown.output
+    assert encoded not in shown.output
+    assert json.loads(cluster.kubectl("get", "secrets", "-o", "json").stdout)["items"] == []

@@ -1,0 +1,140 @@
+"""A stream's session: what the director and the metrics are told of a response as it goes by."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from prometheus_client import generate_latest
+
+from headrace.core import FailureMode, Request
+from headrace.epp.director import Director
+from headrace.epp.metrics import Metrics
+from headrace.epp.service import StreamSession
+from headrace.extproc import BodyMode
+
+from ..extproc import messages as m
+from .test_director import Clock, director, endpoints
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 8}}
+LABELS = '{model_name="m",target_model_name="m"}'
+BODY = json.dumps({"model": "m", "prompt": "p", "stream": True}).encode()
+
+
+def picker(clock: Clock) -> Director:
+    made = director(clock=clock)
+    made.replace_endpoints(endpoints(2), FailureMode.CLOSE)
+    return made
+
+
+async def feed(session: StreamSession, *messages: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+    out = []
+    for message in messages:
+        out += [pb.ProcessingResponse.FromString(raw) for raw in await session.feed(message.SerializeToString())]
+    return out
+
+
+def sample(d: Director, name: str) -> float:
+    for line in generate_latest(d.metrics.registry).decode().splitlines():
+        found, _, value = line.rpartition(" ")
+        if found == name:
+            return float(value)
+    return 0.0
+
+
+def histogram(d: Director, name: str) -> tuple[float, float]:
+    """Count and sum."""
+    return tuple(sample(d, f"inference_objective_{name}_{part}{LABELS}") for part in ("count", "sum"))  # type: ignore[return-value]
+
+
+async def pick(d: Director, response: BodyMode = BodyMode.NONE, **headers: str) -> StreamSession:
+    session = StreamSession(d, m.settings(), observed=response is BodyMode.NONE)
+    config = m.config(BodyMode.FULL_DUPLEX_STREAMED, response)
+    await feed(
+        session,
+        m.request_headers({**m.REQUEST, **headers}, protocol_config=config),
+        m.body("request_body", BODY, True),
+    )
+    return session
+
+
+@pytest.mark.parametrize("observed", [True, False], ids=["observed", "passed through"])
+async def test_tokens_and_times_of_a_streamed_response(observed: bool) -> None:
+    clock = Clock()
+    d = picker(clock)
+    slo = {"x-slo-ttft-ms": "100", "x-slo-tpot-ms": "100"}
+    picking = await pick(d, BodyMode.NONE if observed else BodyMode.FULL_DUPLEX_STREAMED, **slo)
+    session = picking
+    if observed:
+        picking.end()
+        session = StreamSession(d, m.settings())
+        await feed(session, m.request_headers(m.REQUEST, observability_mode=True))
+    content_type = {":status": "200", "content-type": "text/event-stream"}
+    await feed(session, m.response_headers(content_type))
+    assert histogram(d, "request_ttft_seconds") == (0, 0)
+    clock.now += 0.5
+    await feed(session, m.body("response_body", b'data: {"choices":[]}\n\n', False))
+    clock.now += 2.0
+    last = f"data: {json.dumps({'usage': USAGE})}\n\n".encode()
+    await feed(session, m.body("response_body", last, False), m.body("response_body", b"", True))
+    session.end()
+    assert histogram(d, "request_ttft_seconds") == (1, 0.5)
+    assert histogram(d, "request_tpot_seconds") == (1, 0.5)
+    assert histogram(d, "normalized_time_per_output_token_seconds") == (1, 0.5)
+    assert histogram(d, "input_tokens") == (1, 9)
+    assert histogram(d, "output_tokens") == (1, 5)
+    assert histogram(d, "prompt_cached_tokens") == (1, 8)
+    assert histogram(d, "response_sizes") == (1, 22 + len(last))
+    assert histogram(d, "request_duration_seconds") == (1, 2.5)
+    for kind in ("ttft", "tpot"):
+        labels = f'{{model_name="m",target_model_name="m",type="{kind}"}}'
+        assert sample(d, f"inference_objective_request_slo_violation_total{labels}") == 1
+    assert len(d.ledger) == 0
+
+
+async def test_a_json_response_has_no_first_token() -> None:
+    d = picker(Clock())
+    session = await pick(d, BodyMode.BUFFERED)
+    await feed(session, m.response_headers({":status": "200", "content-type": "application/json"}))
+    await feed(session, m.body("response_body", json.dumps({"usage": USAGE}).encode(), True))
+    assert histogram(d, "request_ttft_seconds") == (0, 0)
+    assert histogram(d, "request_tpot_seconds") == (0, 0)
+    assert histogram(d, "output_tokens") == (1, 5)
+
+
+async def test_where_no_body_is_seen_no_size_is_told() -> None:
+    d = picker(Clock())
+    (await pick(d)).end()
+    session = StreamSession(d, m.settings())
+    await feed(
+        session,
+        m.request_headers(m.REQUEST, observability_mode=True),
+        m.response_headers({":status": "503", "content-type": "application/json"}),
+        m.trailers("response_trailers"),
+    )
+    session.end()
+    assert histogram(d, "response_sizes") == (0, 0)
+    assert histogram(d, "request_duration_seconds") == (1, 0)
+    assert (
+        sample(d, 'inference_objective_request_error_total{error_code="503",model_name="m",target_model_name="m"}') == 1
+    )
+
+
+async def test_a_refused_body_is_counted() -> None:
+    d = picker(Clock())
+    session = StreamSession(d, m.settings())
+    answers: list[Any] = await feed(session, m.request_headers(), m.body("request_body", b"[]", True))
+    assert answers[-1].immediate_response.status.code == 400
+    assert sample(d, 'headrace_epp_refused_total{reason="bad-request"}') == 1
+
+
+def test_models_named_by_clients_do_not_make_series_without_end() -> None:
+    metrics = Metrics("pool")
+    for number in range(1100):
+        metrics.not_picked(Request("r", model=f"m{number % 550}", asked_model=f"a{number % 1050}"), 429, "full")
+    text = generate_latest(metrics.registry).decode()
+    lines = [line for line in text.splitlines() if line.startswith("inference_objective_request_total{")]
+    assert len(lines) == 1001
+    assert 'request_total{model_name="other",priority="0",target_model_name="other"} 100.0' in text

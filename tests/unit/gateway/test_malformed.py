@@ -1,0 +1,90 @@
+"""Objects that no schema let through, or that an older one did: they are nobody's problem but their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.core import GA_GROUP
+from headrace.gateway.base_models import base_models
+from headrace.gateway.discovery import EDS_TYPE, SDS_TYPE, SnapshotSource
+from headrace.gateway.lacking import lacking
+from headrace.gateway.plans import pool_plan
+from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.translate import named_rules, translate
+from tests.unit.gateway import objects as o
+
+A = f"inferencepool/{GA_GROUP}/default/a"
+RULE = "httproute/default/r/rule/0"
+
+_WORDS = (
+    *(
+        "rules",
+        "backendRefs",
+        "group",
+        "kind",
+        "name",
+        "namespace",
+        "weight",
+        "filters",
+        "type",
+        "parentRefs",
+        "matches",
+    ),
+    *("requestHeaderModifier", "set", "add", "remove", "from", "to", "targetRefs", "validation", "hostname", "spec"),
+    *("caCertificateRefs", "subjectAltNames", "ports", "port", "appProtocol", "annotations", "conditions", "parents"),
+)
+_VALUES = (GA_GROUP, "InferencePool", "Service", "a", "bad", "default", "RequestHeaderModifier", "gateway", "", "-1")
+_leaf = st.none() | st.booleans() | st.integers(-2, 70000) | st.sampled_from(_VALUES) | st.text(max_size=4)
+_json = st.recursive(
+    _leaf,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def made(name: str, spec: Any, **more: Any) -> dict[str, Any]:
+    return {"metadata": o.metadata(name), "spec": spec, **more}
+
+
+@given(route=_json, pool=_json, service=_json, policy=_json, grant=_json, data=_json, status=_json)
+def test_a_malformed_object_blocks_no_other(
+    route: Any, pool: Any, service: Any, policy: Any, grant: Any, data: Any, status: Any
+) -> None:
+    bad_pool = {**o.pool("bad"), "spec": pool, "status": status}
+    found = o.snapshot(
+        [o.pool("a"), bad_pool, o.pool("odd", picker="odd")],
+        http_routes=[
+            o.route("r", [o.pool_ref("a"), o.pool_ref("odd")]),
+            made("bad", route, status=status),
+            made("badrefs", {"rules": [{"backendRefs": route}], "parentRefs": pool}),
+        ],
+        services=[o.service(), made("odd", service, metadata={**o.metadata("odd"), "annotations": data})],
+        backend_tls_policies=[
+            made("bad", policy),
+            made("half", {"targetRefs": [{"kind": "Service", "name": "epp"}], "validation": policy}),
+        ],
+        reference_grants=[made("bad", grant)],
+        gateways=[o.gateway()],
+        gateway_classes=[o.gateway_class()],
+    )
+    names = [
+        f"{RULE}/match/0/*",
+        "httproute/default/bad/rule/0/match/0/*",
+        "httproute/default/badrefs/rule/0/match/0/*",
+    ]
+    request = o.hook_input([o.xds_route(name) for name in names], [RULE])
+    lacking(named_rules(request), found)
+    result = translate(request, found)
+    assert o.shares(o.routes_in(result.response)[names[0]])[0] == (A, 1)
+    parents = parents_of_pools(found, o.CONTROLLER)
+    assert (GA_GROUP, "default", "a") in parents
+    source = SnapshotSource(lambda: found, verify_by_default=True, nothing="NOBODY")
+    for key, known in found.pools.items():
+        pool_plan(found, known)
+        wanted_status(bad_pool, key, found, parents.get(key, {}), o.CONTROLLER, "2026-01-01T00:00:00Z")
+        source.resource(EDS_TYPE, "/".join(("inferencepool", *key, "epp")))
+        source.resource(SDS_TYPE, "/".join(("inferencepool", *key, "epp/ca")))
+    base_models(o.keyed([{"metadata": o.metadata("bad"), "data": data}]))

@@ -1,0 +1,242 @@
+"""Body-based routing: what becomes of listeners and virtual hosts, what bodies are answered with, base models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf import any_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.extproc import MalformedMessage
+from headrace.extproc.body import read_model
+from headrace.gateway import names
+from headrace.gateway.base_models import BaseModels, base_models
+from headrace.gateway.model_service import ModelStream, model_answer
+from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
+from headrace.gateway.translate import Translation, translate
+from tests.unit.gateway import objects as o
+
+POLICY = "envoy.filters.http.rbac/p"
+
+
+def route(rule: int, *, model: str = "", prefix: str = "/", policy: bool | None = None):
+    found = o.xds_route(f"httproute/default/r/rule/{rule}/match/0/*", prefix=prefix)
+    if model:
+        found.match.headers.add(name="X-Gateway-Model-Name").string_match.exact = model
+    if policy is not None:
+        config = route_components_pb2.FilterConfig(disabled=not policy)
+        if policy:
+            config.config.CopyFrom(any_pb2.Any())
+        found.typed_per_filter_config[POLICY].Pack(config)
+    return found
+
+
+def run(*routes, default_on: bool = False) -> Translation:
+    found = o.snapshot(
+        [o.pool("a")],
+        http_routes=[o.route("r", *([o.pool_ref("a")] for _ in routes))],
+        services=[o.service()],
+    )
+    policy = http_connection_manager_pb2.HttpFilter(name=POLICY, disabled=not default_on)
+    return translate(o.hook_input(routes, http_filters=[policy]), found)
+
+
+def manager_of(response: PostTranslateModifyResponse) -> http_connection_manager_pb2.HttpConnectionManager:
+    listener = listener_pb2.Listener.FromString(response.listeners[0])
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    assert listener.default_filter_chain.filters[0].typed_config.Unpack(manager)
+    return manager
+
+
+def statuses(result: Translation) -> list[int]:
+    """Of each route: 0 where it is served, else what it is answered at once."""
+    configuration = route_pb2.RouteConfiguration.FromString(result.response.routes[0])
+    return [found.direct_response.status for found in configuration.virtual_hosts[0].routes]
+
+
+def test_only_listeners_that_route_by_model_get_it():
+    plain = manager_of(run(route(0)).response)
+    assert not plain.early_header_mutation_extensions
+    assert plain.http_filters[0].name == POLICY
+    assert all(found.disabled for found in plain.http_filters if found.name in names.OWN_FILTERS)
+    result = run(route(0, model="a"), route(1))
+    manager = manager_of(result.response)
+    assert [found.name for found in manager.http_filters] == [
+        names.BUFFER_FILTER,
+        names.MODEL_FILTER,
+        POLICY,
+        names.HEADERS_FILTER,
+        names.PICK_FILTER,
+        names.OBSERVE_FILTER,
+        "envoy.filters.http.router",
+    ]
+    assert not any(found.disabled for found in manager.http_filters if found.name in names.OWN_FILTERS)
+    assert len(manager.early_header_mutation_extensions) == 1
+    assert statuses(result) == [0, 0]
+
+
+def test_a_route_by_model_needs_no_pool():
+    found = o.snapshot(http_routes=[o.route("r", [{"name": "web", "port": 80}])])
+    response = translate(o.hook_input([route(0, model="a")], ["httproute/default/r/rule/0"]), found).response
+    assert manager_of(response).http_filters[0].name == names.BUFFER_FILTER
+
+
+@pytest.mark.parametrize(
+    ("routes", "default_on", "wanted"),
+    [
+        # No policy at all, or the same one everywhere: served; then no-route-at-first needs the policy too.
+        ([route(0, model="a"), route(1)], False, [0, 0]),
+        ([route(0, model="a", policy=True), route(1, policy=True)], False, [0, 0, 404]),
+        ([route(0, model="a", policy=True)], False, [0, 404]),
+        # A policy of the route alone, or one that only it lacks.
+        ([route(0, model="a", policy=True), route(1)], False, [500, 0]),
+        ([route(0, model="a"), route(1, policy=True)], False, [500, 0]),
+        # Not where no request can be of both.
+        ([route(0, model="a", policy=True, prefix="/v1/"), route(1, prefix="/web/")], False, [0, 0, 404]),
+        # Two policies cannot both hold for a request without a route.
+        ([route(0, model="a"), route(1, model="b", policy=True)], False, [0, 500]),
+        # A filter that is there for all, and switched off by routes.
+        ([route(0, model="a"), route(1)], True, [0, 0]),
+        ([route(0, model="a"), route(1, policy=False)], True, [500, 0]),
+        ([route(0, model="a", policy=False), route(1, policy=False)], True, [0, 0, 404]),
+    ],
+)
+def test_no_route_is_reached_by_model_without_its_policies(routes, default_on, wanted):
+    result = run(*routes, default_on=default_on)
+    assert statuses(result) == wanted
+    refused = [note for note in result.notes if "answered 500" in note]
+    assert len(refused) == wanted.count(500)
+    assert all(POLICY in note for note in refused)
+
+
+def headers_of(answer: bytes) -> dict[str, str]:
+    response = pb.ProcessingResponse.FromString(answer)
+    common = response.request_body.response
+    found = {
+        entry.header.key: entry.header.raw_value.decode() or entry.header.value
+        for entry in common.header_mutation.set_headers
+    }
+    assert bool(found) is common.clear_route_cache
+    return found
+
+
+def message(**fields) -> bytes:
+    return pb.ProcessingRequest(**fields).SerializeToString()
+
+
+def body(content: bytes) -> bytes:
+    return message(request_body=pb.HttpBody(body=content, end_of_stream=True))
+
+
+def test_a_request_is_answered_and_the_stream_is_done():
+    stream = ModelStream({"m": "base"})
+    headers = pb.ProcessingRequest()
+    headers.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
+    first = pb.ProcessingResponse.FromString(stream.feed(headers.SerializeToString()))
+    assert first.WhichOneof("response") == "request_headers"
+    assert not stream.done
+    answer = stream.feed(body(b'{"model":"m"}'))
+    assert headers_of(answer) == {names.MODEL_HEADER: "m", names.BASE_MODEL_HEADER: "base"}
+    assert stream.done
+
+
+def test_a_request_without_a_body_is_done_with_its_headers():
+    stream = ModelStream({})
+    stream.feed(message(request_headers=pb.HttpHeaders(end_of_stream=True)))
+    assert stream.done
+
+
+def test_encoded_bodies_are_not_read():
+    stream = ModelStream({})
+    headers = pb.ProcessingRequest()
+    headers.request_headers.headers.headers.add(key="content-encoding", raw_value=b"gzip")
+    stream.feed(headers.SerializeToString())
+    assert headers_of(stream.feed(body(b'{"model":"m"}'))) == {}
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff", message(response_headers=pb.HttpHeaders())])
+def test_what_is_no_request_breaks_the_protocol(raw: bytes):
+    with pytest.raises(MalformedMessage):
+        ModelStream({}).feed(raw)
+
+
+def test_names_that_no_header_can_carry_are_none():
+    for name in ("", "a\nb", "a\x00", "\x7f"):
+        assert headers_of(model_answer(name, "")) == {}
+    assert headers_of(model_answer("模型/七", "")) == {names.MODEL_HEADER: "模型/七"}
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.none() | st.text() | st.integers(), st.lists, max_leaves=3).map(
+        lambda value: json.dumps({"model": value}).encode()
+    )
+)
+def test_any_body_is_answered(content: bytes):
+    headers_of(ModelStream({}).feed(body(content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b'{"model": "m"}', "m"),
+        (b'  {"messages": [{"content": "\\"model\\": \\"x\\""}], "tools": [{"model": "y"}], "model": "m"}', "m"),
+        (b'{"model": NaN}', ""),
+        (b'{"model": "\\ud800"}', "?"),
+        (b'["model"]', ""),
+        (b'{"model": "' + b"x" * 1025 + b'"}', ""),
+        (b"", ""),
+    ],
+)
+def test_the_model_of_a_body(content: bytes, wanted: str):
+    assert read_model(content) == wanted
+    assert read_model(content, content_encoding="gzip") == ""
+
+
+def models(name: str, base: str, adapters: object = None) -> dict:
+    data = {"baseModel": base} | ({} if adapters is None else {"adapters": adapters})
+    return {"metadata": o.metadata(name), "data": data}
+
+
+def test_base_models_from_config_maps():
+    found, problems = base_models(o.keyed([models("one", "base", "- a\n- 7\n"), models("two", "other")]))
+    assert found == {"base": "base", "a": "base", "7": "base", "other": "other"}
+    assert problems == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (models("bad", ""), "baseModel is empty"),
+        (models("bad", "base", "a: {"), "not YAML"),
+        (models("bad", "base", "a: b"), "not a list of names"),
+        (models("bad", "base", "- {a: b}"), "not a list of names"),
+        (models("bad", "base", "x" * 300_000), "write a YAML list"),
+        (models("bad", "base", 5), "write a YAML list"),
+        ({"metadata": o.metadata("bad")}, "baseModel is empty"),
+    ],
+)
+def test_a_wrong_config_map_blocks_no_other(wrong, words):
+    found, problems = base_models(o.keyed([models("good", "other", "- b"), wrong]))
+    assert found["b"] == "other"
+    assert any("default/bad" in problem and words in problem for problem in problems)
+
+
+def test_an_adapter_of_two_base_models_is_of_the_first():
+    found, problems = base_models(o.keyed([models("one", "base", "- a"), models("two", "other", "- a")]))
+    assert found["a"] == "base"
+    assert "'a' is of 'base' already" in problems[0]
+
+
+def test_the_mapping_follows_the_config_maps():
+    held = [o.keyed([models("one", "base", "- a")])]
+    mapping = BaseModels(lambda: held[0])
+    assert mapping()["a"] == "base"
+    held[0] = o.keyed([models("one", "base")])
+    assert "a" not in mapping()

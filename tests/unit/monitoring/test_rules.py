@@ -1,0 +1,255 @@
+"""Rules and dashboard: promtool takes them, each alert fires when it should and only then, every metric exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.core import Metric
+
+from headrace.datalayer.ledger import Ledger
+from headrace.datalayer.prefix import PrefixIndex
+from headrace.datalayer.store import EndpointStore
+from headrace.epp.metrics import Metrics as PickerMetrics
+from headrace.epp.metrics import PoolCollector
+from headrace.gateway.metrics import Metrics as GatewayMetrics
+from headrace.scheduling.config import PrefixSettings
+
+from .promql import metrics
+
+FILES = Path(__file__).resolve().parents[3] / "roles/inference_monitoring/files"
+TOOLS = Path.home() / ".cache/headrace/tools"
+RULES = yaml.safe_load((FILES / "rules.yml").read_text())["groups"]
+ALERTS = [rule for group in RULES for rule in group["rules"] if "alert" in rule]
+RECORDED = {rule["record"]: rule["expr"] for group in RULES for rule in group["rules"] if "record" in rule}
+DASHBOARD = json.loads((FILES / "dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+# Alert -> series that make it fire, series that must not, and the labels by which it is told from others.
+CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
+    "HeadracePoolWithoutEndpoints": (
+        {'inference_pool_ready_pods{namespace="n",name="llama"}': "0x60"},
+        {'inference_pool_ready_pods{namespace="n",name="llama"}': "1x60"},
+        {"namespace": "n", "name": "llama"},
+    ),
+    "HeadracePickerUnreachable": (
+        {'up{job="monitoring/headrace-endpoint-pickers",namespace="n",pod="p"}': "0x60"},
+        {
+            'up{job="monitoring/headrace-endpoint-pickers",namespace="n",pod="p"}': "1x60",
+            'up{job="other",namespace="n",pod="p"}': "0x60",
+        },
+        {"job": "monitoring/headrace-endpoint-pickers", "namespace": "n", "pod": "p"},
+    ),
+    "HeadraceRequestsFail": (
+        {
+            'inference_objective_request_total{namespace="n",model_name="m"}': "0+60x60",
+            'inference_objective_request_error_total{namespace="n",model_name="m",error_code="503"}': "0+6x60",
+        },
+        {
+            'inference_objective_request_total{namespace="n",model_name="m"}': "0+60x60",
+            'inference_objective_request_error_total{namespace="n",model_name="m",error_code="503"}': "0+1x60",
+        },
+        {"namespace": "n", "model_name": "m"},
+    ),
+    "HeadraceFailureMode": (
+        {'headrace_epp_failure_mode_answers_total{namespace="n",pod="p",mode="FailOpen",cause="deadline"}': "0+1x60"},
+        {'headrace_epp_failure_mode_answers_total{namespace="n",pod="p",mode="FailOpen",cause="deadline"}': "7x60"},
+        {"namespace": "n", "pod": "p", "cause": "deadline"},
+    ),
+    "HeadraceSlowDecisions": (
+        {
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",le="0.05"}': "0+9x60",
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",le="0.1"}': "0+10x60",
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",le="+Inf"}': "0+10x60",
+        },
+        {
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",le="0.05"}': "0+10x60",
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",le="+Inf"}': "0+10x60",
+        },
+        {"namespace": "n"},
+    ),
+    "HeadraceStaleEndpointMetrics": (
+        {'headrace_epp_endpoint_metrics_fresh{namespace="n",endpoint="10.0.0.1:8000"}': "0x60"},
+        {'headrace_epp_endpoint_metrics_fresh{namespace="n",endpoint="10.0.0.1:8000"}': "1x60"},
+        {"namespace": "n", "endpoint": "10.0.0.1:8000"},
+    ),
+    "HeadraceQueuesGrow": (
+        {'inference_pool_average_queue_size{namespace="n",name="llama"}': "11x60"},
+        {'inference_pool_average_queue_size{namespace="n",name="llama"}': "10x60"},
+        {"namespace": "n", "name": "llama"},
+    ),
+    "HeadraceKvCacheFull": (
+        {'inference_pool_average_kv_cache_utilization{namespace="n",name="llama"}': "0.96x60"},
+        {'inference_pool_average_kv_cache_utilization{namespace="n",name="llama"}': "0.9x60"},
+        {"namespace": "n", "name": "llama"},
+    ),
+    "HeadraceServedElsewhere": (
+        {'headrace_epp_served_elsewhere_total{namespace="n",pod="p"}': "0+60x60"},
+        {'headrace_epp_served_elsewhere_total{namespace="n",pod="p"}': "0+1x60"},
+        {"namespace": "n", "pod": "p"},
+    ),
+    "HeadraceStreamErrors": (
+        {'headrace_epp_stream_errors_total{namespace="n",pod="p",reason="protocol"}': "0+60x60"},
+        {'headrace_epp_stream_errors_total{namespace="n",pod="p",reason="protocol"}': "0+1x60"},
+        {"namespace": "n", "pod": "p", "reason": "protocol"},
+    ),
+    "HeadraceSlowFirstToken": (
+        {
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",le="5"}': "0+9x60",
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",le="10"}': "0+10x60",
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",le="+Inf"}': "0+10x60",
+        },
+        {
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",le="5"}': "0+10x60",
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",le="+Inf"}': "0+10x60",
+        },
+        {"namespace": "n", "model_name": "m"},
+    ),
+    "HeadracePreemptions": (
+        {'vllm:num_preemptions_total{namespace="n",pod="p",engine="0"}': "0+30x60"},
+        {'vllm:num_preemptions_total{namespace="n",pod="p",engine="0"}': "0+1x60"},
+        {"namespace": "n", "pod": "p"},
+    ),
+    "HeadraceModelServerUnreachable": (
+        {'up{job="monitoring/headrace-model-servers",namespace="n",pod="p"}': "0x60"},
+        {'up{job="monitoring/headrace-model-servers",namespace="n",pod="p"}': "1x60"},
+        {"job": "monitoring/headrace-model-servers", "namespace": "n", "pod": "p"},
+    ),
+    "HeadraceGatewayControllerUnreachable": (
+        {'up{job="monitoring/headrace-gateway-controllers",namespace="n",pod="p"}': "0x60"},
+        {'up{job="monitoring/headrace-gateway-controllers",namespace="n",pod="p"}': "1x60"},
+        {"job": "monitoring/headrace-gateway-controllers", "namespace": "n", "pod": "p"},
+    ),
+    "HeadraceTranslationFails": (
+        {'headrace_gateway_translations_total{namespace="n",pod="p",result="failed"}': "0+1x60"},
+        {'headrace_gateway_translations_total{namespace="n",pod="p",result="ok"}': "0+1x60"},
+        {"namespace": "n"},
+    ),
+    "HeadraceEnvoyRefuses": (
+        {'headrace_gateway_discovery_refusals_total{namespace="n",pod="p",kind="eds"}': "0+1x60"},
+        {'headrace_gateway_discovery_refusals_total{namespace="n",pod="p",kind="eds"}': "3x60"},
+        {"namespace": "n", "kind": "eds"},
+    ),
+    "HeadraceStatusNotWritten": (
+        {'headrace_gateway_status_writes_total{namespace="n",pod="p",result="failed"}': "0+1x60"},
+        {'headrace_gateway_status_writes_total{namespace="n",pod="p",result="conflict"}': "0+1x60"},
+        {"namespace": "n"},
+    ),
+}
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = TOOLS / "promtool"
+    assert program.exists(), f"{program} is missing: run `make tools`"
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Every series that a picker, a gateway controller and a vLLM server expose; `up` is Prometheus' own."""
+    picker = PickerMetrics("pool")
+    store = EndpointStore()
+    collector = PoolCollector("pool", store, Ledger(store), PrefixIndex(PrefixSettings()))
+    picker.registry.register(collector)
+    families: list[Metric] = [*picker.registry.collect(), *GatewayMetrics().registry.collect()]
+    kinds = {family.name: family.type for family in families}
+    page = (Path(__file__).resolve().parents[2] / "data/vllm-0.32.0-metrics.txt").read_text()
+    kinds |= dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.M))
+    names = {"up"}
+    for name, kind in kinds.items():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(kind, [""])
+        names |= {name.removesuffix("_total") + suffix if kind == "counter" else name + suffix for suffix in suffixes}
+    return names
+
+
+def test_promtool_takes_the_rules() -> None:
+    done = promtool("check", "rules", "--lint=all", "--lint-fatal", str(FILES / "rules.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_case() -> None:
+    assert {alert["alert"] for alert in ALERTS} == set(CASES)
+
+
+@pytest.mark.parametrize("fires", [True, False], ids=["fires", "stays silent"])
+def test_alerts(tmp_path: Path, fires: bool) -> None:
+    tests: list[dict[str, Any]] = []
+    for alert in ALERTS:
+        firing, silent, labels = CASES[alert["alert"]]
+        series = firing if fires else silent
+        shown = {"__name__": "ALERTS", "alertname": alert["alert"], "alertstate": "firing", **alert["labels"], **labels}
+        text = ",".join(f'{key}="{value}"' for key, value in sorted(shown.items()) if key != "__name__")
+        tests.append(
+            {
+                "name": alert["alert"],
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": f'ALERTS{{alertname="{alert["alert"]}",alertstate="firing"}}',
+                        "eval_time": "40m",
+                        "exp_samples": [{"labels": f"ALERTS{{{text}}}", "value": 1}] if fires else [],
+                    }
+                ],
+            }
+        )
+    file = tmp_path / "test.yml"
+    document = {"rule_files": [str(FILES / "rules.yml")], "evaluation_interval": "1m", "tests": tests}
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_says_what_to_look_at() -> None:
+    for alert in ALERTS:
+        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert alert["annotations"]["summary"]
+        assert alert["annotations"]["description"]
+        assert alert["for"]
+
+
+def test_every_metric_of_the_rules_exists(known: set[str]) -> None:
+    for group in RULES:
+        for rule in group["rules"]:
+            named = metrics(rule["expr"])
+            assert named
+            assert named <= known | set(RECORDED), (rule, named - known)
+
+
+def test_every_metric_of_the_dashboard_exists(known: set[str]) -> None:
+    for query in QUERIES:
+        named = metrics(query)
+        assert named
+        assert named <= known, (query, named - known)
+
+
+def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
+    """promtool parses them as rules, Grafana's variables filled in."""
+    rules = []
+    for number, query in enumerate(QUERIES):
+        filled = query.replace("$__rate_interval", "5m").replace("$namespace", ".*")
+        rules.append({"record": f"query:number{number}", "expr": filled})
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = promtool("check", "rules", str(tmp_path / "queries.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_is_whole() -> None:
+    identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(identifiers) == len(set(identifiers))
+    assert DASHBOARD["uid"]
+    assert DASHBOARD.get("id") is None, "Grafana gives it"
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD["panels"])))
+    assert used <= variables | {"__rate_interval"}
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
+    assert len(places) == len(set(places))
+    for panel in PANELS:
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        assert panel["title"]
