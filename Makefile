@@ -96,7 +96,7 @@ test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real s
 
 .PHONY: test-integration
 test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
-	$(BIN)/pytest tests/integration --durations=5
+	$(BIN)/pytest tests/integration -m "not slow" --durations=5
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, the molecule scenarios and the end-to-end tests on it
@@ -108,6 +108,7 @@ test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, 
 .PHONY: test-full
 test-full: test ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
+	$(BIN)/pytest tests/integration -m slow --durations=5
 	$(BIN)/pytest tests/full --durations=0
 
 .PHONY: conformance

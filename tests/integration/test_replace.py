@@ -17,6 +17,8 @@ import pytest
 from .apiserver import free_port
 from .replacement import GA, Cut, Stage, kill, replaced, rule, simple
 
+pytestmark = pytest.mark.slow
+
 
 def service(weight: int = 1) -> dict[str, Any]:
     return {"group": "", "kind": "Service", "name": "static", "port": 80, "weight": weight}

@@ -16,6 +16,8 @@ import pytest
 
 from .replacement import Stage, replaced, simple
 
+pytestmark = pytest.mark.slow
+
 RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", re.M)
 
 

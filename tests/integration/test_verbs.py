@@ -12,6 +12,8 @@ import pytest
 from .apiserver import ApiServer, running
 from .roles import ROOT, Run, play
 
+pytestmark = pytest.mark.slow
+
 KINDS = (
     "namespaces,nodes,crds,deployments,daemonsets,services,configmaps,secrets,serviceaccounts,roles,rolebindings,"
     "clusterroles,clusterrolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
