@@ -81,7 +81,6 @@ def test_disruption_budget_and_network_policy_select_the_group():
     policy = get("networkpolicy", "simulated", "-n", NAMESPACE)["spec"]
     assert policy["podSelector"] == selector
     assert [port["port"] for port in policy["ingress"][0]["ports"]] == [8100]
-    assert "not found" in kubectl("get", "networkpolicy", "real", "-n", NAMESPACE, check=False)
 
 
 def test_check_mode_on_what_is_there_reports_no_change():
@@ -96,3 +95,7 @@ def test_arguments_that_the_role_derives_are_refused():
 
 def test_a_grace_period_that_cuts_answers_is_refused():
     assert_refused("vllm_model_server", {"molecule_grace_seconds": 5}, "grace_seconds 5", "answers would be cut")
+
+
+def test_adapters_that_anybody_could_load_are_refused():
+    assert_refused("vllm_model_server", {"molecule_network_policy": False}, "runtime_lora_updating", "no NetworkPolicy")
