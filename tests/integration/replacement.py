@@ -25,13 +25,15 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from headrace.core import Endpoint
+from headrace.core import Endpoint, Request
+from headrace.datalayer.ledger import InFlight
 from headrace.epp.metrics import Metrics
 
 from .apiserver import ApiServer, free_port
 
 GA = "inference.networking.k8s.io"
 REQUESTS_PER_SECOND = 200
+_REQUEST = Request("id", model="llama", body_size=100)
 _BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -58,6 +60,7 @@ class Served:
             "vllm:request_time_per_output_token_seconds", "", labels, buckets=_BUCKETS, registry=self.registry
         )
         self._endpoint = Endpoint(address=host, port=port, pod_name=f"{name}-0", namespace="default")
+        self._entry = InFlight("id", self._endpoint.key, "llama", 100, 0.0, attached=True, record=None)
         self._rng = random.Random(name)
         self.asked = 0
 
@@ -65,9 +68,9 @@ class Served:
         """Let so many requests have come and gone."""
         for _ in range(count):
             self.asked += 1
-            self.picker.picked("llama", self._endpoint, 100)
+            self.picker.picked(_REQUEST, self._endpoint)
             failed = self._rng.random() < self.behaviour.errors
-            self.picker.answered("llama", 500 if failed else 200)
+            self.picker.answered(self._entry, 500 if failed else 200)
             if not failed:
                 first = self._rng.lognormvariate(0, 0.3) * 0.05 * self.behaviour.slowness
                 self._ttft.labels("llama", "0").observe(first)
