@@ -8,20 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.core.invalid import InvalidField
 from headrace.core.pool import EXTENSION_GROUP, GA_GROUP, VERSION_OF_GROUP
 
 _INT64 = 1 << 63
 
 
-class InvalidObject(ValueError):  # noqa: N818
+class InvalidObject(InvalidField):
     """An object that cannot be used: names the field, its value and the fix."""
-
-    def __init__(self, field_path: str, value: object, fix: str) -> None:
-        self.field = field_path
-        self.value = value
-        self.fix = fix
-        shown = repr(value)
-        super().__init__(f"{field_path}: {shown if len(shown) <= 200 else shown[:197] + '...'}: {fix}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from headrace.core.invalid import InvalidField
+
 EXTENSION_GROUP = "inference.networking.x-k8s.io"
 GA_GROUP = "inference.networking.k8s.io"
 
@@ -34,15 +36,8 @@ class FailureMode(StrEnum):
     CLOSE = "FailClose"
 
 
-class InvalidPool(ValueError):  # noqa: N818
+class InvalidPool(InvalidField):
     """A pool object that cannot be used: names the field, its value and the fix."""
-
-    def __init__(self, field_path: str, value: object, fix: str) -> None:
-        self.field = field_path
-        self.value = value
-        self.fix = fix
-        shown = repr(value)
-        super().__init__(f"{field_path}: {shown if len(shown) <= 200 else shown[:197] + '...'}: {fix}")
 
 
 @dataclass(frozen=True)

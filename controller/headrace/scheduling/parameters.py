@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headrace.core.invalid import InvalidField
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE]\d{1,2})?")
@@ -15,15 +17,8 @@ _FACTORS = {"m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E":
 _MOST = 1 << 62
 
 
-class InvalidConfig(ValueError):  # noqa: N818
+class InvalidConfig(InvalidField):
     """An EndpointPickerConfig that cannot be used: names the field, its value and the fix."""
-
-    def __init__(self, field_path: str, value: object, fix: str) -> None:
-        self.field = field_path
-        self.value = value
-        self.fix = fix
-        shown = repr(value)
-        super().__init__(f"{field_path}: {shown if len(shown) <= 200 else shown[:197] + '...'}: {fix}")
 
 
 class Parameters:
