@@ -24,7 +24,8 @@ _MOST_SOCKETS = 65_536
 
 
 class KvSubscriber:
-    """One task per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none."""
+    """One task per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none, `on_disconnect` of
+    each endpoint whose connection broke."""
 
     def __init__(
         self,
@@ -32,10 +33,12 @@ class KvSubscriber:
         *,
         on_batch: Callable[[str, Batch], object],
         on_bad: Callable[[], None] = lambda: None,
+        on_disconnect: Callable[[str], object] = lambda key: None,
     ) -> None:
         self._settings = settings
         self._on_batch = on_batch
         self._on_bad = on_bad
+        self._on_disconnect = on_disconnect
         self._context = zmq.asyncio.Context()
         self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -62,6 +65,8 @@ class KvSubscriber:
 
     async def _listen(self, endpoint: Endpoint) -> None:
         socket = self._context.socket(zmq.SUB)
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        breaks = asyncio.create_task(self._breaks(monitor, endpoint), name=f"connection to {endpoint.key}")
         try:
             socket.set(zmq.RCVHWM, _MOST_WAITING)
             socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -84,7 +89,15 @@ class KvSubscriber:
                 complained = False
                 self._on_batch(endpoint.key, batch)
         finally:
+            breaks.cancel()
+            socket.disable_monitor()
             socket.close(linger=0)
+
+    async def _breaks(self, monitor: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
+        """Tell of each break of a connection: ZeroMQ makes it anew without a word."""
+        while True:
+            await monitor.recv_multipart()
+            self._on_disconnect(endpoint.key)
 
 
 def address(endpoint: Endpoint, settings: KvEventsSettings) -> str:

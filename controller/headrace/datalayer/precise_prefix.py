@@ -129,6 +129,14 @@ class PreciseIndex:
                 emptied = True
         return emptied
 
+    def disconnected(self, key: str) -> None:
+        """The connection to an endpoint's server broke, as it does when that starts anew: what it held may be gone.
+
+        Its numbers need not tell: those of a new server can be where the old one's were by the time it is heard."""
+        cache = self._caches.get(key)
+        if cache is not None:
+            self._clear(cache)
+
     def block_sizes(self) -> frozenset[int]:
         """The sizes of blocks, in tokens, that the servers use."""
         return frozenset(cache.block_size for cache in self._caches.values() if cache.block_size)

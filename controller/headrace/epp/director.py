@@ -132,6 +132,11 @@ class Director:
             # Of text prompts only this much can be learnt from it: what was sent there is no longer there.
             self.index.empty(key)
 
+    def kv_disconnected(self, key: str) -> None:
+        """The connection to a server that tells what its cache holds broke."""
+        if self.precise is not None:
+            self.precise.disconnected(key)
+
     def replace_endpoints(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
         """The pool is this from now on."""
         self.failure_mode = failure_mode

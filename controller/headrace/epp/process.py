@@ -165,7 +165,10 @@ class Process:
         from headrace.datalayer.kv_subscriber import KvSubscriber
 
         return KvSubscriber(
-            settings, on_batch=self._kv_batch, on_bad=self._metrics.kv_event_batches.labels("error").inc
+            settings,
+            on_batch=self._kv_batch,
+            on_bad=self._metrics.kv_event_batches.labels("error").inc,
+            on_disconnect=self.director.kv_disconnected,
         )
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
