@@ -67,11 +67,6 @@ def parse_config(content: bytes | str, source: str) -> PickerConfig:
     )
 
 
-def load_config(path: Path) -> PickerConfig:
-    """The settings of a YAML or JSON file. Raises InvalidConfig, its message naming the file."""
-    return parse_config(_read(path), str(path))
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -88,7 +83,7 @@ class ConfigFile:
         self._digest = b""
 
     def load(self) -> PickerConfig:
-        """The file as it is now. Raises InvalidConfig."""
+        """The file as it is now, YAML or JSON. Raises InvalidConfig, its message naming the file."""
         content = _read(self.path)
         self._digest = _digest(content)
         return parse_config(content, str(self.path))

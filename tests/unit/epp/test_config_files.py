@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.datalayer.engines import Series
 from headrace.datalayer.kv_settings import KvEventsSettings
-from headrace.epp.config_file import ConfigFile, PickerConfig, load_config, look_at_config, parse_config
+from headrace.epp.config_file import ConfigFile, PickerConfig, look_at_config, parse_config
 from headrace.flowcontrol.admitters import LatencySloAdmitter, ProbabilisticAdmitter
 from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import GlobalStrict, LeastAttainedService, RoundRobin
@@ -27,7 +27,7 @@ HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "Endpoin
 
 
 def sample(name: str) -> PickerConfig:
-    return load_config(CONFIGS / f"{name}.yaml")
+    return ConfigFile(CONFIGS / f"{name}.yaml").load()
 
 
 def parse(document: dict[str, Any]) -> PickerConfig:

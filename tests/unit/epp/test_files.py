@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headrace.epp import tls
-from headrace.epp.config_file import load_config
+from headrace.epp.config_file import ConfigFile
 from headrace.epp.tls import InvalidCertificate, read_pair, self_signed, server_credentials
 from headrace.scheduling import InvalidConfig
 
@@ -23,7 +23,7 @@ plugins:
 def test_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
-    assert load_config(path).scheduling.profile.picker.type_name == "random-picker"
+    assert ConfigFile(path).load().scheduling.profile.picker.type_name == "random-picker"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_wrong_config_files_are_named(tmp_path: Path, content: str, named: str) 
     path = tmp_path / "config.yaml"
     path.write_text(content)
     with pytest.raises(InvalidConfig, match=named) as caught:
-        load_config(path)
+        ConfigFile(path).load()
     assert str(path) in str(caught.value)
 
 
