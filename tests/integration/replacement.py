@@ -29,7 +29,8 @@ from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight
 from headrace.epp.metrics import Metrics
 
-from .apiserver import ApiServer, free_port
+from ..ports import free_port
+from .apiserver import ApiServer
 
 GA = "inference.networking.k8s.io"
 REQUESTS_PER_SECOND = 200

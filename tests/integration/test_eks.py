@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .apiserver import free_port
+from ..ports import free_port
 from .roles import ROOT, Run, play
 
 PYTHON = ROOT / "build/moto/bin/python"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .apiserver import free_port
+from ..ports import free_port
 from .replacement import GA, Cut, Stage, kill, replaced, rule, simple
 
 pytestmark = pytest.mark.slow

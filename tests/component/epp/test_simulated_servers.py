@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 
+from ...ports import free_port
 from ..envoy import start_envoy
 from .configs import LISTENER, picking_mode, pool_config
 from .picker import start_picker
@@ -29,7 +29,7 @@ async def simulators(directory: Path, *flags: str) -> AsyncIterator[list[str]]:
     try:
         async with aiohttp.ClientSession() as session:
             for number in range(SERVERS):
-                port = _free_port()
+                port = free_port()
                 log = (directory / f"simulator-{number}.log").open("wb")
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "headrace.cli.main", "simulate", "--host=127.0.0.1", f"--port={port}"),
@@ -47,7 +47,8 @@ async def simulators(directory: Path, *flags: str) -> AsyncIterator[list[str]]:
         yield keys
     finally:
         for process in processes:
-            process.kill()
+            if process.returncode is None:
+                process.kill()
             await process.wait()
 
 
@@ -57,12 +58,6 @@ async def _healthy(session: aiohttp.ClientSession, key: str) -> bool:
             return answer.status == 200
     except aiohttp.ClientError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_adapters_stay_where_they_are_and_answers_stream(tmp_path: Path) -> None:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 
 import aiohttp
 import pytest
 
+from ...ports import free_port
 from .client import Client
 from .process import headrace, simulator
 
 # 500 steps of 8 ms: longer than the delay below.
 LONG = {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_a_drain_finishes_what_runs_fails_readiness_and_then_refuses(session: aiohttp.ClientSession) -> None:
