@@ -4,8 +4,10 @@ Source of those under upstream names: Gateway API Inference Extension v1.5.0 and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from operator import eq, ge, gt, le, lt, ne
 from typing import ClassVar
 
@@ -18,9 +20,10 @@ from headrace.scheduling.facts import EndpointState, Facts
 class AdapterAffinityFilter:
     """Keeps an adapter's requests on the servers that have it, while these are not much longer queued than the rest.
 
-    Where none has it, those with a free adapter slot stay. Requests for anything that is not known to be an adapter
-    pass unfiltered. `queue_slack` is by how many waiting requests a server with the adapter may exceed the least queued
-    one: loading an adapter costs about what a few requests' waiting does."""
+    Where none has it, those with a free adapter slot stay, then those with a slot whose adapter others have too.
+    Requests for anything that is not known to be an adapter pass unfiltered. `queue_slack` is by how many waiting
+    requests a server with the adapter may exceed the least queued one: loading an adapter costs about what a few
+    requests' waiting does."""
 
     type_name: ClassVar[str] = "adapter-affinity-filter"
     queue_slack: int = 8
@@ -31,17 +34,29 @@ class AdapterAffinityFilter:
         model = facts.request.model
         limit = min(state.waiting for state in states) + self.queue_slack
         near = [state for state in states if state.waiting <= limit]
-        # What was sent there last comes first: a page may list as running what ended since.
         having = [state for state in near if model in state.resident_adapters]
-        having = having or [state for state in near if model in state.running_adapters]
         if having:
             return having
         # A server that has not had an adapter's request yet does not say how many it takes: as many as the others.
         most = max(state.max_adapters for state in states)
-        free = [s for s in near if len(s.running_adapters | s.resident_adapters) < (s.max_adapters or most)]
-        # Rather push out an adapter that nobody uses just now than one at work.
-        idle = [s for s in near if len(s.running_adapters) < (s.max_adapters or most)]
-        return free or idle or near
+        rows = [(s, s.running_adapters | s.resident_adapters, s.max_adapters or most) for s in near]
+        # A page may list as running what ended since, and what takes turns with others in a slot.
+        running = [row for row in rows if model in row[0].running_adapters]
+        homes = Counter(chain.from_iterable(held for _, held, _ in rows))
+        return (
+            [s for s, held, slots in running if len(held) <= slots]
+            or [s for s, held, slots in rows if len(held) < slots]
+            # Before two take turns in one slot: the slot of one that other servers hold as well, best one at rest.
+            or _at_rest(doubled := [r for r in rows if sum(homes[name] == 1 for name in r[1]) < r[2]])
+            or [s for s, _, _ in doubled or running]
+            or _at_rest(rows)
+            or near
+        )
+
+
+def _at_rest(rows: Sequence[tuple[EndpointState, Set[str], int]]) -> list[EndpointState]:
+    """Those with a slot whose adapter nobody uses just now. A row: a server, the adapters it holds, its slots."""
+    return [state for state, _, slots in rows if len(state.running_adapters) < slots]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def test_an_adapters_requests_stay_where_it_is() -> None:
     # Not where it is much longer queued than the rest.
     assert keep([running._replace(waiting=20), free, full], asked) == [free]
     assert keep([full, free._replace(waiting=20)], asked) == [full]
+    # Two that take turns in one slot part, where a third has two homes: found with three servers of one slot each.
+    turns = state(6, max_adapters=1, resident_adapters=OTHER, running_adapters=ADAPTER | OTHER)
+    homes = [state(n, max_adapters=1, resident_adapters=frozenset({"third"})) for n in (7, 8)]
+    assert keep([turns, *homes], asked) == homes
+    assert keep([turns, homes[0]], asked) == [turns]
     # What is not known to be an adapter passes.
     assert keep([running, free, full], facts(model="adapter")) == [running, free, full]
 
