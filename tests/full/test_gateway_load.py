@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from ..component.envoy import Envoy
 from ..component.epp.picker import start_picker
 from ..component.epp.servers import expected_events, model_servers
 from ..component.gateway import objects
@@ -86,16 +87,30 @@ async def test_five_thousand_streams_at_once(tmp_path: Path, many_files: None, f
                 started = time.monotonic()
                 while sum(len(server.requests) for server in servers) < STREAMS:
                     assert time.monotonic() - started < 240
-                    early = [task for task in running if task.done()]
-                    assert not early, Counter(task.result()[:40] for task in early)
+                    early = Counter(_outcome(task) for task in running if task.done())
+                    assert not early, f"{early} {await _counted(stack.envoy)}"
                     await asyncio.sleep(0.2)
                 print(f"{STREAMS} streams at once after {time.monotonic() - started:.0f} s")
                 for server in servers:
                     server.go_on.set()
-                answers = Counter(await asyncio.gather(*running))
-            assert answers == {expected_events(): STREAMS}
+                await asyncio.wait(running)
+                answers = Counter(_outcome(task) for task in running)
+            assert answers == {expected_events(): STREAMS}, str(await _counted(stack.envoy))
             counters = await stack.envoy.counters("cluster.inferencepool/")
             assert not {name: value for name, value in counters.items() if "overflow" in name and value}
+
+
+def _outcome(task: asyncio.Task[bytes]) -> bytes:
+    """What a stream came to: the whole answer, or how it failed, in few words."""
+    error = task.exception()
+    return task.result() if error is None else f"{type(error).__name__}: {error}"[:80].encode()
+
+
+async def _counted(envoy: Envoy) -> dict[str, int]:
+    """Envoy's counters of what can go wrong."""
+    counters = await envoy.counters("")
+    words = ("reset", "timeout", "fail", "error", "overflow", "destroy", "unhealthy", "ext_proc", "_5xx", "goaway")
+    return {name: value for name, value in counters.items() if value and any(word in name for word in words)}
 
 
 async def test_churn_of_everything_costs_no_request(world: World) -> None:

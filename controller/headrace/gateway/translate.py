@@ -172,6 +172,9 @@ class _Work:
         return True
 
     def _prepare(self, route: route_components_pb2.Route, plans: Sequence[filters.PickPlan]) -> None:
+        if not route.route.HasField("timeout"):
+            # Envoy's own is 15 s for the whole answer: it would cut a long one. Its idle timeout stays.
+            route.route.timeout.SetInParent()
         if not route.route.HasField("retry_policy"):
             policy = route.route.retry_policy
             policy.retry_on = _RETRY_ON

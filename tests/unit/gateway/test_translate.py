@@ -279,6 +279,18 @@ def test_h2c_pools_speak_http2():
     assert options.explicit_http_config.HasField("http2_protocol_options")
 
 
+def test_a_route_without_a_timeout_has_none():
+    """Envoy's own, 15 seconds, would cut a long answer."""
+    ours = o.routes_in(run([o.pool_ref("a")]).response)[NAME].route
+    assert ours.HasField("timeout")
+    assert ours.timeout.ToSeconds() == 0
+    given = o.xds_route(NAME)
+    given.route.timeout.FromSeconds(40)
+    found = o.snapshot([o.pool("a")], http_routes=[o.route("r", [o.pool_ref("a")])], services=[o.service()])
+    result = translate(o.hook_input([given], [RULE]), found)
+    assert o.routes_in(result.response)[NAME].route.timeout.ToSeconds() == 40
+
+
 def test_a_retry_policy_of_the_route_stays():
     given = o.xds_route(NAME)
     given.route.retry_policy.num_retries.value = 7
