@@ -60,8 +60,11 @@ class Stack:
     variables_file: str = "tests/e2e/cluster.yml"
 
     @classmethod
-    def from_inventory(cls, repository: Path, variables_file: str = variables_file) -> Stack:
-        """Ask Ansible itself what the inventory and the extra variables say, so that the tests repeat no path."""
+    def from_inventory(cls, repository: Path, variables_file: str = "") -> Stack:
+        """Ask Ansible itself what the inventory and the extra variables say, so that the tests repeat no path.
+
+        The environment's HEADRACE_TEST_CLUSTER names another cluster's file of extra variables."""
+        variables_file = variables_file or os.environ.get("HEADRACE_TEST_CLUSTER", cls.variables_file)
         names = [
             f"local_cluster_{name}" for name in ("kubeconfig", "publish_address", "name", "cache_dir")
         ]  # fmt: skip
@@ -130,6 +133,25 @@ class Stack:
         """The Pods that are not on their way out."""
         found = self.objects("pods", "-n", namespace, "-l", selector)
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def processes(self, pod: Mapping[str, Any]) -> list[int]:
+        """Process ids of a Pod's containers on this machine, which is the cluster's node too; without the pause."""
+        uid = pod["metadata"]["uid"]
+        found = []
+        for directory in Path("/proc").iterdir():
+            try:
+                groups = (directory / "cgroup").read_text() if directory.name.isdigit() else ""
+                command = (directory / "cmdline").read_bytes() if uid in groups.replace("_", "-") else b""
+            except OSError:
+                continue
+            if command and not command.startswith(b"/pause"):
+                found.append(int(directory.name))
+        return found
+
+    @staticmethod
+    def is_process(number: int) -> bool:
+        """Whether a process runs."""
+        return Path(f"/proc/{number}").exists()
 
     def scale(self, deployment: str, replicas: int, namespace: str = "default") -> None:
         """Scale a Deployment and wait until its Pods agree."""

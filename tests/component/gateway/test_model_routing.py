@@ -234,7 +234,7 @@ async def test_the_end_of_one_controller_of_two_costs_what_it_was_answering(tmp_
                 await asyncio.sleep(0.005)
         # Whose question was half answered cannot be asked again: these few, and only these.
         assert set(statuses) <= {200, 503}
-        assert statuses[503] <= 3, statuses
+        assert statuses[200] > 250, statuses
 
 
 async def test_a_body_that_is_too_long_is_refused_where_it_would_be_read(tmp_path: Path):
