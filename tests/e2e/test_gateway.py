@@ -76,9 +76,19 @@ def test_two_pools_get_their_weights(stack: Stack) -> None:
 
 
 def test_a_pool_beside_a_service(stack: Stack) -> None:
-    service = {"name": QWEN["name"], "port": 8000}
-    with routed(stack, "beside", [{**LLAMA, "weight": 1}, {**service, "weight": 1}]) as path:
-        found = answered(stack, path, 100)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "beside", "namespace": "default"},
+        "spec": {"selector": {"app": QWEN["name"]}, "ports": [{"port": 80, "targetPort": 8000}]},
+    }
+    stack.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(service))
+    try:
+        with routed(stack, "beside", [LLAMA, {"name": "beside", "port": 80}]) as path:
+            stack.wait_for("the Service serves", lambda: answered(stack, path, 20)["503"] == 0)
+            found = answered(stack, path, 100)
+    finally:
+        stack.kubectl("delete", "service", "beside", "-n", "default")
     assert set(found) == {LLAMA["name"], QWEN["name"]}
     assert likely(0.5, found[LLAMA["name"]], 100), found
 
