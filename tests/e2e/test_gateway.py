@@ -133,13 +133,14 @@ def test_a_pool_of_another_namespace_needs_a_grant(elsewhere: Stack) -> None:
 
 
 def test_a_dead_endpoint_costs_no_request(elsewhere: Stack) -> None:
-    """Its container is killed: until the kubelet says so, picks name it, and the next of their list answers."""
+    """Its container is killed: until the kubelet says so, every other pick names it, and the other endpoint answers."""
     elsewhere.kubectl("apply", "-f", "-", stdin=json.dumps(grant()))
     with routed(elsewhere, "dead", [ELSEWHERE]) as path:
         first, second = elsewhere.pods("app=elsewhere", "elsewhere")
         chosen = ",".join(f"{pod['status']['podIP']}:8000" for pod in (first, second))
         for number in elsewhere.processes(first):
             os.kill(number, signal.SIGKILL)
+        elsewhere.wait_for("its processes are gone", lambda: not elsewhere.processes(first))
 
         def ask(number: int) -> tuple[int, str]:
             body = {"model": "elsewhere", "prompt": f"{number}", "max_tokens": 2}

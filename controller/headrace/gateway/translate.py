@@ -34,7 +34,8 @@ from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
 # For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
 _RETRIES = 2
-_HOST_SELECTIONS = 5
+# Of two endpoints, five draws would give the one just tried again in one case of 32.
+_HOST_SELECTIONS = 20
 
 _Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
 _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
