@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,12 +95,21 @@ async def pods_of(kubeconfig: Path, namespace: str) -> AsyncIterator[Pods]:
         yield Pods(session, f"{server}/api/v1/namespaces/{namespace}/pods")
 
 
-async def paced(rate: float, count: int, *work: Any) -> float:
-    """Start the work `count` times, `rate` a second, however long it takes; the seconds until the last was done."""
+async def paced(rate: float, count: int, *work: Callable[[], Awaitable[None]], at_once: int = 64) -> float:
+    """Do the work `count` times, `rate` a second or as fast as it goes; the seconds until the last was done."""
     started = time.monotonic()
+    places = asyncio.Semaphore(at_once)
+
+    async def turn() -> None:
+        try:
+            for one in work:
+                await one()
+        finally:
+            places.release()
+
     async with asyncio.TaskGroup() as tasks:
         for number in range(count):
             await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-            for one in work:
-                tasks.create_task(one())
+            await places.acquire()
+            tasks.create_task(turn())
     return time.monotonic() - started

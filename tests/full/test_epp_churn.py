@@ -27,7 +27,7 @@ from .churn import LABELS, Lives, paced, pods_of
 
 PODS = 1_000
 RATE = 50.0
-CHANGES = 3_000
+CHANGES = int(os.environ.get("CHURN_CHANGES", "3000"))
 PICKS_A_SECOND = 20.0
 STALE_SECONDS = 1.0
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -174,9 +174,16 @@ async def test_no_stale_pick_while_a_thousand_pods_come_and_go(
         requests.latencies.clear()
         requests.picked.clear()
         begun, writes = Used.by(pid), pods.writes
-        asking = asyncio.create_task(paced(PICKS_A_SECOND, int(CHANGES / RATE * PICKS_A_SECOND), requests.one))
+        over = asyncio.Event()
+
+        async def ask() -> None:
+            while not over.is_set():
+                await paced(PICKS_A_SECOND, int(PICKS_A_SECOND), requests.one)
+
+        asking = asyncio.create_task(ask())
         seconds = await paced(RATE, CHANGES, pods.go, pods.come)
         used = Used.by(pid).since(begun)
+        over.set()
         await asking
         print(f"load of the machine: {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
         print(
@@ -187,7 +194,7 @@ async def test_no_stale_pick_while_a_thousand_pods_come_and_go(
         assert requests.stale == []
         assert requests.refused == []
         assert requests.failed == []
-        assert len(requests.picked) > PODS / 4
+        assert len(requests.picked) > min(PODS, len(requests.latencies)) / 4
         await known(picker, {address for _, address in pods.present}, port, 10)
         errors = [line for line in picker.log.read_text().splitlines() if '"level":"ERROR"' in line.replace(" ", "")]
         assert errors == []
