@@ -34,10 +34,11 @@ class Lives:
         """The last Pod with this address is gone."""
         self.spans[address][-1][1] = time.monotonic()
 
-    def stale_seconds(self, address: str, at: float) -> float:
-        """How long the address had been gone at a time; 0 if it was there, infinity if it never was."""
-        spans = [span for span in self.spans.get(address, ()) if span[0] <= at]
-        return max(0.0, at - max(span[1] for span in spans)) if spans else float("inf")
+    def stale_seconds(self, address: str, asked: float, answered: float) -> float:
+        """For a pick of the address that was made between two times: how long it had been gone at the first, 0 if it
+        was there at any time since; infinity if it never was before the second."""
+        spans = [span for span in self.spans.get(address, ()) if span[0] <= answered]
+        return max(0.0, asked - max(span[1] for span in spans)) if spans else float("inf")
 
 
 @dataclass

@@ -113,7 +113,8 @@ class Requests:
         await call.write(m.body("request_body", body, True).SerializeToString())
         try:
             answer = pb.ProcessingResponse.FromString(await call.read())
-            self.latencies.append(time.monotonic() - asked)
+            answered = time.monotonic()
+            self.latencies.append(answered - asked)
             await call.done_writing()
             while await call.read() is not grpc.aio.EOF:
                 pass
@@ -126,7 +127,7 @@ class Requests:
         destination = m.picked_metadata(answer)
         address = destination.rpartition(":")[0]
         self.picked.add(address)
-        gone = self.lives.stale_seconds(address, asked)
+        gone = self.lives.stale_seconds(address, asked, answered)
         if gone > STALE_SECONDS:
             self.stale.append((destination, gone))
 
