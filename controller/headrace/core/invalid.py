@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
+
 _MOST_SHOWN = 200
+# Python writes no whole number of more than 4,300 digits.
+_MOST_BITS = 1024
+
+
+class _Shown(Repr):
+    """Values as an error shows them. YAML's aliases make much of little, so what is shown is bounded on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 12
+        self.maxstring = self.maxother = self.maxlong = _MOST_SHOWN + 10
+
+    def repr_int(self, value: int, level: int) -> str:
+        """A whole number; of one beyond all use, its size."""
+        if value.bit_length() > _MOST_BITS:
+            return f"a number of {value.bit_length()} bits"
+        return super().repr_int(value, level)
+
+
+_SHOWN = _Shown()
 
 
 class InvalidField(ValueError):  # noqa: N818
@@ -12,7 +35,7 @@ class InvalidField(ValueError):  # noqa: N818
         self.field = field_path
         self.value = value
         self.fix = fix
-        shown = repr(value)
+        shown = _SHOWN.repr(value)
         if len(shown) > _MOST_SHOWN:
             shown = shown[: _MOST_SHOWN - 3] + "..."
         super().__init__(f"{field_path}: {shown}: {fix}")

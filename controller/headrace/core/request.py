@@ -38,6 +38,10 @@ class Request:
     # What prefix caches see, in order: the prompt's bytes, or the messages' roles and contents. Empty where unknown.
     prompt: bytes = b""
     body_size: int = 0
+    # As it came, where it was read; what is kept of a request for longer than its pick does without.
+    body: bytes = field(default=b"", hash=False, repr=False)
+    # The prompt's tokens, where somebody has told them.
+    tokens: tuple[int, ...] | None = field(default=None, hash=False, repr=False)
     streaming: bool = False
     # The most tokens the client will take back, where it says so.
     max_tokens: int | None = None

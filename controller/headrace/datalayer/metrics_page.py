@@ -44,7 +44,10 @@ class ServerMetrics:
         return self.block_size * self.num_blocks
 
 
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+# Begins where a name does and never goes back on what it took: a search that did would take hours for a name as long
+# as a page may be.
+_LABEL = re.compile(r'(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)\s*+=\s*+"((?:[^"\\]|\\.)*+)"')
+_LONGEST_KEPT = 4096
 _RUNNING = "running_lora_adapters"
 _ESCAPE = re.compile(r"\\(.)")
 # No server counts more requests than this; what says so is broken, and must not overflow what adds it up.
@@ -169,10 +172,15 @@ def _whole(text: str) -> int:
 
 @lru_cache(maxsize=4096)
 def _label_pairs(text: str) -> tuple[tuple[str, str], ...]:
+    return _read_labels(text)
+
+
+def _read_labels(text: str) -> tuple[tuple[str, str], ...]:
     pairs = ((found[1], found[2]) for found in _LABEL.finditer(text))
     return tuple((name, _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], value)) for name, value in pairs)
 
 
 def _labels(text: str) -> dict[str, str]:
     """The labels of a series, from the text between its braces."""
-    return dict(_label_pairs(text))
+    # Long ones are kept for no one: a broken server's pages would fill the memory.
+    return dict(_label_pairs(text) if len(text) <= _LONGEST_KEPT else _read_labels(text))

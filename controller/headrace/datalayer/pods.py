@@ -13,8 +13,32 @@ ACTIVE_PORTS_ANNOTATIONS = ("inference.networking.k8s.io/active-ports", "llm-d.a
 
 def endpoints_of(pods: Iterable[Mapping[str, Any]], pool: Pool) -> tuple[Endpoint, ...]:
     """The endpoints of the Pods that belong to the pool, ready and not terminating, sorted by name and port."""
-    found = [endpoint for pod in pods for endpoint in _endpoints_of_pod(pod, pool)]
-    return tuple(sorted(found, key=lambda e: (e.namespace, e.pod_name, e.port)))
+    return _sorted(endpoint for pod in pods for endpoint in _endpoints_of_pod(pod, pool))
+
+
+class PodEndpoints:
+    """`endpoints_of` again and again, for Pods of which a few change: what the others came to is kept.
+
+    A Pod that has changed must be another object."""
+
+    def __init__(self) -> None:
+        self._pool: Pool | None = None
+        self._known: dict[tuple[str, str], tuple[Mapping[str, Any], tuple[Endpoint, ...]]] = {}
+
+    def of(self, pods: Mapping[tuple[str, str], Mapping[str, Any]], pool: Pool) -> tuple[Endpoint, ...]:
+        """The endpoints of these Pods, which are keyed by namespace and name."""
+        known = self._known if pool == self._pool else {}
+        nothing = (None, ())
+        self._pool = pool
+        self._known = {
+            key: found if (found := known.get(key, nothing))[0] is pod else (pod, tuple(_endpoints_of_pod(pod, pool)))
+            for key, pod in pods.items()
+        }
+        return _sorted(endpoint for _, endpoints in self._known.values() for endpoint in endpoints)
+
+
+def _sorted(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+    return tuple(sorted(endpoints, key=lambda e: (e.namespace, e.pod_name, e.port)))
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:

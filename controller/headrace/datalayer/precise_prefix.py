@@ -90,6 +90,10 @@ class PreciseIndex:
         cache = self._caches.get(key)
         return cache is not None and cache.sequence >= 0
 
+    def speaking(self) -> list[str]:
+        """The endpoints that have told something."""
+        return [key for key, cache in self._caches.items() if cache.sequence >= 0]
+
     def add(self, key: str) -> None:
         """An endpoint joins, with nothing known of it."""
         if key not in self._caches:

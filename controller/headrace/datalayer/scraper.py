@@ -1,7 +1,9 @@
 """Reads the servers' /metrics pages: often where requests go, rarely where none do, over one connection per Pod.
 
 A page costs the picker and the server CPU, so the pace follows the use that is made of it: `busy_seconds` between the
-pages of endpoints that got requests lately, at most `max_pages_per_second` over the pool, `idle_seconds` for the rest.
+pages of endpoints that got requests lately, `idle_seconds` for the rest, longer in large pools: either half has at most
+`max_pages_per_second`. Pages are asked for one after the other, not all at once: a thousand that come together would
+time out while they wait for the picker itself.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class ScrapeSettings:
     idle_seconds: float = 5.0
     timeout_seconds: float = 2.0
     stale_seconds: float = 2.0
+    # Of busy endpoints together, and of idle ones.
     max_pages_per_second: float = 100.0
     # A page of vLLM 0.32.0 is about 55 KB.
     max_page_bytes: int = 8 << 20
@@ -41,13 +44,15 @@ class ScrapeSettings:
     verify: bool = False
 
 
-def interval(settings: ScrapeSettings, *, busy: bool, busy_endpoints: int, failures: int, rng: Random) -> float:
-    """Seconds until an endpoint's next page. Failing servers are asked less and less often, up to `idle_seconds`."""
-    seconds = settings.idle_seconds
-    if busy:
-        seconds = max(settings.busy_seconds, busy_endpoints / settings.max_pages_per_second)
+def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: int, rng: Random) -> float:
+    """Seconds until an endpoint's next page. `endpoints` are those that are as busy or as idle as this one.
+
+    Failing servers are asked less and less often, as far as idle ones."""
+    share = endpoints / settings.max_pages_per_second
+    seconds = max(settings.busy_seconds if busy else settings.idle_seconds, share)
     if failures:
-        seconds = min(settings.idle_seconds, max(seconds, settings.busy_seconds * 2 ** min(failures, 10)))
+        most = max(settings.idle_seconds, share)
+        seconds = min(most, max(seconds, settings.busy_seconds * 2 ** min(failures, 10)))
     return seconds * (1.0 + settings.jitter * (2.0 * rng.random() - 1.0))
 
 
@@ -74,14 +79,18 @@ class Scraper:
         self._on_page = on_page
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._wakes: dict[str, asyncio.Event] = {}
+        self._busy: set[str] = set()
+        # When the next page may be asked for, in the event loop's time.
+        self._next_turn = 0.0
         self._session: aiohttp.ClientSession | None = None
 
     def adjust(self, endpoints: Iterable[Endpoint]) -> None:
         """Scrape exactly these endpoints. An address that changed hands is started anew."""
-        wanted = {f"{endpoint.key} {endpoint.uid}": endpoint for endpoint in endpoints}
+        wanted = {_name(endpoint): endpoint for endpoint in endpoints}
         for name in [name for name in self._tasks if name not in wanted]:
             self._tasks.pop(name).cancel()
             self._wakes.pop(name.partition(" ")[0], None)
+            self._busy.discard(name)
         for name, endpoint in wanted.items():
             if name not in self._tasks:
                 wake = self._wakes[endpoint.key] = asyncio.Event()
@@ -94,6 +103,11 @@ class Scraper:
         event = self._wakes.get(key)
         if event is not None:
             event.set()
+
+    @property
+    def busy_endpoints(self) -> int:
+        """How many endpoints share the pages of busy ones."""
+        return len(self._busy)
 
     async def close(self) -> None:
         """Stop every task and close the connections."""
@@ -108,16 +122,21 @@ class Scraper:
 
     async def _watch(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
         failures = 0
+        name = _name(endpoint)
         while True:
+            await self._turn()
             record = self._store.get(endpoint.key)
             if record is None:
                 return
             failures = 0 if await self.scrape(record) else failures + 1
             busy = self._is_busy(record)
+            if busy:
+                self._busy.add(name)
+            else:
+                self._busy.discard(name)
             wake.clear()
-            seconds = interval(
-                self._settings, busy=busy, busy_endpoints=self._busy_endpoints(), failures=failures, rng=self._rng
-            )
+            alike = len(self._busy) if busy else len(self._tasks) - len(self._busy)
+            seconds = interval(self._settings, busy=busy, endpoints=alike, failures=failures, rng=self._rng)
             if busy or failures:
                 await asyncio.sleep(seconds)
                 continue
@@ -128,6 +147,14 @@ class Scraper:
                 await asyncio.sleep(self._settings.busy_seconds)
             except TimeoutError:
                 pass
+
+    async def _turn(self) -> None:
+        """Wait until a page may be asked for: busy and idle endpoints together have twice the pages of either."""
+        now = asyncio.get_running_loop().time()
+        at = max(now, self._next_turn)
+        self._next_turn = at + 0.5 / self._settings.max_pages_per_second
+        if at > now:
+            await asyncio.sleep(at - now)
 
     async def scrape(self, record: EndpointRecord) -> bool:
         """One page of one endpoint, into its record. False if none came."""
@@ -186,8 +213,10 @@ class Scraper:
             return True
         return record.last_pick_at is not None and self._clock() - record.last_pick_at < self._settings.idle_seconds
 
-    def _busy_endpoints(self) -> int:
-        return sum(1 for record in self._store.records() if record.in_flight > 0)
+
+def _name(endpoint: Endpoint) -> str:
+    """Of an endpoint's task: another one where the address has changed hands."""
+    return f"{endpoint.key} {endpoint.uid}"
 
 
 def page_url(endpoint: Endpoint, engine: Engine, settings: ScrapeSettings) -> str:

@@ -13,6 +13,7 @@ import yaml
 
 from headrace.datalayer.engines import EngineSet, read_engines
 from headrace.datalayer.kv_settings import KvEventsSettings, read_kv_events
+from headrace.datalayer.tokenizer import TokenizerSettings, read_tokenizer
 from headrace.flowcontrol import FACTORIES, FlowControlConfig, read_flow_control
 from headrace.scheduling import InvalidConfig, SchedulingConfig, read_config
 
@@ -26,6 +27,7 @@ _PLUGINS = {
     **FACTORIES,
     "core-metrics-extractor": read_engines,
     "precise-prefix-cache-producer": read_kv_events,
+    "token-producer": read_tokenizer,
 }
 
 
@@ -38,11 +40,15 @@ class PickerConfig:
     engines: EngineSet = field(default_factory=EngineSet)
     # None: servers are not asked what their caches hold.
     kv_events: KvEventsSettings | None = None
+    # None: text prompts are not tokenized.
+    tokenizer: TokenizerSettings | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the operator should know of how the file was read."""
-        return self.scheduling.notes + self.flow_control.notes
+        idle = self.tokenizer is not None and self.kv_events is None
+        own = ("token-producer has no effect without precise-prefix-cache-producer",) if idle else ()
+        return self.scheduling.notes + self.flow_control.notes + own
 
 
 def parse_config(content: bytes | str, source: str) -> PickerConfig:
@@ -64,6 +70,7 @@ def parse_config(content: bytes | str, source: str) -> PickerConfig:
         flow_control,
         engines=next((plugin for plugin in plugins if isinstance(plugin, EngineSet)), EngineSet()),
         kv_events=next((plugin for plugin in plugins if isinstance(plugin, KvEventsSettings)), None),
+        tokenizer=next((plugin for plugin in plugins if isinstance(plugin, TokenizerSettings)), None),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
@@ -95,6 +95,8 @@ class Director:
         self.memory = PickMemory()
         # What servers tell of their caches; None where nobody listens to them.
         self.precise: PreciseIndex | None = None
+        # Tells the tokens of a text prompt, in bounded time, or None.
+        self.tokenize: Callable[[Request], Awaitable[tuple[int, ...] | None]] | None = None
         self.flow = FlowController(
             flow_control or FlowControlConfig(),
             states=self.store.snapshot,
@@ -172,6 +174,10 @@ class Director:
             if not self._synced.is_set():
                 async with asyncio.timeout(self._deadline):
                     await self._synced.wait()
+            if self.tokenize is not None and self.precise is not None and self.precise.block_sizes():
+                # Before admission: who is admitted is picked for at once.
+                request = replace(request, tokens=await self.tokenize(request), body=b"")
+                needed = replace(needed, request=request)
             refusal = await self._admission.admit(request)
             if refusal is not None:
                 return self._refused(request, refusal, _NO_OUTCOME, 0.0)

@@ -186,6 +186,12 @@ class Metrics:
             ("result",),
             registry=registry,
         )
+        self.tokenizations = Counter(
+            f"{own}_tokenizations_total",
+            "Text prompts whose tokens were asked for, told or not.",
+            ("result",),
+            registry=registry,
+        )
         self.config_reloads = Counter(
             f"{own}_config_reloads_total",
             "Changed configuration files, taken up or not.",

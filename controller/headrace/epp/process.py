@@ -20,6 +20,7 @@ from headrace.datalayer.kv_events import Batch
 from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.datalayer.precise_prefix import PreciseIndex
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
+from headrace.datalayer.tokenizer import Tokenizer
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
 from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
@@ -70,7 +71,7 @@ class Process:
             logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
         self._metrics = Metrics(options.served_name)
-        rng = Random()
+        rng = self._rng = Random()
         self.director = Director(
             config=config.scheduling,
             flow_control=config.flow_control,
@@ -110,8 +111,14 @@ class Process:
         self._scraper.on_scraped = director.scraped
         self._kv_events = config.kv_events
         self._listener: KvSubscriber | None = None
+        self._tokenizer: Tokenizer | None = None
         if config.kv_events is not None:
             self.director.precise = PreciseIndex()
+            if config.tokenizer is not None:
+                self._tokenizer = Tokenizer(
+                    config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
+                )
+                self.director.tokenize = self._tokenizer.tokens
         self._health = Health(self._is_ready)
         self._draining = False
         # With an election, only the replica that leads is ready.
@@ -137,6 +144,8 @@ class Process:
             async with contextlib.AsyncExitStack() as stack:
                 server, ports = await stack.enter_async_context(self._servers())
                 stack.push_async_callback(self._scraper.close)
+                if self._tokenizer is not None:
+                    stack.push_async_callback(self._tokenizer.close)
                 if self._kv_events is not None:
                     self._listener = self._listen(self._kv_events)
                     stack.push_async_callback(self._listener.close)
@@ -170,6 +179,14 @@ class Process:
             on_bad=self._metrics.kv_event_batches.labels("error").inc,
             on_disconnect=self.director.kv_disconnected,
         )
+
+    def _tokenizing_server(self) -> str | None:
+        """One of the pool's servers that tell of their caches: those have the model's tokenizer, and /tokenize."""
+        speaking = self.director.precise.speaking() if self.director.precise is not None else []
+        return f"{self._options.metrics_scheme}://{self._rng.choice(speaking)}" if speaking else None
+
+    def _tokenized(self, ok: bool) -> None:
+        self._metrics.tokenizations.labels("ok" if ok else "error").inc()
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
         self._metrics.kv_event_batches.labels("ok").inc()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from headrace.core import Endpoint, InvalidPool, PickerReference, Pool, parse_pool
 from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
-from headrace.datalayer.pods import endpoints_of
+from headrace.datalayer.pods import PodEndpoints
 from headrace.epp.options import Options
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import watch_policies
@@ -54,6 +54,7 @@ async def watch_selected_pods(client: Any, options: Options, listener: PoolListe
         picker=PickerReference(options.served_name, failure_mode=options.static_failure_mode),
     )
     changed = asyncio.Event()
+    endpoints = PodEndpoints()
     pods = Reflector(client, _PODS, namespace=pool.namespace, label_selector=pool.label_selector, on_change=changed.set)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(pods.run(), name="follow pods")
@@ -61,7 +62,7 @@ async def watch_selected_pods(client: Any, options: Options, listener: PoolListe
             await changed.wait()
             await asyncio.sleep(_COALESCE_SECONDS)
             changed.clear()
-            await listener.pool_changed(pool, endpoints_of(pods.objects.values(), pool))
+            await listener.pool_changed(pool, endpoints.of(pods.objects, pool))
 
 
 async def watch_pool(client: Any, options: Options, listener: PoolListener) -> None:
@@ -84,6 +85,7 @@ class _Watch:
         self._complaint = ""
         self._pods: Reflector | None = None
         self._pods_task: asyncio.Task[None] | None = None
+        self._endpoints = PodEndpoints()
 
     async def run(self) -> None:
         options = self._options
@@ -129,7 +131,7 @@ class _Watch:
             )
             self._pods_task = tasks.create_task(self._pods.run(), name="watch pods")
         if self._pods.synced:
-            await self._listener.pool_changed(pool, endpoints_of(self._pods.objects.values(), pool))
+            await self._listener.pool_changed(pool, self._endpoints.of(self._pods.objects, pool))
 
     def _read(self, found: Mapping[str, Any] | None) -> Pool | None:
         options = self._options

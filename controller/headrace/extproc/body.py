@@ -167,8 +167,12 @@ def _bytes(value: Any) -> bytes:
         return b""
     try:
         return orjson.dumps(value)
-    except TypeError:  # numbers and surrogates that only the second reading lets in
+    except TypeError:  # nested deeply; or numbers and surrogates that only the second reading lets in
+        pass
+    try:
         return json.dumps(value).encode("utf-8", "replace")
+    except RecursionError:
+        return b""
 
 
 def _facts_of_beginning(body: bytes) -> BodyFacts:

@@ -225,6 +225,7 @@ class Conversation:
             model=facts.model,
             prompt=facts.prompt,
             body_size=len(self._body),
+            body=self._body,
             streaming=facts.streaming,
             max_tokens=facts.max_tokens,
             subset=self._subset,

@@ -186,4 +186,7 @@ def with_model(body: bytes, model: str) -> bytes:
     value = orjson.loads(body)
     if not isinstance(value, dict):
         raise ValueError("the body must be a JSON object")
-    return orjson.dumps({**value, "model": model})
+    try:
+        return orjson.dumps({**value, "model": model})
+    except TypeError:
+        raise ValueError("the body is nested too deeply") from None

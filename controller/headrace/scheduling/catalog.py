@@ -310,7 +310,6 @@ BUILT_IN: Mapping[str, str] = {
     "k8s-notification-source": "",
     "destination-endpoint-served-verifier": "",
     "metrics-data-source": _METRICS,
-    "token-producer": _TOKENS,
     "tokenizer": _TOKENS,
     "request-attribute-reporter": "it reports nothing here",
 }

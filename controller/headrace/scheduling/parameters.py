@@ -15,6 +15,11 @@ _FACTORS = {"m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E":
     f"{prefix}i": float(1024**power) for power, prefix in enumerate("KMGTPE", 1)
 }
 _MOST = 1 << 62
+# No amount of anything is larger, and sums and products of what is not stay finite.
+_LARGEST = 1e15
+_LONGEST_SECONDS = 10 * 366 * 86_400
+# Digits of the longest text that can be a number within these limits.
+_MOST_DIGITS = 40
 
 
 class InvalidConfig(InvalidField):
@@ -55,15 +60,15 @@ class Parameters:
             raise InvalidConfig(self.at(name), value, f"give a whole number of at least {at_least}")
         return value
 
-    def number(self, name: str, default: float, *, at_least: float = 0.0, at_most: float = float("inf")) -> float:
+    def number(self, name: str, default: float, *, at_least: float = 0.0, at_most: float = _LARGEST) -> float:
         """A number. Raises InvalidConfig."""
         value = self._take(name, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not at_least <= value <= at_most:
-            limit = f" and at most {at_most}" if at_most != float("inf") else ""
+            limit = f" and at most {at_most}" if at_most != _LARGEST else ""
             raise InvalidConfig(self.at(name), value, f"give a number of at least {at_least}{limit}")
         return float(value)
 
-    def positive(self, name: str, default: float, *, at_most: float = float("inf")) -> float:
+    def positive(self, name: str, default: float, *, at_most: float = _LARGEST) -> float:
         """A number over 0. Raises InvalidConfig."""
         value = self.number(name, default, at_most=at_most)
         if value <= 0:
@@ -108,7 +113,10 @@ class Parameters:
         parts = _DURATION.findall(value) if isinstance(value, str) else []
         if not parts or "".join(number + unit for number, unit in parts) != value:
             raise InvalidConfig(self.at(name), value, "give a duration such as 200ms, 60s or 1m30s")
-        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        if seconds > _LONGEST_SECONDS:
+            raise InvalidConfig(self.at(name), value, "give a duration of at most ten years")
+        return seconds
 
     def quantity(self, name: str, default: int) -> int:
         """A Kubernetes quantity, such as 5000, 1k, 500M or 1Gi, as a whole number. Raises InvalidConfig."""
@@ -118,7 +126,10 @@ class Parameters:
         fix = "give a quantity such as 5000, 1k, 500M or 1Gi"
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise InvalidConfig(self.at(name), value, fix)
-        found = _QUANTITY.fullmatch(str(value))
+        if isinstance(value, int) and abs(value) > _MOST:
+            raise InvalidConfig(self.at(name), value, f"give at most {_MOST}")
+        text = str(value)
+        found = _QUANTITY.fullmatch(text) if len(text) <= _MOST_DIGITS else None
         if found is None:
             raise InvalidConfig(self.at(name), value, fix)
         unit = found[2] or ""

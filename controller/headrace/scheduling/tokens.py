@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 
 from headrace.core import Request
@@ -14,8 +16,10 @@ def input_tokens(request: Request) -> int:
     return (len(request.prompt) + BYTES_A_TOKEN - 1) // BYTES_A_TOKEN
 
 
-def given_tokens(request: Request) -> list[int] | None:
-    """The prompt's tokens, where the client gave it as token ids; None where it is text."""
+def given_tokens(request: Request) -> Sequence[int] | None:
+    """The prompt's tokens: those somebody told, or those the client gave as token ids; None where it is text."""
+    if request.tokens is not None:
+        return request.tokens
     prompt = request.prompt
     if prompt[:1] != b"[" or prompt[-1:] != b"]":
         return None

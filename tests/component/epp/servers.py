@@ -22,7 +22,8 @@ vllm:kv_cache_usage_perc{{engine="0",model_name="base"}} {kv_usage}
 class ModelServer:
     """One server. Requests are answered with what was received, as JSON; with `"stream": true`, as events.
 
-    A stream's events after the first wait for `go_on`, so that tests decide what happens in between."""
+    A stream's events after the first wait for `go_on`, so that tests decide what happens in between; while `silent`, so
+    does all of every answer."""
 
     key: str = ""
     waiting: int = 0
@@ -33,6 +34,7 @@ class ModelServer:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     events: int = 20
+    silent: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -50,6 +52,8 @@ class ModelServer:
         }
         self.requests.append(seen)
         self.arrived.set()
+        if self.silent:
+            await self.go_on.wait()
         try:
             streaming = bool(json.loads(body).get("stream")) if body[:1] == b"{" and len(body) < 10_000 else False
         except ValueError:

@@ -120,17 +120,57 @@ async def test_clients_that_leave_are_not_counted(run_stack: RunStack, mode: Any
                     await asyncio.sleep(0.02)
 
 
-async def test_a_client_that_leaves_before_the_headers_of_its_answer(run_stack: RunStack) -> None:
-    async with run_stack(servers=1) as stack, AsyncExitStack() as hold:
-        # The server takes the request and never answers: what the client asked for is still in flight.
-        server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
-        hold.push_async_callback(server.wait_closed)
-        hold.callback(server.close)
-        task = asyncio.create_task(stack.client.post(stack.url + "/v1/completions", json=STREAM))
-        await stack.servers[0].arrived.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await stack.picker.wait_in_flight(0)
+BODY = json.dumps(STREAM).encode()
+LINE = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+HEADERS = LINE + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+async def test_a_client_may_leave_in_any_phase(run_stack: RunStack, mode: Any) -> None:
+    async with run_stack(servers=1, **mode) as stack:
+        (server,) = stack.servers
+        host, _, port = stack.url.removeprefix("http://").rpartition(":")
+
+        async def ask(content: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(content)
+            await writer.drain()
+            return reader, writer
+
+        # While it asks: within its headers, its body, and with all of it sent.
+        for content in (LINE, HEADERS, HEADERS + BODY[:10], HEADERS + BODY):
+            for _ in range(5):
+                _, writer = await ask(content)
+                writer.close()
+        await nothing_is_left(stack)
+        # While the model server thinks.
+        server.silent = True
+        writers = [(await ask(HEADERS + BODY))[1] for _ in range(5)]
+        await stack.picker.wait_in_flight(5, seconds=30)
+        for writer in writers:
+            writer.close()
+        await nothing_is_left(stack)
+        server.silent = False
+        # While the answer comes, and with one piece missing of it.
+        for last in (b"data: 0\n\n", b"data: 19\n\n"):
+            connections = [await ask(HEADERS + BODY) for _ in range(5)]
+            if last != b"data: 0\n\n":
+                server.go_on.set()
+            for reader, writer in connections:
+                await reader.readuntil(last)
+                writer.close()
+            await nothing_is_left(stack)
+
+
+async def nothing_is_left(stack: Stack) -> None:
+    """No request is in flight in the picker's eyes, and no stream is open."""
+    await stack.picker.wait_in_flight(0, seconds=30)
+    assert sum(entry["in_flight"] for entry in (await stack.picker.endpoints()).values()) == 0
+    for kind in ("pick", "observe"):
+        name = f'headrace_epp_streams_inflight{{kind="{kind}"}}'
+        async with asyncio.timeout(20):
+            while await stack.picker.metric(name):  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.02)
 
 
 async def test_a_pick_that_the_gateway_does_not_follow_is_counted_where_it_went(

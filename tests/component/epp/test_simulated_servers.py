@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -22,24 +22,26 @@ ADAPTERS = ("a1", "a2", "a3")
 
 
 @contextlib.asynccontextmanager
-async def simulators(directory: Path, *flags: str) -> AsyncIterator[list[str]]:
+async def simulators(
+    directory: Path, *flags: str, hosts: Sequence[str] = ("127.0.0.1",) * SERVERS
+) -> AsyncIterator[list[str]]:
     """Simulated servers on free ports; yields their keys once they are healthy."""
     processes = []
     keys = []
     try:
         async with aiohttp.ClientSession() as session:
-            for number in range(SERVERS):
+            for number, host in enumerate(hosts):
                 port = free_port()
                 log = (directory / f"simulator-{number}.log").open("wb")
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "headrace.cli.main", "simulate", "--host=127.0.0.1", f"--port={port}"),
+                    *(sys.executable, "-m", "headrace.cli.main", "simulate", f"--host={host}", f"--port={port}"),
                     *("--model=base", "--speedup=20", f"--seed={number}", *flags),
                     stderr=log,
                     stdout=log,
                 )
                 log.close()
                 processes.append(process)
-                keys.append(f"127.0.0.1:{port}")
+                keys.append(f"{host}:{port}")
             async with asyncio.timeout(30):
                 for key in keys:
                     while not await _healthy(session, key):  # noqa: ASYNC110 (another process)

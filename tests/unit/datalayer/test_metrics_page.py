@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.datalayer.engines import ENGINES, Series, engine_of, parse_series, read_engines
-from headrace.datalayer.metrics_page import NoMetrics, ServerMetrics, parse_page
+from headrace.datalayer.metrics_page import NoMetrics, ServerMetrics, _label_pairs, parse_page
 from headrace.scheduling import Parameters
 
 VLLM = ENGINES["vllm"]
@@ -227,3 +228,19 @@ def test_a_page_cut_anywhere_is_read_as_far_as_it_goes(length: int) -> None:
         parse_page(REAL_PAGE[:length], VLLM)
     except NoMetrics:
         assert length < REAL_PAGE.index(b"\nvllm:kv_cache_usage_perc{")
+
+
+@pytest.mark.parametrize(
+    "labels", [b"a" * (1 << 20), b"a " * (1 << 19), b'a="' * (1 << 18) + b'"' * (1 << 18), b"a=" * (1 << 19)]
+)
+def test_long_labels_do_not_hold_the_picker_up(labels: bytes) -> None:
+    # With a search that starts anew at each letter this would take hours.
+    page = b"vllm:num_requests_running{%s} 3\n" % labels
+    with contextlib.suppress(NoMetrics):
+        assert parse_page(page, VLLM).running == 3
+
+
+def test_long_labels_are_not_kept() -> None:
+    before = _label_pairs.cache_info().currsize
+    parse_page(b'vllm:num_requests_running{model_name="%s"} 3\n' % (b"m" * 5000), VLLM)
+    assert _label_pairs.cache_info().currsize == before

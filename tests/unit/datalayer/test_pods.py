@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
 from headrace.core import GA_GROUP, Pool
-from headrace.datalayer.pods import endpoints_of
+from headrace.datalayer.pods import PodEndpoints, endpoints_of
 
 POOL = Pool(group=GA_GROUP, namespace="ns", name="p", selector={"app": "m"}, target_ports=(8000, 8001))
 POD: dict[str, Any] = {
@@ -71,3 +72,21 @@ def test_ipv6_and_order() -> None:
         "10.0.0.1:8000",
         "10.0.0.1:8001",
     ]
+
+
+def test_what_pods_came_to_is_kept_until_they_change() -> None:
+    reader = PodEndpoints()
+    pods = {("ns", name): pod(metadata__name=name) for name in "bca"}
+    first = reader.of(pods, POOL)
+    assert first == endpoints_of(pods.values(), POOL)
+    assert [endpoint.pod_name for endpoint in first] == ["a", "a", "b", "b", "c", "c"]
+    pods["ns", "b"] = pod(metadata__name="b", status__podIP="10.0.0.2")
+    del pods["ns", "c"]
+    pods["ns", "d"] = pod(metadata__name="d")
+    second = reader.of(pods, POOL)
+    assert second == endpoints_of(pods.values(), POOL)
+    assert second[0] is first[0]
+    assert second[2].address == "10.0.0.2"
+    other = dataclasses.replace(POOL, target_ports=(9000,))
+    assert reader.of(pods, other) == endpoints_of(pods.values(), other)
+    assert reader.of({}, other) == ()

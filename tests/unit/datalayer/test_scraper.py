@@ -26,22 +26,26 @@ SETTINGS = ScrapeSettings(busy_seconds=0.2, idle_seconds=5.0, max_pages_per_seco
         (True, 20, 0, 0.2),
         # A thousand busy servers share a hundred pages a second.
         (True, 1000, 0, 10.0),
-        (False, 0, 0, 5.0),
+        (False, 1, 0, 5.0),
+        (False, 500, 0, 5.0),
+        # So do a thousand idle ones.
+        (False, 1000, 0, 10.0),
         # What fails is asked again soon, then less and less often.
-        (False, 0, 1, 5.0),
+        (False, 1, 1, 5.0),
         (True, 1, 1, 0.4),
         (True, 1, 3, 1.6),
         (True, 1, 50, 5.0),
+        (True, 1000, 1, 10.0),
     ],
 )
 def test_the_pace(busy: bool, endpoints: int, failures: int, seconds: float) -> None:
-    assert interval(SETTINGS, busy=busy, busy_endpoints=endpoints, failures=failures, rng=Random(1)) == seconds
+    assert interval(SETTINGS, busy=busy, endpoints=endpoints, failures=failures, rng=Random(1)) == seconds
 
 
 def test_jitter_spreads_the_pages() -> None:
     rng = Random(1)
     settings = ScrapeSettings(jitter=0.2)
-    found = [interval(settings, busy=True, busy_endpoints=1, failures=0, rng=rng) for _ in range(200)]
+    found = [interval(settings, busy=True, endpoints=1, failures=0, rng=rng) for _ in range(200)]
     assert min(found) >= 0.2 * 0.8
     assert max(found) <= 0.2 * 1.2
     assert max(found) - min(found) > 0.05
@@ -55,12 +59,14 @@ def test_where_pages_are() -> None:
 
 
 @asynccontextmanager
-async def scraped(handler: object, **settings: float) -> AsyncIterator[tuple[Scraper, EndpointRecord, EndpointStore]]:
+async def scraped(
+    handler: object, host: str = "127.0.0.1", **settings: float
+) -> AsyncIterator[tuple[Scraper, EndpointRecord, EndpointStore]]:
     app = web.Application()
     app.router.add_get("/metrics", handler)  # type: ignore[arg-type]
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, host, 0).start()
     store = EndpointStore()
     target = Endpoint(namespace="n", pod_name="p", address="127.0.0.1", port=runner.addresses[0][1])
     store.replace([target])
@@ -158,3 +164,44 @@ async def test_a_page_over_the_limit_is_cut_off_and_the_server_marked() -> None:
         assert store.snapshot()[0].running == 2
         assert record.metrics is not None
         assert record.metrics.waiting is None
+
+
+async def test_a_large_pool_is_not_asked_all_at_once() -> None:
+    asked: set[str] = set()
+    everyone = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.add(request.host)
+        if len(asked) == 100:
+            everyone.set()
+        return web.Response(text="vllm:num_requests_running 0\n")
+
+    # Every address of 127.0.0.0/8 is this machine's.
+    async with scraped(handler, "0.0.0.0", max_pages_per_second=50.0) as (scraper, record, store):
+        port = record.endpoint.port
+        pool = [Endpoint(namespace="n", pod_name=f"p{n}", address=f"127.0.0.{n}", port=port) for n in range(1, 101)]
+        store.replace(pool)
+        started = time.monotonic()
+        scraper.adjust(pool)
+        async with asyncio.timeout(60):
+            await everyone.wait()
+    # A hundred pages, each at least half of a fiftieth second after the one before.
+    assert time.monotonic() - started >= 0.95
+
+
+async def test_servers_that_were_just_used_share_the_pages_of_busy_ones() -> None:
+    twice = asyncio.Semaphore(0)
+
+    async def handler(_: web.Request) -> web.Response:
+        twice.release()
+        return web.Response(text="vllm:num_requests_running 0\n")
+
+    async with scraped(handler, busy_seconds=0.001) as (scraper, record, _):
+        record.started("m", 1, time.monotonic())
+        record.finished("m", 1, time.monotonic())
+        scraper.adjust([record.endpoint])
+        async with asyncio.timeout(10):
+            await twice.acquire()
+            await twice.acquire()
+        # Nothing is on its way there, and yet its load may change: it is one of the busy.
+        assert scraper.busy_endpoints == 1

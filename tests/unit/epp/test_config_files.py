@@ -209,6 +209,38 @@ def test_any_section_is_read_or_refused(flow: object, gates: object, detector: o
         assert error.fix
 
 
+HUGE = hex(10**5000)  # hexadecimal numbers have no longest form in YAML
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"schedulingProfiles: [{{name: p, plugins: [{{pluginRef: queue-scorer, weight: {HUGE}}}]}}]",
+        "schedulingProfiles: [{name: p, plugins: [{pluginRef: queue-scorer, weight: .inf}]}]",
+        f"flowControl: {{maxRequests: {HUGE}}}",
+        f"flowControl: {{maxRequests: '{'9' * 5000}'}}",
+        f"flowControl: {{maxRequests: '{'9' * 400}k'}}",
+        f"flowControl: {{defaultRequestTTL: '{'9' * 400}s'}}",
+        f"flowControl: {{defaultRequestTTL: {HUGE}}}",
+        f"flowControl: {{enableEviction: {HUGE}}}",
+        f"featureGates: {HUGE}",
+    ],
+)
+def test_numbers_beyond_reckoning_are_refused(text: str) -> None:
+    head = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{type: queue-scorer}]\n"
+    with pytest.raises(InvalidConfig) as refused:
+        parse_config(head + text, "the file")
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_value_that_is_large_by_aliases_is_not_written_out() -> None:
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 20))
+    text = f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nl0: &l0 [x]\n{levels}featureGates: *l19\n"
+    with pytest.raises(InvalidConfig) as refused:
+        parse_config(text, "the file")
+    assert len(str(refused.value)) < 1000
+
+
 # A file that changes.
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import orjson
 from prometheus_client import generate_latest
 
-from headrace.core import Decision, FailureMode, Refusal, RefusalReason
+from headrace.core import Decision, FailureMode, Refusal, RefusalReason, Request
 from headrace.datalayer.kv_events import AllCleared, Batch, BlocksStored
 from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.datalayer.metrics_page import ServerMetrics
 from headrace.datalayer.precise_prefix import PreciseIndex
+from headrace.datalayer.tokenizer import TokenizerSettings
 from headrace.epp.config_file import parse_config
 from headrace.epp.director import Director
 from headrace.epp.flow_metrics import FlowControlCollector
@@ -313,6 +314,44 @@ async def test_prompts_given_as_tokens_go_where_servers_say_they_are() -> None:
     assert d.index.entries(text_home) == d.precise.entries(text_home) == 0
     d.replace_endpoints((), FailureMode.CLOSE)
     assert len(d.precise) == 0
+
+
+async def test_text_prompts_go_where_servers_say_their_tokens_are() -> None:
+    config = parse_config(
+        CONFIG
+        + "plugins: [{type: precise-prefix-cache-producer}, {type: token-producer}, {type: prefix-cache-scorer}]\n",
+        "test",
+    )
+    assert config.tokenizer == TokenizerSettings()
+    assert config.notes == ()
+    alone = parse_config(CONFIG + "plugins: [{type: token-producer}]\n", "test")
+    assert [note.partition(" ")[0] for note in alone.notes] == ["token-producer"]
+    d = director(config=config.scheduling)
+    d.precise = PreciseIndex()
+    d.replace_endpoints(endpoints(4), FailureMode.CLOSE)
+    tokens = tuple(range(64))
+    known: tuple[int, ...] | None = tokens
+    asked: list[bytes] = []
+
+    async def tokenize(request: Request) -> tuple[int, ...] | None:
+        asked.append(request.body)
+        return known
+
+    d.tokenize = tokenize
+    # While no server has told of its blocks, tokens would be for nothing.
+    await d.decide(needed(request_id="early", prompt=b"x" * 400, body=b"early", model="m"))
+    assert asked == []
+    home = "10.0.0.3:8000"
+    d.precise.apply(home, Batch(0, (BlocksStored((1, 2, 3), None, tokens[:48], 16),)))
+    picked = await d.decide(needed(request_id="told", prompt=b"y" * 400, body=b"told", model="m"))
+    assert isinstance(picked.outcome, Decision)
+    assert picked.outcome.endpoints == (home,)
+    assert d.decisions.find(request_id="told")[0]["prompt_blocks"] == 4
+    # Tokens that are not to be had in time are done without.
+    known = None
+    await d.decide(needed(request_id="late", prompt=b"z" * 4000, body=b"late", model="m"))
+    assert d.decisions.find(request_id="late")[0]["prompt_blocks"] == 15
+    assert asked == [b"told", b"late"]
 
 
 async def test_a_place_whose_end_nobody_saw_is_given_on_by_the_servers_word() -> None:

@@ -172,3 +172,10 @@ def test_any_object_has_facts(document: dict[str, object]) -> None:
         read_body(json.dumps(document).encode(), path=COMPLETIONS)
     except UnreadableBody as error:
         assert "model" in str(error)
+
+
+@pytest.mark.parametrize("depth", [300, 1000, 1020])
+def test_a_prompt_nested_deeper_than_can_be_written_again_is_not_known(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    for body in (b'{"model":"m","prompt":%s}' % nested, b'{"model":"m","messages":[{"content":%s}]}' % nested):
+        assert read_body(body, path="/v1/completions").model == "m"

@@ -150,3 +150,10 @@ def test_request_bodies(content: bytes, changed: bytes) -> None:
 def test_what_has_no_place_for_a_model(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         with_model(content, "b")
+
+
+def test_a_body_that_cannot_be_written_anew_is_refused() -> None:
+    # The key is spelled with an escape, so the whole would have to be written again, and it is nested too deeply.
+    nested = b"[" * 300 + b"]" * 300
+    with pytest.raises(ValueError, match="nested"):
+        with_model(b'{"mod\\u0065l":"asked","prompt":%s}' % nested, "target")

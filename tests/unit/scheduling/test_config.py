@@ -58,7 +58,7 @@ def test_other_group_and_no_profiles() -> None:
 
 
 def test_what_has_no_effect_is_said() -> None:
-    config = read_config({**HEAD, "nonsense": {}, "flowControl": {}, "plugins": [{"type": "token-producer"}]})
+    config = read_config({**HEAD, "nonsense": {}, "flowControl": {}, "plugins": [{"type": "tokenizer"}]})
     assert len(config.notes) == 2
     assert "nonsense" in config.notes[0]
 

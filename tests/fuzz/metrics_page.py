@@ -1,0 +1,69 @@
+"""The /metrics page of every engine, and of one whose metrics a configuration names."""
+
+from __future__ import annotations
+
+import math
+
+from headrace.datalayer.engines import ENGINES, parse_series, read_engines
+from headrace.datalayer.metrics_page import NoMetrics, parse_page
+from headrace.scheduling import InvalidConfig, Parameters
+
+from .reader import Reader
+
+OWN = read_engines(
+    Parameters(
+        {
+            "engineConfigs": [
+                {
+                    "name": "own",
+                    "queuedRequestsSpec": 'queue{kind="waiting"}',
+                    "runningRequestsSpec": "queue{kind=running}",
+                    "kvUsageSpec": "usage",
+                    "loraSpec": "vllm:lora_requests_info",
+                    "cacheInfoSpec": "vllm:cache_config_info",
+                    "cacheNumBlocksSpec": "blocks",
+                    "customMetrics": [{"attributeKey": "heat", "metricSpec": "heat"}],
+                }
+            ]
+        },
+        "",
+    )
+).engines["own"]
+CHOICES = [*ENGINES.values(), OWN]
+
+
+def target(data: bytes) -> None:
+    """One input."""
+    reader = Reader(data)
+    bits = reader.byte()
+    engine = CHOICES[(bits >> 2 & 31) % len(CHOICES)]
+    if bits & 2:
+        spec(reader.piece().decode("utf-8", "replace"))
+    page = reader.rest()
+    if bits & 0x81 == 0x81:
+        # A stretch of the page over and over: what is slow for long pages shows.
+        edge = len(page) // 2
+        page = page[:edge] + page[edge : edge + 64] * 1024 + page[edge + 64 :]
+    try:
+        metrics = parse_page(page, engine)
+    except NoMetrics:
+        return
+    assert metrics.waiting is None or 0 <= metrics.waiting <= 1_000_000_000
+    assert metrics.running is None or 0 <= metrics.running <= 1_000_000_000
+    assert metrics.kv_usage is None or 0.0 <= metrics.kv_usage <= 1.0
+    assert metrics.cache_tokens >= 0
+    assert metrics.max_adapters >= 0
+    assert "" not in metrics.running_adapters | metrics.waiting_adapters | metrics.known_adapters | metrics.models
+    assert metrics.running_adapters <= metrics.known_adapters
+    assert all(math.isfinite(value) for value in metrics.custom.values())
+
+
+def spec(text: str) -> None:
+    """A metric as a configuration names it."""
+    series = parse_series(text)
+    if series is not None:
+        assert series.name
+    try:
+        read_engines(Parameters({"engineConfigs": [{"name": "x", "queuedRequestsSpec": text}]}, ""))
+    except InvalidConfig as error:
+        assert str(error)

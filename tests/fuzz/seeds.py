@@ -1,0 +1,91 @@
+"""Where fuzzing starts from: real pages, real configuration files, and requests as gateways and servers write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from headrace.datalayer.engines import ENGINES, Series
+from headrace.extproc import BodyMode
+
+from ..unit.extproc import messages as m
+from ..unit.extproc.test_usage import BODIES, STREAMS
+
+TESTS = Path(__file__).parents[1]
+PAGES = (TESTS / "unit/datalayer/data/vllm-0.32.0-under-load.txt", TESTS / "data/vllm-0.32.0-metrics.txt")
+CONFIGS = TESTS / "unit/epp/configs"
+
+
+def ext_proc() -> Iterator[bytes]:
+    """Serialized messages, a stream of them, and requests through a proxy in each mode."""
+    config = m.config(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED)
+    hint = m.metadata("envoy.lb.subset_hint", {"x-gateway-destination-endpoint-subset": ["10.0.0.7:8000"]})
+    served = m.metadata("envoy.lb", {"x-gateway-destination-endpoint-served": m.PICK})
+    stream = [
+        m.request_headers(protocol_config=config, metadata_context=hint),
+        m.body("request_body", b'{"model":"m","prompt":"hello","stream":true}', True),
+        m.response_headers({":status": "200", "content-type": "text/event-stream"}, metadata_context=served),
+        m.body("response_body", b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n', False),
+        m.trailers("response_trailers"),
+    ]
+    for message in stream:
+        yield b"\0" + message.SerializeToString()
+        yield b"\0" + m.oneof_last(message)
+    raws = [message.SerializeToString() for message in stream]
+    yield b"\1\0\0" + b"".join(b"\6" + bytes([len(raw)]) + raw for raw in raws if len(raw) < 255)
+    for request in range(5):
+        for response in range(5):
+            for bits in (0, 1, 2, 5, 16):
+                yield (
+                    bytes([2, request, response, bits, 0, 99]) + b"\0\1\5model\3abc\1\1\5asked\0\4\0\0\0\1\0\2\0\3" * 2
+                )
+
+
+def responses() -> Iterator[bytes]:
+    """JSON bodies and event streams with usage, of every server."""
+    for bits in (0, 2, 8):
+        for body in BODIES:
+            yield bytes([bits, 2, 3, 9]) + json.dumps(body).encode()
+        for stream in STREAMS:
+            text = "".join(f"event: message\ndata: {json.dumps({'model': 'm', **event})}\n\n" for event in stream)
+            yield bytes([bits | 1, 2, 3, 9]) + text.encode() + b"data: [DONE]\n\n"
+
+
+def metrics_page() -> Iterator[bytes]:
+    """A real server's whole pages, their lines that matter, and a small page of each engine."""
+    for path in PAGES:
+        page = path.read_bytes()
+        yield b"\0" + page[:60_000]
+        lines = [
+            line
+            for line in page.splitlines(keepends=True)
+            if b"lora" in line or b"num_req" in line or b"cache_c" in line
+        ]
+        yield b"\0" + b"".join(lines)[:16_000]
+    for number, engine in enumerate(ENGINES.values()):
+        text = "".join(f"{_series(series)} {value}\n" for value, series in enumerate(engine.series))
+        for name in (engine.adapters, engine.cache_config):
+            labels = (
+                'running_lora_adapters="a, b",waiting_lora_adapters="",max_lora="2",block_size="16",num_gpu_blocks="9"'
+            )
+            text += f"{name}{{{labels}}} 1.7e9\n" if name else ""
+        for bits in (0, 0x81):
+            yield bytes([number << 2 | bits]) + text.encode()
+        yield bytes([number << 2 | 2, 20]) + b'queue{kind="waiting"}' + text.encode()
+
+
+def _series(series: Series) -> str:
+    labels = ",".join(f'{name}="{value}"' for name, value in series.labels)
+    return f"{series.name}{{{labels}}}"
+
+
+def config_file() -> Iterator[bytes]:
+    """The reference pickers' own files, and choices for documents that are put together."""
+    for path in sorted(CONFIGS.iterdir()):
+        yield b"\0" + path.read_bytes()
+    for number in range(64):
+        yield b"\2" + bytes((number * 37 + at * at * 11) % 256 for at in range(64))
+
+
+SEEDS = {"ext_proc": ext_proc, "responses": responses, "metrics_page": metrics_page, "config_file": config_file}

@@ -1,0 +1,45 @@
+"""The fuzz targets on their own seeds and on some bytes: a target that fails by itself finds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ...fuzz import config_file, ext_proc, metrics_page, responses
+from ...fuzz.seeds import SEEDS
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "ext_proc": ext_proc.target,
+    "responses": responses.target,
+    "metrics_page": metrics_page.target,
+    "config_file": config_file.target,
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds(name: str) -> None:
+    seeds = list(SEEDS[name]())
+    assert len(set(seeds)) > 10
+    for seed in seeds:
+        TARGETS[name](seed)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(data=st.binary(max_size=300))
+def test_any_bytes(name: str, data: bytes) -> None:
+    TARGETS[name](data)
+
+
+def test_a_target_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OverflowError
+
+    monkeypatch.setattr(config_file, "parse_config", fail)
+    with pytest.raises(OverflowError):
+        config_file.target(b"\0x")
+    monkeypatch.setattr(responses.ModelNames, "feed", lambda self, piece: piece[1:])
+    with pytest.raises(AssertionError):
+        responses.target(b'\0\2\1\2{"usage":{}}')
