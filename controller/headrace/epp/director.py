@@ -13,9 +13,11 @@ from random import Random
 from typing import Protocol
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
+from headrace.datalayer.journal import Journal
 from headrace.datalayer.kv_events import Batch
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
+from headrace.datalayer.peer_accounts import PeerAccounts
 from headrace.datalayer.precise_prefix import PreciseIndex, in_common
 from headrace.datalayer.prefix import PrefixIndex, block_hashes
 from headrace.datalayer.store import EndpointRecord, EndpointStore
@@ -102,12 +104,21 @@ class Director:
             rng=rng,
             observer=metrics.flow_control,
         )
+        # Where other replicas serve the pool too: what they are told, and what they have told.
+        self.journal: Journal | None = None
+        self.peers: PeerAccounts | None = None
         self._config = config
         self._rng = rng
         self._deadline = pick_deadline
         self._admission = admission or self.flow
         self._selection = selection
         self._synced = asyncio.Event()
+
+    def join_peers(self, journal: Journal, peers: PeerAccounts) -> None:
+        """Other replicas serve the pool too: they are told of our requests, and we of theirs."""
+        self.journal, self.peers = journal, peers
+        self.ledger.listener = journal
+        peers.on_pick = lambda key: self.on_pick(key)
 
     @property
     def profile(self) -> Profile:
@@ -118,6 +129,10 @@ class Director:
     def synced(self) -> bool:
         """Whether the pool's endpoints are known."""
         return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Until they are."""
+        await self._synced.wait()
 
     def reconfigure(self, config: SchedulingConfig, flow_control: FlowControlConfig) -> None:
         """Pick and admit by another configuration from now on. Nothing that is known or waits is lost, but for prefixes
@@ -151,6 +166,8 @@ class Director:
             self.index.add(endpoint.key)
             if self.precise is not None:
                 self.precise.add(endpoint.key)
+            if self.peers is not None:
+                self.peers.endpoint_came(endpoint.key, self.clock())
         if came or gone:
             logger.info(
                 "the pool has %d endpoints",
@@ -226,6 +243,8 @@ class Director:
             self.precise.expect(key, adapter, tokens, now)
         metrics = entry.record.metrics if entry.record is not None else None
         index.insert(hashes, key, cache_tokens=metrics.cache_tokens if metrics is not None else 0)
+        if self.journal is not None:
+            self.journal.sent(key, hashes)
         headers = self._remember(profile, key, states, facts) if profile.note_takers else ()
         endpoint = entry.record.endpoint if entry.record is not None else None
         seconds = time.perf_counter() - started
@@ -360,8 +379,12 @@ class Director:
 
     def expire(self) -> None:
         """End what nobody will tell the end of. Call it about once a second."""
-        self.memory.expire(self.clock())
-        for entry in self.ledger.expire(self.clock()):
+        now = self.clock()
+        self.memory.expire(now)
+        for replica in self.peers.expire(now) if self.peers is not None else ():
+            logger.warning("replica %s is silent: its requests are not counted any more", replica)
+            self.flow.changed()
+        for entry in self.ledger.expire(now):
             self.flow.changed()
             self.metrics.unobserved.inc()
             logger.debug("a pick was never observed", extra={"request_id": entry.request_id})
