@@ -253,6 +253,7 @@ def _entry(replica: str, told: messages.Started, now: float) -> InFlight:
 
 def _describe(observed: InFlight, pick: InFlight) -> None:
     """What is observed, by us or another, is described by its pick: only its place was known."""
+    size, tokens = observed.size, observed.tokens
     observed.describe(pick)
     if observed.record is not None:
-        observed.record.described(observed.model, observed.size, observed.tokens)
+        observed.record.described(observed.model, observed.size - size, observed.tokens - tokens)

@@ -94,7 +94,7 @@ async def start_picker(
         assert process.stderr is not None
         copying: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 ports = None
                 while ports is None:
                     line = await process.stderr.readline()

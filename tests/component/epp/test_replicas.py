@@ -28,7 +28,7 @@ from .servers import ModelServer, expected_events, model_servers
 NAME = "replicas.test"
 STREAM = {"model": "base", "prompt": "tell me", "stream": True}
 FOLLOW = "/headrace.peers.Peers/Follow"
-HANG_SECONDS = 60.0
+HANG_SECONDS = 120.0
 
 
 @dataclass
@@ -112,7 +112,7 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
         def envoy(name: str, *asked: PickerProcess) -> AbstractAsyncContextManager[Envoy]:
             grpc_ports = [picker.grpc_port for picker in asked]
             config = pool_config(epp_port=grpc_ports, endpoints=keys, mode=picking_mode(), observe=True)
-            return start_envoy(config, tmp_path, name=name)
+            return start_envoy(config, tmp_path, name=name, ready_timeout=120.0)
 
         enter = stack.enter_async_context
         pickers = list(await asyncio.gather(enter(picker(0)), enter(picker(1))))
