@@ -24,6 +24,7 @@ from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
+from headrace.epp.tracing import Tracer, of_pick
 from headrace.extproc import Usage
 from headrace.extproc.events import PickNeeded
 from headrace.flowcontrol import FlowControlConfig, FlowController
@@ -58,6 +59,9 @@ class Picked:
 
     outcome: Decision | Refusal
     entry: InFlight | None
+    # The request as it was picked for, and among how many endpoints; for traces.
+    request: Request | None = None
+    candidates: int = 0
 
 
 @dataclass(slots=True)
@@ -104,6 +108,8 @@ class Director:
             rng=rng,
             observer=metrics.flow_control,
         )
+        # Where picks are traced.
+        self.tracer: Tracer | None = None
         # Where other replicas serve the pool too: what they are told, and what they have told.
         self.journal: Journal | None = None
         self.peers: PeerAccounts | None = None
@@ -182,6 +188,23 @@ class Director:
 
         A pick that takes longer than the deadline (the pool is not known yet, say), or fails, ends in the pool's
         failure mode."""
+        tracer = self.tracer
+        span = None if tracer is None else tracer.start("headrace.pick", needed.request.headers)
+        if tracer is None or span is None:
+            return await self._decide(needed)
+        try:
+            picked = await self._decide(needed)
+        except BaseException:
+            # The client went while its request waited.
+            tracer.end(span, *of_pick(self.metrics.pool_name, needed.request, None, 0, ""))
+            raise
+        record = picked.entry.record if picked.entry is not None else None
+        pod = record.endpoint.pod_name if record is not None else ""
+        request = picked.request or needed.request
+        tracer.end(span, *of_pick(self.metrics.pool_name, request, picked.outcome, picked.candidates, pod))
+        return picked
+
+    async def _decide(self, needed: PickNeeded) -> Picked:
         request = self.policies.apply(needed.request)
         if request is not needed.request:
             needed = replace(needed, request=request)
@@ -263,7 +286,7 @@ class Director:
             seconds=seconds,
             reason=outcome.reason,
         )
-        return Picked(_decision(request, outcome.picks, headers), entry)
+        return Picked(_decision(request, outcome.picks, headers), entry, request, len(outcome.candidates))
 
     def _remember(
         self, profile: Profile, key: str, states: Sequence[EndpointState], facts: Facts
@@ -314,7 +337,7 @@ class Director:
             seconds=seconds,
             reason=refusal.message,
         )
-        return Picked(refusal, None)
+        return Picked(refusal, None, request, len(outcome.candidates))
 
     def _by_failure_mode(self, needed: PickNeeded, cause: str, why: str) -> Picked:
         """FailClose: 503. FailOpen: any endpoint that is allowed, or, with none known, the gateway's own choice."""
@@ -328,11 +351,12 @@ class Director:
         allowed = _SUBSET.keep(states, Facts(request, self.clock(), self._rng))
         if allowed:
             key = self._rng.choice(list(allowed)).key
-            return Picked(_decision(request, (key,)), self._start(needed, key, self.clock()))
+            entry = self._start(needed, key, self.clock())
+            return Picked(_decision(request, (key,)), entry, request, len(allowed))
         if request.subset is not None:
             refusal = Refusal(503, RefusalReason.NO_ENDPOINTS, "no ready endpoint is in the gateway's subset")
             return self._refused(request, refusal, _NO_OUTCOME, 0.0)
-        return Picked(_decision(request, ()), None)
+        return Picked(_decision(request, ()), None, request)
 
     # What streams tell of a request's course.
 

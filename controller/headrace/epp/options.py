@@ -23,6 +23,7 @@ from headrace.core import (
 from headrace.core.pool import MAX_TARGET_PORTS, read_selector
 from headrace.epp.flag_types import InvalidFlag, boolean, duration, port, whole
 from headrace.epp.reference_flags import add_reference_flags, check_reference_flags, verbosity
+from headrace.epp.tracing_settings import TracingSettings, read_settings
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "boolean", "duration", "port", "read_options"]
 
@@ -69,6 +70,8 @@ class Options:
     peer_port: int = 9004
     peer_cert_path: Path | None = None
     own_address: str = ""
+    # Where traces of picks go; None without them.
+    tracing: TracingSettings | None = None
     # Who this replica is: its Pod's name.
     identity: str = ""
     metrics_scheme: str = "http"
@@ -137,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
-    """The options that parsed flags come to. Raises InvalidFlag."""
+    """The options that parsed flags come to. Raises InvalidFlag, and InvalidTracing."""
     check_reference_flags(args)
     endpoints = _endpoints(args.endpoints)
     sources = [args.pool_name, args.endpoint_selector, endpoints]
@@ -208,6 +211,7 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         peer_port=args.peer_port,
         peer_cert_path=_directory("peer-cert-path", args.peer_cert_path, "ca.crt"),
         own_address=environment.get("POD_IP", ""),
+        tracing=read_settings(environment) if args.tracing else None,
         identity=environment.get("POD_NAME") or socket.gethostname(),
         metrics_scheme=args.model_server_metrics_scheme,
         metrics_path=args.model_server_metrics_path,

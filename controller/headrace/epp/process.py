@@ -29,10 +29,13 @@ from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
+from headrace.epp.otlp import Exporter, SpanCollector
 from headrace.epp.peer_metrics import PeerCollector, PeerMetrics
 from headrace.epp.peering import Peering, PeerSettings
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
+from headrace.epp.tracing import Tracer
+from headrace.epp.tracing_settings import TracingSettings
 
 if TYPE_CHECKING:
     from headrace.datalayer.kv_subscriber import KvSubscriber
@@ -117,6 +120,7 @@ class Process:
         if config.kv_events is not None:
             self.director.precise = PreciseIndex()
         self._peering = self._join_peers(options, rng) if options.has_peers else None
+        self._exporter = self._trace(options.tracing, rng) if options.tracing is not None else None
         self._health = Health(self._is_ready)
         self._draining = False
         # With an election, only the replica that leads is ready.
@@ -126,6 +130,14 @@ class Process:
         self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+
+    def _trace(self, settings: TracingSettings, rng: Random) -> Exporter:
+        """From now on picks are traced; gives what sends the traces."""
+        tracer = Tracer(settings.sampler, wall_ns=time.time_ns, rng=rng, most_kept=settings.queue)
+        exporter = Exporter(tracer, settings)
+        self._metrics.registry.register(SpanCollector(tracer, exporter))
+        self.director.tracer = tracer
+        return exporter
 
     def _join_peers(self, options: Options, rng: Random) -> Peering:
         """Our side of the streams between replicas. Raises InvalidCertificate."""
@@ -163,12 +175,16 @@ class Process:
                 if self._kv_events is not None:
                     self._listener = self._listen(self._kv_events)
                     stack.push_async_callback(self._listener.close)
+                if self._exporter is not None:
+                    stack.push_async_callback(self._exporter.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 background = [
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(watch, name="watch the pool"),
                 ]
+                if self._exporter is not None:
+                    background.append(tasks.create_task(self._exporter.run(), name="send traces"))
                 if self._peering is not None:
                     background.append(tasks.create_task(self._peering.run(), name="follow replicas"))
                 if self._config_file is not None:
