@@ -22,6 +22,8 @@ POOLS: list[dict[str, Any]] = [
         "leader_election": True,
         "metrics_auth": True,
         "extra_args": ["--pick-deadline=1s"],
+        "tracing": True,
+        "environment": {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317", "OTEL_BSP_SCHEDULE_DELAY": 1000},
     },
 ]
 VARIABLES: dict[str, Any] = {
@@ -104,11 +106,17 @@ def test_rights_are_given_where_they_are_switched_on_and_nowhere_else(objects: l
         found(objects, "ClusterRoleBinding", name),
     ]
     arguments = container(objects, "led-epp")["args"]
-    assert {"--ha-enable-leader-election=true", "--metrics-endpoint-auth=true", "--pick-deadline=1s"} <= set(arguments)
+    switched = {"--ha-enable-leader-election=true", "--metrics-endpoint-auth=true", "--tracing=true"}
+    assert switched | {"--pick-deadline=1s"} <= set(arguments)
     for picker in ("plain-epp", "two-epp"):
-        assert not {"--ha-enable-leader-election=true", "--metrics-endpoint-auth=true"} & set(
-            container(objects, picker)["args"]
-        )
+        assert not switched & set(container(objects, picker)["args"])
+
+
+def test_traces_go_where_the_environment_says(objects: list[dict[str, Any]]) -> None:
+    environment = {entry["name"]: entry.get("value") for entry in container(objects, "led-epp")["env"]}
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+    assert environment["OTEL_BSP_SCHEDULE_DELAY"] == "1000"
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in {entry["name"] for entry in container(objects, "two-epp")["env"]}
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

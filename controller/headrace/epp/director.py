@@ -255,7 +255,7 @@ class Director:
         )
         outcome = self._selection.pick(request, states) if self._selection is not None else None
         if outcome is None:
-            outcome = run(profile, states, facts)
+            outcome = run(profile, states, facts, self.metrics.plugins.of_next())
         if not outcome.picks:
             return self._refused(request, _no_pick(outcome), outcome, time.perf_counter() - started)
         key = outcome.picks[0]
