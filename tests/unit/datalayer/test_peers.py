@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -352,4 +352,10 @@ class Replicas(RuleBasedStateMachine):
 
 
 TestReplicas = Replicas.TestCase
-TestReplicas.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestReplicas.settings = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    # A busy machine is no fault of the strategies.
+    suppress_health_check=[HealthCheck.too_slow],
+)
