@@ -1,13 +1,19 @@
 """Which requests are in flight where. Every request that is picked is started here, and every one is ended once.
 
 A request's end is told by whichever stream sees its response: its own, or an observation stream joined to it by
-request id. A pick that nobody ever observes (the client went before the gateway sent it on) expires."""
+request id. A pick that nobody ever observes (the client went before the gateway sent it on) expires.
+
+Where several replicas serve a pool, a gateway sends picks and observations to any of them. Each request is then the
+account of one replica: of the one that observes it, else of the one that picked it. What others account for is in here
+too, put in by `peer_accounts`, and counts for its endpoint as ours does."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
+from typing import Protocol
 
 from headrace.core import NOT_ASKED, Asked
 from headrace.datalayer.store import ARRIVAL_SECONDS, EndpointRecord, EndpointStore
@@ -39,20 +45,53 @@ class InFlight:
     # The flow and priority it was admitted by.
     flow: str = ""
     priority: int = 0
+    computed: bool = False
+    # The replica whose account it is, "" for ours, and its number there.
+    owner: str = ""
+    number: int = 0
+    # Where it was picked for: `endpoint` may have changed since.
+    picked_for: str = ""
+    # Whether its owner observes what another replica picked; and that pick's owner and number, once they are known.
+    elsewhere: bool = False
+    pick: tuple[str, int] | None = None
+
+    def describe(self, pick: InFlight) -> None:
+        """Take over what the pick of this request knew of it."""
+        self.model, self.size, self.asked = pick.model, pick.size, pick.asked
+        self.tokens = 0 if self.computed else pick.tokens
+        self.flow, self.priority, self.output_tokens = pick.flow, pick.priority, pick.output_tokens
+
+
+class LedgerListener(Protocol):
+    """Who wants to know of every change of our own entries. Called in the request's path: take a note, no more."""
+
+    def started(self, entry: InFlight) -> None:
+        """It is in the account."""
+
+    def changed(self, entry: InFlight) -> None:
+        """It counts for another endpoint, or with other tokens."""
+
+    def finished(self, entry: InFlight) -> None:
+        """It is no longer in the account."""
 
 
 class Ledger:
     """The in-flight account of one pool. Times are seconds of the caller's clock."""
 
     def __init__(self, store: EndpointStore) -> None:
+        self.listener: LedgerListener | None = None
         self._store = store
         self._by_request: dict[str, list[InFlight]] = {}
+        self._own = 0
+        self._numbers = count(1)
         # Picks that no stream is sure to end, oldest first.
         self._unobserved: OrderedDict[int, InFlight] = OrderedDict()
+        # Observed here, picked elsewhere and over already: the pick may yet be told of. Oldest first.
+        self._ended_elsewhere: OrderedDict[tuple[str, str], tuple[float, tuple[str, int] | None]] = OrderedDict()
         self._observers_seen = False
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._by_request.values())
+        return self._own
 
     @property
     def observers_seen(self) -> bool:
@@ -64,9 +103,13 @@ class Ledger:
         looked at: a pick that nobody observes soon was one of those, not a long answer of a gateway without them."""
         self._observers_seen = True
 
+    def own(self) -> Iterator[InFlight]:
+        """The entries of our own account."""
+        return (entry for entries in self._by_request.values() for entry in entries if not entry.owner)
+
     def by_model(self) -> Counter[str]:
-        """How many requests of each model are in flight."""
-        return Counter(entry.model for entries in self._by_request.values() for entry in entries)
+        """How many requests of each model are in flight, in our own account."""
+        return Counter(entry.model for entry in self.own())
 
     def start(
         self,
@@ -84,50 +127,136 @@ class Ledger:
         that the endpoint has to compute."""
         record = self._store.get(endpoint)
         entry = InFlight(request_id, endpoint, model, size, now, attached, record, asked=asked, tokens=tokens)
-        self._by_request.setdefault(request_id, []).append(entry)
+        entry.picked_for = endpoint
+        self._take(entry)
         if not attached:
             self._unobserved[id(entry)] = entry
         if record is not None:
             record.started(model, size, now, tokens)
+        if self.listener is not None:
+            self.listener.started(entry)
         return entry
 
     def observe(self, request_id: str, destination: str, now: float) -> InFlight | None:
         """An observation stream says that this request was sent with this pick; the entry it has to end.
 
-        A request that another replica picked is started here and now, if it goes to this pool; else None."""
+        A request that another replica picked is ours from now on, if it goes to this pool; else None. It is described
+        by its pick, if that is known, or as soon as it is."""
         self._observers_seen = True
         first = destination.partition(",")[0]
+        others: InFlight | None = None
         for entry in self._by_request.get(request_id, ()):
-            if not entry.observed and (not first or entry.endpoint == first):
-                entry.observed = True
-                self._unobserved.pop(id(entry), None)
-                return entry
-        if self._store.get(first) is None:
+            if entry.observed or (first and entry.picked_for != first):
+                continue
+            if entry.owner:
+                others = others or entry
+                continue
+            entry.observed = True
+            self._unobserved.pop(id(entry), None)
+            return entry
+        if others is not None:
+            return self._claim(others)
+        record = self._store.get(first)
+        if record is None:
             return None
-        entry = self.start(request_id, first, "", 0, now, attached=True)
-        entry.observed = True
+        entry = InFlight(request_id, first, "", 0, now, True, record, observed=True, elsewhere=True, picked_for=first)
+        self._take(entry)
+        record.started("", 0, now)
+        if self.listener is not None:
+            self.listener.started(entry)
+        return entry
+
+    def _claim(self, pick: InFlight) -> InFlight:
+        """What another replica picked is observed here: it counts as before, for us."""
+        entry = InFlight(pick.request_id, pick.endpoint, "", 0, pick.started_at, True, pick.record, observed=True)
+        entry.describe(pick)
+        entry.elsewhere, entry.picked_for, entry.pick = True, pick.picked_for, (pick.owner, pick.number)
+        self.drop(pick)
+        if pick.record is not None:
+            pick.record.of_peers -= 1
+        self._take(entry)
+        if self.listener is not None:
+            self.listener.started(entry)
         return entry
 
     def move(self, entry: InFlight, endpoint: str, now: float) -> bool:
         """The gateway says another endpoint served it. True if the account changed."""
         if entry.over or not endpoint or endpoint == entry.endpoint:
             return False
+        self.recount(entry, endpoint, now)
+        if self.listener is not None:
+            self.listener.changed(entry)
+        return True
+
+    def recount(self, entry: InFlight, endpoint: str, now: float) -> None:
+        """Count an entry, ours or another replica's, for another endpoint."""
         if entry.record is not None:
             entry.record.finished(entry.model, entry.size, now, entry.tokens)
+            entry.record.of_peers -= bool(entry.owner)
         entry.endpoint = endpoint
         entry.record = self._store.get(endpoint)
         if entry.record is not None:
             entry.record.started(entry.model, entry.size, now, entry.tokens)
-        return True
+            entry.record.of_peers += bool(entry.owner)
 
     def prompt_computed(self, entry: InFlight) -> None:
         """The first token came: the endpoint has computed the prompt."""
-        if entry.record is not None and not entry.over:
-            entry.record.computed(entry.tokens)
-            entry.tokens = 0
+        if entry.over or entry.computed:
+            return
+        entry.computed = True
+        self.recompute(entry, 0)
+        if self.listener is not None:
+            self.listener.changed(entry)
+
+    def recompute(self, entry: InFlight, tokens: int) -> None:
+        """Of an entry's prompt only so many tokens are still to be computed."""
+        if entry.record is not None:
+            entry.record.computed(entry.tokens - tokens)
+        entry.tokens = tokens
 
     def finish(self, entry: InFlight, now: float, *, page_knows: bool = False) -> bool:
         """The request is over. False if it already was. `page_knows`: the server's last page did not count it."""
+        if not self.drop(entry):
+            return False
+        if entry.elsewhere and self.listener is not None:
+            self._remember(entry, now)
+        if entry.record is not None:
+            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=page_knows)
+            entry.record.of_peers -= bool(entry.owner)
+        if self.listener is not None and not entry.owner:
+            self.listener.finished(entry)
+        return True
+
+    def abandon(self, entry: InFlight, now: float) -> None:
+        """Count another replica's entry no longer, for nobody will tell its end. What the server's last page counted
+        goes on counting until the next page."""
+        if self.drop(entry) and entry.record is not None:
+            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=True)
+            entry.record.of_peers -= 1
+
+    def described(self, entry: InFlight) -> None:
+        """What we observe, and another replica picked, is described by its pick: others may not have heard of that."""
+        if self.listener is not None:
+            self.listener.started(entry)
+
+    def superseded(self, pick: InFlight) -> None:
+        """Another replica observes what we picked, and accounts for it."""
+        if self.drop(pick) and self.listener is not None:
+            self.listener.finished(pick)
+
+    # The table itself; `peer_accounts` keeps the entries of other replicas in it.
+
+    def _take(self, entry: InFlight) -> None:
+        entry.number = next(self._numbers)
+        self._own += 1
+        self.put(entry)
+
+    def put(self, entry: InFlight) -> None:
+        """Into the table; nothing is counted."""
+        self._by_request.setdefault(entry.request_id, []).append(entry)
+
+    def drop(self, entry: InFlight) -> bool:
+        """Out of the table; nothing is counted. False if it was not in it."""
         if entry.over:
             return False
         entry.over = True
@@ -138,8 +267,39 @@ class Ledger:
                 entries.remove(entry)
             if not entries:
                 del self._by_request[entry.request_id]
-        if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=page_knows)
+        if not entry.owner:
+            self._own -= 1
+        return True
+
+    def find_pick(self, request_id: str, endpoint: str, observer: str) -> InFlight | None:
+        """The unobserved pick of a request that `observer` ("": we) observes."""
+        for entry in self._by_request.get(request_id, ()):
+            if entry.owner != observer and not entry.observed and not entry.elsewhere and entry.picked_for == endpoint:
+                return entry
+        return None
+
+    def find_observed(self, request_id: str, endpoint: str, pick: tuple[str, int]) -> InFlight | None:
+        """The entry of whoever observes this pick of another."""
+        for entry in self._by_request.get(request_id, ()):
+            known = entry.elsewhere and entry.picked_for == endpoint and entry.owner != pick[0]
+            if known and entry.pick in (None, pick):
+                return entry
+        return None
+
+    def _remember(self, entry: InFlight, now: float) -> None:
+        """A request that was picked elsewhere than it was observed is over: its pick may yet be told of."""
+        key = (entry.request_id, entry.picked_for)
+        self._ended_elsewhere[key] = (now, entry.pick)
+        self._ended_elsewhere.move_to_end(key)
+
+    def ended_elsewhere(self, request_id: str, endpoint: str, pick: tuple[str, int]) -> bool:
+        """Whether this pick was observed to its end before it was told of."""
+        key = (request_id, endpoint)
+        kept = self._ended_elsewhere.get(key)
+        if kept is None or kept[1] not in (None, pick):
+            return False
+        # A client may use the id again: only this pick is over.
+        self._ended_elsewhere[key] = (kept[0], pick)
         return True
 
     def reconcile(self, record: EndpointRecord, requests: int, asked_at: float, now: float) -> list[InFlight]:
@@ -160,6 +320,11 @@ class Ledger:
 
     def expire(self, now: float) -> list[InFlight]:
         """End what has gone unobserved for too long."""
+        while self._ended_elsewhere:
+            key, (ended_at, _) = next(iter(self._ended_elsewhere.items()))
+            if now - ended_at < UNOBSERVED_SECONDS:
+                break
+            del self._ended_elsewhere[key]
         limit = UNOBSERVED_SECONDS if self._observers_seen else UNOBSERVED_SECONDS_WITHOUT_OBSERVERS
         expired: list[InFlight] = []
         while self._unobserved:

@@ -121,6 +121,14 @@ class PrefixIndex:
             block, _ = used.popitem(last=False)
             self._clear(block, mask)
 
+    def endpoints(self) -> list[str]:
+        """Those that are known."""
+        return list(self._used)
+
+    def blocks(self, key: str) -> list[int]:
+        """What an endpoint is thought to hold, least recently used first."""
+        return list(self._used.get(key, ()))
+
     def entries(self, key: str) -> int:
         """How many blocks an endpoint is thought to hold."""
         return len(self._used.get(key, ()))

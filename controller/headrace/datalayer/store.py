@@ -35,6 +35,8 @@ class EndpointRecord:
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.in_flight_tokens = 0
+        # How many of those in flight are the account of other replicas.
+        self.of_peers = 0
         self.last_pick_at: float | None = None
         self.changed = True
         # Models by last use, newest last; and those with requests on the way.
@@ -45,22 +47,35 @@ class EndpointRecord:
         # When the latest requests were sent that the last page may not have counted yet.
         self._starts: deque[float] = deque(maxlen=_MOST_CHANGES)
 
-    def started(self, model: str, size: int, now: float, tokens: int = 0) -> None:
-        """A request was sent here; `tokens` of its prompt are to be computed."""
+    def started(self, model: str, size: int, now: float, tokens: int = 0, *, page_knows: bool = False) -> None:
+        """A request was sent here; `tokens` of its prompt are to be computed. `page_knows`: the last page counted it
+        (another replica sent it a while ago)."""
         self.in_flight += 1
         self.in_flight_bytes += size
         self.in_flight_tokens += tokens
         self.last_pick_at = now
+        self._name(model)
+        if not page_knows:
+            self._changes.append((now, 1))
+            self._starts.append(now)
+            self._delta += 1
+        self.changed = True
+
+    def described(self, model: str, size: int, tokens: int) -> None:
+        """Of a request that was started without them, model, size and tokens are known now."""
+        self.in_flight_bytes += size
+        self.in_flight_tokens += tokens
+        self._name(model)
+        self.changed = True
+
+    def _name(self, model: str) -> None:
+        """A request of this model is on the way."""
         if model:
             self._models_sent[model] += 1
             self._used[model] = None
             self._used.move_to_end(model)
             if len(self._used) > _MOST_MODELS:
                 self._used.popitem(last=False)
-        self._changes.append((now, 1))
-        self._starts.append(now)
-        self._delta += 1
-        self.changed = True
 
     def computed(self, tokens: int) -> None:
         """So many tokens of prompts are computed; their requests go on."""
@@ -82,8 +97,10 @@ class EndpointRecord:
         self.changed = True
 
     def overdue(self, requests: int) -> int:
-        """How many requests the last page should have counted and did not: it counted `requests`."""
-        return max(0, self.in_flight - len(self._starts) - requests)
+        """How many requests the last page should have counted and did not: it counted `requests`. Of those that other
+        replicas account for too, only our share: each replica finds out for itself."""
+        missing = max(0, self.in_flight - len(self._starts) - requests)
+        return missing * (self.in_flight - self.of_peers) // self.in_flight if self.of_peers else missing
 
     def scraped(self, metrics: ServerMetrics, asked_at: float, note: str = "") -> None:
         """A page has come that was asked for at `asked_at`. `note` says what is wrong with it, if anything."""

@@ -13,15 +13,18 @@ from random import Random
 from typing import Protocol
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
+from headrace.datalayer.journal import Journal
 from headrace.datalayer.kv_events import Batch
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
+from headrace.datalayer.peer_accounts import PeerAccounts
 from headrace.datalayer.precise_prefix import PreciseIndex, in_common
 from headrace.datalayer.prefix import PrefixIndex, block_hashes
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
+from headrace.epp.tracing import Tracer, of_pick
 from headrace.extproc import Usage
 from headrace.extproc.events import PickNeeded
 from headrace.flowcontrol import FlowControlConfig, FlowController
@@ -56,6 +59,9 @@ class Picked:
 
     outcome: Decision | Refusal
     entry: InFlight | None
+    # The request as it was picked for, and among how many endpoints; for traces.
+    request: Request | None = None
+    candidates: int = 0
 
 
 @dataclass(slots=True)
@@ -104,12 +110,23 @@ class Director:
             rng=rng,
             observer=metrics.flow_control,
         )
+        # Where picks are traced.
+        self.tracer: Tracer | None = None
+        # Where other replicas serve the pool too: what they are told, and what they have told.
+        self.journal: Journal | None = None
+        self.peers: PeerAccounts | None = None
         self._config = config
         self._rng = rng
         self._deadline = pick_deadline
         self._admission = admission or self.flow
         self._selection = selection
         self._synced = asyncio.Event()
+
+    def join_peers(self, journal: Journal, peers: PeerAccounts) -> None:
+        """Other replicas serve the pool too: they are told of our requests, and we of theirs."""
+        self.journal, self.peers = journal, peers
+        self.ledger.listener = journal
+        peers.on_pick = lambda key: self.on_pick(key)
 
     @property
     def profile(self) -> Profile:
@@ -120,6 +137,10 @@ class Director:
     def synced(self) -> bool:
         """Whether the pool's endpoints are known."""
         return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Until they are."""
+        await self._synced.wait()
 
     def reconfigure(self, config: SchedulingConfig, flow_control: FlowControlConfig) -> None:
         """Pick and admit by another configuration from now on. Nothing that is known or waits is lost, but for prefixes
@@ -153,6 +174,8 @@ class Director:
             self.index.add(endpoint.key)
             if self.precise is not None:
                 self.precise.add(endpoint.key)
+            if self.peers is not None:
+                self.peers.endpoint_came(endpoint.key, self.clock())
         if came or gone:
             logger.info(
                 "the pool has %d endpoints",
@@ -167,6 +190,23 @@ class Director:
 
         A pick that takes longer than the deadline (the pool is not known yet, say), or fails, ends in the pool's
         failure mode."""
+        tracer = self.tracer
+        span = None if tracer is None else tracer.start("headrace.pick", needed.request.headers)
+        if tracer is None or span is None:
+            return await self._decide(needed)
+        try:
+            picked = await self._decide(needed)
+        except BaseException:
+            # The client went while its request waited.
+            tracer.end(span, *of_pick(self.metrics.pool_name, needed.request, None, 0, ""))
+            raise
+        record = picked.entry.record if picked.entry is not None else None
+        pod = record.endpoint.pod_name if record is not None else ""
+        request = picked.request or needed.request
+        tracer.end(span, *of_pick(self.metrics.pool_name, request, picked.outcome, picked.candidates, pod))
+        return picked
+
+    async def _decide(self, needed: PickNeeded) -> Picked:
         request = self.policies.apply(needed.request)
         if request is not needed.request:
             needed = replace(needed, request=request)
@@ -221,7 +261,7 @@ class Director:
         )
         outcome = self._selection.pick(request, states) if self._selection is not None else None
         if outcome is None:
-            outcome = run(profile, states, facts)
+            outcome = run(profile, states, facts, self.metrics.plugins.of_next())
         if not outcome.picks:
             return self._refused(request, _no_pick(outcome), outcome, time.perf_counter() - started)
         key = outcome.picks[0]
@@ -232,6 +272,8 @@ class Director:
             self.precise.expect(key, adapter, tokens, now)
         metrics = entry.record.metrics if entry.record is not None else None
         index.insert(hashes, key, cache_tokens=metrics.cache_tokens if metrics is not None else 0)
+        if self.journal is not None:
+            self.journal.sent(key, hashes)
         headers = self._remember(profile, key, states, facts) if profile.note_takers else ()
         endpoint = entry.record.endpoint if entry.record is not None else None
         seconds = time.perf_counter() - started
@@ -250,7 +292,7 @@ class Director:
             seconds=seconds,
             reason=outcome.reason,
         )
-        return Picked(_decision(request, outcome.picks, headers), entry)
+        return Picked(_decision(request, outcome.picks, headers), entry, request, len(outcome.candidates))
 
     def _remember(
         self, profile: Profile, key: str, states: Sequence[EndpointState], facts: Facts
@@ -301,7 +343,7 @@ class Director:
             seconds=seconds,
             reason=refusal.message,
         )
-        return Picked(refusal, None)
+        return Picked(refusal, None, request, len(outcome.candidates))
 
     def _by_failure_mode(self, needed: PickNeeded, cause: str, why: str) -> Picked:
         """FailClose: 503. FailOpen: any endpoint that is allowed, or, with none known, the gateway's own choice."""
@@ -315,11 +357,12 @@ class Director:
         allowed = _SUBSET.keep(states, Facts(request, self.clock(), self._rng))
         if allowed:
             key = self._rng.choice(list(allowed)).key
-            return Picked(_decision(request, (key,)), self._start(needed, key, self.clock()))
+            entry = self._start(needed, key, self.clock())
+            return Picked(_decision(request, (key,)), entry, request, len(allowed))
         if request.subset is not None:
             refusal = Refusal(503, RefusalReason.NO_ENDPOINTS, "no ready endpoint is in the gateway's subset")
             return self._refused(request, refusal, _NO_OUTCOME, 0.0)
-        return Picked(_decision(request, ()), None)
+        return Picked(_decision(request, ()), None, request)
 
     # What streams tell of a request's course.
 
@@ -366,8 +409,12 @@ class Director:
 
     def expire(self) -> None:
         """End what nobody will tell the end of. Call it about once a second."""
-        self.memory.expire(self.clock())
-        for entry in self.ledger.expire(self.clock()):
+        now = self.clock()
+        self.memory.expire(now)
+        for replica in self.peers.expire(now) if self.peers is not None else ():
+            logger.warning("replica %s is silent: its requests are not counted any more", replica)
+            self.flow.changed()
+        for entry in self.ledger.expire(now):
             self.flow.changed()
             self.metrics.unobserved.inc()
             logger.debug("a pick was never observed", extra={"request_id": entry.request_id})

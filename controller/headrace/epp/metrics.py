@@ -17,6 +17,7 @@ from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.flow_metrics import FlowControlMetrics
+from headrace.epp.plugin_metrics import PluginDurations
 from headrace.extproc import Usage
 
 MAX_LABEL_VALUES = 1000
@@ -72,6 +73,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.pool_name = pool_name
         self.flow_control = FlowControlMetrics(pool_name, self.registry)
+        self.plugins = PluginDurations(self.registry)
         self._models = CappedModels()
         self._by_model: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._durations: dict[tuple[str, str], Histogram] = {}
@@ -122,6 +124,12 @@ class Metrics:
         self._slo_violations = Counter(
             f"{objective}_request_slo_violation_total",
             "Responses slower than their request asked for.",
+            (*model, "type"),
+            registry=registry,
+        )
+        self._last_request = Gauge(
+            f"{objective}_inference_request_metric",
+            "Of the last streamed response: seconds to its first piece (ttft), and for each later token (tpot).",
             (*model, "type"),
             registry=registry,
         )
@@ -240,6 +248,7 @@ class Metrics:
         """A streamed response has begun, so long after the pick."""
         names = self._models(entry.asked.model, entry.model)
         self._ttft.labels(*names).observe(seconds)
+        self._last_request.labels(*names, "ttft").set(seconds)
         wanted = entry.asked.slo_ttft_ms
         if wanted is not None and seconds * 1000.0 > wanted:
             self._slo_violations.labels(*names, "ttft").inc()
@@ -261,6 +270,7 @@ class Metrics:
             return
         per_token = decode_seconds / (usage.output_tokens - 1)
         self._tpot.labels(*names).observe(per_token)
+        self._last_request.labels(*names, "tpot").set(per_token)
         wanted = entry.asked.slo_tpot_ms
         if wanted is not None and per_token * 1000.0 > wanted:
             self._slo_violations.labels(*names, "tpot").inc()

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidAddress, InvalidPool, split_key
+from headrace.core import (
+    EXTENSION_GROUP,
+    GA_GROUP,
+    Endpoint,
+    FailureMode,
+    InvalidAddress,
+    InvalidPool,
+    endpoint_key,
+    split_key,
+)
 from headrace.core.pool import MAX_TARGET_PORTS, read_selector
 from headrace.epp.flag_types import InvalidFlag, boolean, duration, port, whole
 from headrace.epp.reference_flags import add_reference_flags, check_reference_flags, verbosity
+from headrace.epp.tracing_settings import TracingSettings, read_settings
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "boolean", "duration", "port", "read_options"]
+
+_HOST = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,14 @@ class Options:
     control_headers: bool = True
     metrics_endpoint_auth: bool = False
     leader_election: bool = False
+    # Other replicas: behind the name of a headless Service, or at these addresses. They and we show peer_cert_path.
+    peer_service: str = ""
+    peers: tuple[str, ...] = ()
+    peer_port: int = 9004
+    peer_cert_path: Path | None = None
+    own_address: str = ""
+    # Where traces of picks go; None without them.
+    tracing: TracingSettings | None = None
     # Who this replica is: its Pod's name.
     identity: str = ""
     metrics_scheme: str = "http"
@@ -61,6 +82,11 @@ class Options:
     conformance_hooks: bool = False
     # What metrics call the pool: its name, or the picker's where it has none.
     served_name: str = "static"
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other replicas are to be followed."""
+        return bool(self.peer_service or self.peers)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,11 +130,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--metrics-endpoint-auth", default=False, help=auth_help, **bool_flag)  # type: ignore[arg-type]
     hooks_help = "for the conformance suite alone: clients choose endpoints by header, and are told which one answered"
     flag("--conformance-hooks", default=False, help=hooks_help, **bool_flag)  # type: ignore[arg-type]
+    service_help = "headless Service of this picker's replicas, NAME or NAME.NAMESPACE: they share what is in flight"
+    flag("--peer-service", default="", help=service_help)
+    flag("--peers", default="", help="the other replicas, ip:port,ip:port, instead of a Service")
+    flag("--peer-port", type=port, default=9004, help="where other replicas follow this one")
+    peer_cert_help = "directory of tls.crt, tls.key and ca.crt, the same for all replicas (mutual TLS)"
+    flag("--peer-cert-path", default="", help=peer_cert_help)
     add_reference_flags(parser)
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
-    """The options that parsed flags come to. Raises InvalidFlag."""
+    """The options that parsed flags come to. Raises InvalidFlag, and InvalidTracing."""
     check_reference_flags(args)
     endpoints = _endpoints(args.endpoints)
     sources = [args.pool_name, args.endpoint_selector, endpoints]
@@ -127,19 +159,24 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         failure_mode = FailureMode(args.failure_mode)
     except ValueError:
         raise InvalidFlag("failure-mode", args.failure_mode, "use FailOpen or FailClose") from None
+    peers = _peers(args)
     ports = [args.grpc_port, args.grpc_health_port, args.metrics_port]
+    if peers or args.peer_service:
+        ports.append(args.peer_port)
     used = [number for number in ports if number]
     if len(set(used)) != len(used):
-        raise InvalidFlag("grpc-port", args.grpc_port, "give gRPC, health and metrics a port each")
+        raise InvalidFlag("grpc-port", args.grpc_port, "give gRPC, health, metrics and peers a port each")
     if args.refresh_metrics_interval <= 0 or args.idle_metrics_interval <= 0:
         raise InvalidFlag("refresh-metrics-interval", args.refresh_metrics_interval, "give a time over 0")
     if args.config_file and args.config_text:
         raise InvalidFlag("config-text", "...", "give --config-file or --config-text, not both")
     if args.pick_deadline <= 0:
         raise InvalidFlag("pick-deadline", args.pick_deadline, "give a time over 0")
+    namespace = args.pool_namespace or environment.get("NAMESPACE") or "default"
+    service = args.peer_service
     return Options(
         pool_name=args.pool_name,
-        pool_namespace=args.pool_namespace or environment.get("NAMESPACE") or "default",
+        pool_namespace=namespace,
         pool_group=args.pool_group,
         served_name=args.pool_name or _deployment(environment.get("POD_NAME", "")) or "static",
         endpoints=endpoints,
@@ -169,6 +206,12 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         control_headers=args.request_control_headers,
         metrics_endpoint_auth=args.metrics_endpoint_auth,
         leader_election=args.ha_enable_leader_election,
+        peer_service=f"{service}.{namespace}.svc" if service and "." not in service else service,
+        peers=peers,
+        peer_port=args.peer_port,
+        peer_cert_path=_directory("peer-cert-path", args.peer_cert_path, "ca.crt"),
+        own_address=environment.get("POD_IP", ""),
+        tracing=read_settings(environment) if args.tracing else None,
         identity=environment.get("POD_NAME") or socket.gethostname(),
         metrics_scheme=args.model_server_metrics_scheme,
         metrics_path=args.model_server_metrics_path,
@@ -189,6 +232,24 @@ def _endpoints(text: str) -> tuple[Endpoint, ...]:
             raise InvalidFlag("endpoints", text, f"{endpoint.key} is there twice: name each endpoint once")
         found.append(endpoint)
     return tuple(found)
+
+
+def _peers(args: argparse.Namespace) -> tuple[str, ...]:
+    """The addresses of --peers. Raises InvalidFlag, also for what else the flags of peers do not fit together in."""
+    found = []
+    for part in filter(None, (part.strip() for part in args.peers.split(","))):
+        try:
+            found.append(endpoint_key(*split_key(part)))
+        except InvalidAddress as error:
+            raise InvalidFlag("peers", args.peers, str(error)) from None
+    if found and args.peer_service:
+        raise InvalidFlag("peers", args.peers, "give --peer-service or --peers, not both")
+    if args.peer_service and not _HOST.fullmatch(args.peer_service):
+        raise InvalidFlag("peer-service", args.peer_service, "give the name of a headless Service, as my-epp-peers")
+    if bool(found or args.peer_service) != bool(args.peer_cert_path):
+        fix = "give it with --peer-service or --peers, and them with it: replicas know each other by certificate"
+        raise InvalidFlag("peer-cert-path", args.peer_cert_path, fix)
+    return tuple(dict.fromkeys(found))
 
 
 def _deployment(pod_name: str) -> str:
@@ -224,11 +285,11 @@ def _ports(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _directory(flag: str, text: str) -> Path | None:
+def _directory(flag: str, text: str, *more: str) -> Path | None:
     if not text:
         return None
     path = Path(text)
-    for name in ("tls.crt", "tls.key"):
+    for name in ("tls.crt", "tls.key", *more):
         if not (path / name).is_file():
             raise InvalidFlag(flag, text, f"there is no {name} in it: mount the certificate's Secret there")
     return path

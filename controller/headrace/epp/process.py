@@ -30,8 +30,13 @@ from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
+from headrace.epp.otlp import Exporter, SpanCollector
+from headrace.epp.peer_metrics import PeerCollector, PeerMetrics
+from headrace.epp.peering import Peering, PeerSettings
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
+from headrace.epp.tracing import Tracer
+from headrace.epp.tracing_settings import TracingSettings
 
 if TYPE_CHECKING:
     from headrace.datalayer.kv_subscriber import KvSubscriber
@@ -56,6 +61,8 @@ class Ports:
     grpc: int
     health: int
     metrics: int
+    # Where other replicas follow this one; 0 where there are none.
+    peers: int = 0
 
 
 class Process:
@@ -119,6 +126,8 @@ class Process:
                     config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
                 )
                 self.director.tokenize = self._tokenizer.tokens
+        self._peering = self._join_peers(options, rng) if options.has_peers else None
+        self._exporter = self._trace(options.tracing, rng) if options.tracing is not None else None
         self._health = Health(self._is_ready)
         self._draining = False
         # With an election, only the replica that leads is ready.
@@ -128,6 +137,32 @@ class Process:
         self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+
+    def _trace(self, settings: TracingSettings, rng: Random) -> Exporter:
+        """From now on picks are traced; gives what sends the traces."""
+        tracer = Tracer(settings.sampler, wall_ns=time.time_ns, rng=rng, most_kept=settings.queue)
+        exporter = Exporter(tracer, settings)
+        self._metrics.registry.register(SpanCollector(tracer, exporter))
+        self.director.tracer = tracer
+        return exporter
+
+    def _join_peers(self, options: Options, rng: Random) -> Peering:
+        """Our side of the streams between replicas. Raises InvalidCertificate."""
+        assert options.peer_cert_path is not None
+        settings = PeerSettings(
+            certificates=options.peer_cert_path,
+            pool=f"{options.pool_namespace}/{options.served_name}",
+            service=options.peer_service,
+            addresses=options.peers,
+            port=options.peer_port,
+            bind_address=options.bind_address,
+            name=options.identity,
+            own_address=options.own_address,
+        )
+        registry = self._metrics.registry
+        peering = Peering(self.director, settings, PeerMetrics(registry), rng)
+        registry.register(PeerCollector(peering))
+        return peering
 
     def stop(self) -> None:
         """Drain and end; told a second time, end at once."""
@@ -149,12 +184,18 @@ class Process:
                 if self._kv_events is not None:
                     self._listener = self._listen(self._kv_events)
                     stack.push_async_callback(self._listener.close)
+                if self._exporter is not None:
+                    stack.push_async_callback(self._exporter.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 background = [
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(watch, name="watch the pool"),
                 ]
+                if self._exporter is not None:
+                    background.append(tasks.create_task(self._exporter.run(), name="send traces"))
+                if self._peering is not None:
+                    background.append(tasks.create_task(self._peering.run(), name="follow replicas"))
                 if self._config_file is not None:
                     watching = watch_config(self._config_file, self._reconfigure, on_bad=self._bad_config)
                     background.append(tasks.create_task(watching, name="watch the configuration"))
@@ -310,7 +351,9 @@ class Process:
         health_port = _bind(
             lambda: health.add_insecure_port(health_address), "grpc-health-port", options.grpc_health_port
         )
-        runner = web.AppRunner(status.application(self.director, self._is_ready, lambda: self._access), access_log=None)
+        peers, peers_port = self._peer_server()
+        pages = status.application(self.director, self._is_ready, lambda: self._access, self._peering)
+        runner = web.AppRunner(pages, access_log=None)
         await runner.setup()
         try:
             site = web.TCPSite(runner, options.bind_address, options.metrics_port)
@@ -320,12 +363,25 @@ class Process:
                 raise _taken("metrics-port", options.metrics_port) from None
             await server.start()
             await health.start()
+            if peers is not None:
+                await peers.start()
             metrics_port = runner.addresses[0][1]
-            yield server, Ports(grpc_port, health_port, metrics_port)
+            yield server, Ports(grpc_port, health_port, metrics_port, peers_port)
         finally:
             await server.stop(0)
             await health.stop(0)
+            if peers is not None:
+                await peers.stop(0)
             await runner.cleanup()
+
+    def _peer_server(self) -> tuple[grpc.aio.Server | None, int]:
+        """The server that other replicas follow us at, and its port. Raises CannotServe, and InvalidCertificate."""
+        if self._peering is None:
+            return None, 0
+        server, address = self._peering.server()
+        credentials = self._peering.credentials()
+        port = _bind(lambda: server.add_secure_port(address, credentials), "peer-port", self._options.peer_port)
+        return server, port
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest."""

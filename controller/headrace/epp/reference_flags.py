@@ -21,7 +21,6 @@ _REMOVED = (
 _IGNORED_TRUTHS = {
     "health-checking": "accepted; gRPC health is always served, on the ext_proc port too",
     "enable-pprof": "accepted; Go's profiler has no counterpart here",
-    "tracing": "accepted; traces are not emitted",
     "zap-devel": "accepted; logs are JSON lines",
 }
 _IGNORED_TEXTS = {
@@ -38,6 +37,8 @@ def add_reference_flags(parser: argparse.ArgumentParser) -> None:
     truth: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True}
     for name, text in _IGNORED_TRUTHS.items():
         flag(f"--{name}", default=argparse.SUPPRESS, help=text, **truth)
+    tracing_help = "send a span of each pick as OTLP; where to, and how many, say the OTEL_* environment variables"
+    flag("--tracing", default=False, help=tracing_help, **truth)
     for name, text in _IGNORED_TEXTS.items():
         flag(f"--{name}", default=argparse.SUPPRESS, help=text)
     flag("--zap-log-level", default="", help="debug, info, error, or a number as of -v")

@@ -12,13 +12,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.epp.access_rules import Access, Open
 from headrace.epp.director import Director
+from headrace.epp.peer_metrics import peer_page
+from headrace.epp.peering import Peering
 
 _MOST_DECISIONS = 1000
 _FOR_ALL = ("/healthz", "/readyz")
 
 
 def application(
-    director: Director, is_ready: Callable[[], bool], access: Callable[[], Access] = Open
+    director: Director,
+    is_ready: Callable[[], bool],
+    access: Callable[[], Access] = Open,
+    peering: Peering | None = None,
 ) -> web.Application:
     """The HTTP application. Metrics and debug pages are for those whom `access` lets in; health is for all."""
 
@@ -55,12 +60,16 @@ def application(
         found = director.decisions.find(request_id=request.query.get("request_id", ""), limit=int(text))
         return _json({"decisions": found})
 
+    async def peers(_: web.Request) -> web.Response:
+        return _json(peer_page(peering))
+
     app = web.Application(middlewares=[guard])
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", alive)
     app.router.add_get("/readyz", ready)
     app.router.add_get("/debug/endpoints", endpoints)
     app.router.add_get("/debug/decisions", decisions)
+    app.router.add_get("/debug/peers", peers)
     return app
 
 
@@ -80,6 +89,7 @@ def endpoint_list(director: Director) -> dict[str, Any]:
                 "waiting": state.waiting,
                 "running": state.running,
                 "in_flight": state.in_flight,
+                "in_flight_of_peers": record.of_peers if record is not None else 0,
                 "kv_usage": state.kv_usage,
                 "running_adapters": sorted(state.running_adapters),
                 "waiting_adapters": sorted(state.waiting_adapters),

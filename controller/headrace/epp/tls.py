@@ -6,8 +6,9 @@ import datetime
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 from cryptography import x509
@@ -66,39 +67,45 @@ def read_pair(directory: Path) -> tuple[bytes, bytes]:
     return certificate, key
 
 
-class _Reloading:
-    """Reads the files again when they change. gRPC calls it at every handshake, on a thread of its own."""
+T = TypeVar("T")
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+
+class Reloading(Generic[T]):
+    """Reads files again when they change. gRPC calls it at every handshake, on a thread of its own."""
+
+    def __init__(self, files: Iterable[Path], read: Callable[[], T]) -> None:
+        """`read` gives what is in the files. Raises InvalidCertificate."""
+        self._files = tuple(files)
+        self._load = read
         self._read = self._stamp()
-        self._served = read_pair(directory)
+        self._served = read()
 
-    def first(self) -> tuple[bytes, bytes]:
+    def first(self) -> T:
+        """What they held at first."""
         return self._served
 
-    def changed(self) -> tuple[bytes, bytes] | None:
-        """The new pair, if there is one that can be served; an unusable one is logged and the old one stays."""
+    def changed(self) -> T | None:
+        """The new contents, if there are any that can be served; unusable ones are logged and the old ones stay."""
         stamp = self._stamp()
         if stamp == self._read:
             return None
         self._read = stamp
         try:
-            pair = read_pair(self._directory)
+            pair = self._load()
         except InvalidCertificate as error:
             logger.error("the new certificate is not used: %s", error)
             return None
         if pair == self._served:
             return None
         self._served = pair
-        logger.info("took up the new certificate in %s", self._directory)
+        logger.info("took up the new certificate in %s", self._files[0].parent)
         return pair
 
     def _stamp(self) -> tuple[object, ...]:
         stamps: list[object] = []
-        for name in ("tls.crt", "tls.key"):
+        for path in self._files:
             try:
-                status = (self._directory / name).stat()
+                status = path.stat()
                 stamps.append((status.st_mtime_ns, status.st_ino, status.st_size))
             except OSError:
                 stamps.append(None)
@@ -113,7 +120,7 @@ def server_credentials(directory: Path | None, *, reload: bool) -> grpc.ServerCr
     if not reload:
         certificate, key = read_pair(directory)
         return grpc.ssl_server_credentials([(key, certificate)])
-    source = _Reloading(directory)
+    source = Reloading((directory / "tls.crt", directory / "tls.key"), lambda: read_pair(directory))
 
     def configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration([(pair[1], pair[0])])

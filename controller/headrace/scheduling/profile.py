@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
@@ -72,7 +73,14 @@ def default_profile() -> Profile:
     )
 
 
-def run(profile: Profile, states: Sequence[EndpointState], facts: Facts) -> Outcome:
+class Stopwatch(Protocol):
+    """Told after each plugin; what it measures is the caller's."""
+
+    def lap(self, extension_point: str, plugin_type: str, plugin_name: str) -> None:
+        """This plugin is done. Extension points are the reference picker's: Filter, Scorer, Picker."""
+
+
+def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwatch: Stopwatch | None = None) -> Outcome:
     """Pick among `states` for one request."""
     kept: Sequence[EndpointState] = _SUBSET.keep(states, facts)
     if not kept:
@@ -80,6 +88,8 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts) -> Outc
         return Outcome((), (), (), {}, reason)
     for step in profile.filters:
         kept = step.keep(kept, facts)
+        if stopwatch is not None:
+            stopwatch.lap("Filter", step.type_name, step.type_name)
         if not kept:
             saturated = getattr(step, "saturates", False)
             return Outcome((), (), (), {}, f"filter {step.type_name} left no endpoint", saturated)
@@ -88,9 +98,13 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts) -> Outc
     for entry in profile.scorers:
         weight = entry.weight
         clamped = [0.0 if s < 0.0 or s != s else 1.0 if s > 1.0 else s for s in entry.scorer.score(kept, facts)]
+        if stopwatch is not None:
+            stopwatch.lap("Scorer", entry.scorer.type_name, entry.name)
         scores[entry.name] = clamped
         totals = [total + weight * s for total, s in zip(totals, clamped, strict=True)]
     picked = profile.picker.pick(list(map(Scored, totals, kept)), facts)
+    if stopwatch is not None:
+        stopwatch.lap("Picker", profile.picker.type_name, profile.picker.type_name)
     return Outcome(
         picks=tuple([candidate.state.key for candidate in picked]),
         candidates=tuple([state.key for state in kept]),

@@ -50,7 +50,7 @@ BOTH_WAYS_DUPLEX = {
 
 def pool_config(
     *,
-    epp_port: int,
+    epp_port: int | Sequence[int],
     endpoints: Sequence[str],
     mode: Mapping[str, str],
     observe: bool,
@@ -61,7 +61,7 @@ def pool_config(
     observe_bodies: bool = False,
     before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """A listener whose every request goes to the pool `endpoints`, picked by the EPP on `epp_port`.
+    """A listener whose every request goes to the pool `endpoints`, picked by the EPP on `epp_port` (several: any).
 
     `mode` is the picking filter's processing mode; `observe` adds the observation filter after it, `say_observed` tells
     the picker so in the pick's gRPC metadata, `observe_bodies` shows it the responses' bodies; `before` are HTTP
@@ -137,14 +137,17 @@ def pool_config(
         "per_connection_buffer_limit_bytes": 32768,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
+    epp_ports = [epp_port] if isinstance(epp_port, int) else epp_port
     breakers = {"thresholds": [{"max_connections": 1 << 20, "max_pending_requests": 1 << 20, "max_requests": 1 << 20}]}
     epp: dict[str, Any] = {
         "name": "epp",
         "type": "STATIC",
+        # In turn, one picker would get each pick and the other each observation.
+        "lb_policy": "RANDOM",
         "connect_timeout": "2s",
         "circuit_breakers": breakers,
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "load_assignment": _assignment("epp", [f"127.0.0.1:{epp_port}"]),
+        "load_assignment": _assignment("epp", [f"127.0.0.1:{port}" for port in epp_ports]),
         "typed_extension_protocol_options": {
             _OPTIONS: {
                 "@type": f"type.googleapis.com/{_OPTIONS}",

@@ -48,6 +48,14 @@ class PickerProcess:
                 return float(value)
         return 0.0
 
+    async def load(self) -> dict[str, int]:
+        """What each endpoint has in flight, of all replicas that the picker knows."""
+        return {key: int(entry["in_flight"]) for key, entry in (await self.endpoints()).items()}
+
+    async def peers(self) -> dict[str, Any]:
+        """/debug/peers."""
+        return dict(json.loads((await self.get("/debug/peers"))[1]))
+
     async def in_flight(self) -> int:
         """What the picker thinks is on its way."""
         return int(await self.metric("headrace_epp_ledger_requests"))
@@ -86,7 +94,7 @@ async def start_picker(
         assert process.stderr is not None
         copying: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 ports = None
                 while ports is None:
                     line = await process.stderr.readline()

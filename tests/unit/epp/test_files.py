@@ -67,7 +67,7 @@ def test_a_pair_must_belong_together(tmp_path: Path) -> None:
 
 def test_a_changed_pair_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    source = tls._Reloading(tmp_path)
+    source = tls.Reloading((tmp_path / "tls.crt", tmp_path / "tls.key"), lambda: tls.read_pair(tmp_path))
     assert source.changed() is None
     new = write_pair(tmp_path)
     assert source.changed() == new

@@ -170,3 +170,45 @@ def test_the_conformance_suites_arguments_are_taken_as_they_stand() -> None:
 
 def test_the_conformance_hooks_are_off_unless_asked_for() -> None:
     assert not options("--pool-name=p").conformance_hooks
+
+
+@pytest.fixture
+def peer_certificates(tmp_path: Path) -> str:
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / name).touch()
+    return f"--peer-cert-path={tmp_path}"
+
+
+def test_replicas_are_behind_a_service_or_at_addresses(peer_certificates: str) -> None:
+    assert not options("--pool-name=p").has_peers
+    found = options("--pool-name=p", "--pool-namespace=n", "--peer-service=p-epp-peers", peer_certificates, POD_IP="i")
+    assert (found.peer_service, found.peers, found.peer_port) == ("p-epp-peers.n.svc", (), 9004)
+    assert found.own_address == "i"
+    assert found.has_peers
+    assert options("--pool-name=p", "--peer-service=a.b", peer_certificates).peer_service == "a.b"
+    listed = options("--pool-name=p", "--peers=10.0.0.1:9004, [::1]:9004,10.0.0.1:9004", peer_certificates)
+    assert listed.peers == ("10.0.0.1:9004", "[::1]:9004")
+
+
+@pytest.mark.parametrize(
+    ("flags", "flag"),
+    [
+        (["--peers=10.0.0.1"], "peers"),
+        (["--peers=10.0.0.1:1", "--peer-service=s"], "peers"),
+        (["--peer-service=A_B"], "peer-service"),
+        (["--peer-service=s", "--peer-port=9002"], "grpc-port"),
+        ([], "peer-cert-path"),
+    ],
+)
+def test_flags_of_replicas_that_cannot_be_meant(peer_certificates: str, flags: list[str], flag: str) -> None:
+    with pytest.raises(InvalidFlag, match=f"--{flag}="):
+        options("--pool-name=p", peer_certificates, *flags)
+
+
+def test_replicas_need_certificates(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFlag, match="--peer-cert-path="):
+        options("--pool-name=p", "--peer-service=s")
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).touch()
+    with pytest.raises(InvalidFlag, match=r"no ca\.crt"):
+        options("--pool-name=p", "--peer-service=s", f"--peer-cert-path={tmp_path}")

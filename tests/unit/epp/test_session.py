@@ -89,6 +89,8 @@ async def test_tokens_and_times_of_a_streamed_response(observed: bool) -> None:
     assert histogram(d, "response_sizes") == (1, 22 + len(last))
     assert histogram(d, "request_duration_seconds") == (1, 2.5)
     for kind in ("ttft", "tpot"):
+        last = f'inference_objective_inference_request_metric{{model_name="m",target_model_name="m",type="{kind}"}}'
+        assert sample(d, last) == histogram(d, f"request_{kind}_seconds")[1]
         labels = f'{{model_name="m",target_model_name="m",type="{kind}"}}'
         assert sample(d, f"inference_objective_request_slo_violation_total{labels}") == 1
     assert len(d.ledger) == 0

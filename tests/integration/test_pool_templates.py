@@ -1,0 +1,140 @@
+"""Role inference_pool: what its template makes of a picker with several replicas, and which rights switches give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .apiserver import ApiServer
+from .roles import refusals, render, validate
+
+ROLE = "inference_pool"
+POOLS: list[dict[str, Any]] = [
+    {"name": "plain", "picker": "plain-epp", "selector": {"app": "m"}},
+    {"name": "two", "picker": "two-epp", "selector": {"app": "m"}, "replicas": 2, "peer_port": 9104},
+    {
+        "name": "led",
+        "picker": "led-epp",
+        "selector": {"app": "m"},
+        "replicas": 3,
+        "leader_election": True,
+        "metrics_auth": True,
+        "extra_args": ["--pick-deadline=1s"],
+        "tracing": True,
+        "environment": {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317", "OTEL_BSP_SCHEDULE_DELAY": 1000},
+    },
+]
+VARIABLES: dict[str, Any] = {
+    "inference_pool_pools": POOLS,
+    "inference_pool_namespace": "dry-pools",
+    "inference_pool_image": "example.com/headrace:1",
+    # Its CRD is not on the API server of these tests.
+    "inference_pool_backend_tls_policy": False,
+    "__inference_pool_public": {"ca": "", "fingerprint": "f"},
+}
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("pools")
+    return render(folder, ROLE, "endpoint_picker.yaml.j2", VARIABLES, loop="__inference_pool_pools")
+
+
+def found(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    return next(one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name)
+
+
+def missing(objects: list[dict[str, Any]], kind: str, name: str) -> bool:
+    return all(one["kind"] != kind or one["metadata"]["name"] != name for one in objects)
+
+
+def container(objects: list[dict[str, Any]], picker: str) -> dict[str, Any]:
+    pod = found(objects, "Deployment", picker)["spec"]["template"]["spec"]
+    return dict(pod["containers"][0])
+
+
+def test_every_object_is_valid_to_the_letter(api: ApiServer, objects: list[dict[str, Any]]) -> None:
+    assert validate(api, objects) == ""
+
+
+def test_replicas_find_each_other_and_know_each_other_by_certificate(objects: list[dict[str, Any]]) -> None:
+    arguments = " ".join(container(objects, "two-epp")["args"])
+    assert "--peer-service two-epp-peers --peer-port 9104 --peer-cert-path /var/run/headrace/peers" in arguments
+    service = found(objects, "Service", "two-epp-peers")["spec"]
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+    assert service["ports"][0]["port"] == 9104
+    pod = found(objects, "Deployment", "two-epp")["spec"]["template"]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items()
+    assert {"name": "peers", "secret": {"secretName": "two-epp-peers-tls", "defaultMode": 0o440}} in pod["spec"][
+        "volumes"
+    ]
+    environment = {
+        entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"] for entry in pod["spec"]["containers"][0]["env"]
+    }
+    assert environment["POD_IP"] == "status.podIP"
+    rules = found(objects, "NetworkPolicy", "two-epp")["spec"]["ingress"]
+    (own,) = [rule for rule in rules if {"protocol": "TCP", "port": 9104} in rule["ports"]]
+    assert own["from"] == [{"podSelector": {"matchLabels": service["selector"]}}]
+    assert found(objects, "PodDisruptionBudget", "two-epp")["spec"]["maxUnavailable"] == 1
+
+
+def test_one_replica_has_nobody_to_talk_to(objects: list[dict[str, Any]]) -> None:
+    assert missing(objects, "Service", "plain-epp-peers")
+    assert not [argument for argument in container(objects, "plain-epp")["args"] if argument.startswith("--peer")]
+    assert "peers" not in str(found(objects, "Deployment", "plain-epp"))
+    assert len(found(objects, "NetworkPolicy", "plain-epp")["spec"]["ingress"]) == 2
+
+
+def test_rights_are_given_where_they_are_switched_on_and_nowhere_else(objects: list[dict[str, Any]]) -> None:
+    leases = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+    assert leases in found(objects, "Role", "led-epp")["rules"]
+    assert leases not in found(objects, "Role", "two-epp")["rules"]
+    name = "headrace-metrics-auth-dry-pools-led-epp"
+    granted = {
+        (resource, verb)
+        for rule in found(objects, "ClusterRole", name)["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == {("tokenreviews", "create"), ("subjectaccessreviews", "create")}
+    (subject,) = found(objects, "ClusterRoleBinding", name)["subjects"]
+    assert (subject["name"], subject["namespace"]) == ("led-epp", "dry-pools")
+    assert [one for one in objects if one["kind"].startswith("ClusterRole")] == [
+        found(objects, "ClusterRole", name),
+        found(objects, "ClusterRoleBinding", name),
+    ]
+    arguments = container(objects, "led-epp")["args"]
+    switched = {"--ha-enable-leader-election=true", "--metrics-endpoint-auth=true", "--tracing=true"}
+    assert switched | {"--pick-deadline=1s"} <= set(arguments)
+    for picker in ("plain-epp", "two-epp"):
+        assert not switched & set(container(objects, picker)["args"])
+
+
+def test_traces_go_where_the_environment_says(objects: list[dict[str, Any]]) -> None:
+    environment = {entry["name"]: entry.get("value") for entry in container(objects, "led-epp")["env"]}
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+    assert environment["OTEL_BSP_SCHEDULE_DELAY"] == "1000"
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in {entry["name"] for entry in container(objects, "two-epp")["env"]}
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    def pool(**more: Any) -> dict[str, Any]:
+        entry = {"name": "p", "picker": "p-epp", "selector": {"app": "m"}, **more}
+        return {"inference_pool_pools": [entry], "inference_pool_image": "i"}
+
+    said = refusals(
+        tmp_path,
+        ROLE,
+        {
+            "good": pool(replicas=2, leader_election=True, metrics_auth=True),
+            "ports": pool(peer_port=9090),
+            "flag": pool(extra_args=["--peers=10.0.0.1:9004"]),
+            "switch": pool(extra_args=["--ha-enable-leader-election"]),
+        },
+    )
+    assert said["good"] == ""
+    assert "peer_port 9090" in said["ports"]
+    assert "gives --peers=10.0.0.1:9004 in extra_args" in said["flag"]
+    assert "gives --ha-enable-leader-election in extra_args" in said["switch"]
