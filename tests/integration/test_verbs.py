@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
+from headrace.gateway.nudge import GRANT_NAME
+
+from ..objects import differences, everything
 from .apiserver import ApiServer, running
 from .roles import ROOT, Run, play
 
 pytestmark = pytest.mark.slow
 
-KINDS = (
-    "namespaces,nodes,crds,deployments,daemonsets,services,configmaps,secrets,serviceaccounts,roles,rolebindings,"
-    "clusterroles,clusterrolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
-)
-CUSTOM = "inferencepools.inference.networking.k8s.io,gateways,gatewayclasses,httproutes,backendtlspolicies,envoyproxies"
+STACK = {
+    "Deployment.apps llms/servers",
+    "InferencePool.inference.networking.k8s.io llms/llama",
+    "Gateway.gateway.networking.k8s.io llms/gw",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,8 @@ def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for folder in ("gateway-api", "envoy-gateway"):
             done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "build/bin/crds" / folder))
             assert done.returncode == 0, done.stderr
+        # Somebody else's namespace.
+        server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "envoy-gateway-system"}})
         server.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"gpu": "yes"}}})
         yield server
 
@@ -72,27 +77,54 @@ def run(playbook: str, variables: dict[str, Any], *arguments: str, **more: Any) 
     )
 
 
-def everything(cluster: ApiServer) -> set[str]:
-    """Every object, by kind, namespace and name."""
-    served = cluster.kubectl("get", "crds", "-o", "name").stdout
-    kinds = KINDS + ("," + CUSTOM if "inferencepools.inference.networking.k8s.io" in served else "")
-    found = cluster.get(kinds, "-A")["items"]
-    return {
-        f"{one['kind']} {one['metadata'].get('namespace', '')}/{one['metadata']['name']}"
-        for one in found
-        # There is no controller of namespaces here: one that is being deleted stays.
-        if "deletionTimestamp" not in one["metadata"]
+def found(cluster: ApiServer) -> dict[str, Any]:
+    """Every object of every kind, but for what the API server writes of itself now and then."""
+
+    def kubectl(*arguments: str) -> str:
+        done = cluster.kubectl(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return everything(kubectl)
+
+
+def made_by_controllers() -> list[dict[str, Any]]:
+    """What the gateway controller, endpoint pickers and a replacement write, where they run."""
+    record: dict[str, Any] = {
+        "name": "headrace-replace-llama",
+        "namespace": "llms",
+        "labels": {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/component": "pool-replacement"},
     }
-
-
-def node(cluster: ApiServer) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    found = cluster.get("node", "n1")
-    return found["metadata"]["labels"], found["spec"].get("taints", [])
+    replace = {"name": "replace", "image": "registry.example.com/headrace/controller:1"}
+    return [
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1beta1",
+            "kind": "ReferenceGrant",
+            "metadata": {"name": GRANT_NAME, "namespace": "envoy-gateway-system"},
+            "spec": {
+                "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "default"}],
+                "to": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "none"}],
+            },
+        },
+        {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "epp-llms-llama.gateway-api-inference-extension.sigs.k8s.io", "namespace": "llms"},
+        },
+        {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": record},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": record, "data": {"state.json": "{}"}},
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": record,
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [replace]}}},
+        },
+    ]
 
 
 def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     """Teardown after site leaves the cluster as it was found, object by object."""
-    before, plain_node = everything(cluster), node(cluster)
+    before = found(cluster)
 
     nothing = run("upgrade", variables, headrace_confirm=True)
     assert nothing.returncode != 0
@@ -100,11 +132,10 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
 
     made = run("site", variables)
     assert made.returncode == 0, made.output[-6000:]
-    with_stack = everything(cluster)
-    assert {"Deployment llms/servers", "InferencePool llms/llama", "Gateway llms/gw"} <= with_stack
-    labels, taints = node(cluster)
-    assert labels["headrace.dev/gpu-node-pool"] == "gpu"
-    assert [taint["key"] for taint in taints if taint["key"].startswith("nvidia")] == ["nvidia.com/gpu"]
+    assert set(found(cluster)) >= STACK
+    marked = cluster.get("node", "n1")
+    assert marked["metadata"]["labels"]["headrace.dev/gpu-node-pool"] == "gpu"
+    assert "nvidia.com/gpu" in [taint["key"] for taint in marked["spec"]["taints"]]
 
     # An upgrade brings pickers to the new image, and model servers only where that is asked for.
     newer = {"headrace_controller_image": "registry.example.com/headrace/controller:2", "headrace_confirm": True}
@@ -118,13 +149,16 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     assert containers[0]["image"] != "docker.io/vllm/vllm-openai:v9"
 
     # Nothing happens unless somebody says so.
+    cluster.apply(*made_by_controllers())
+    with_stack = found(cluster)
     asked = run("teardown", variables)
     assert asked.returncode != 0
     assert "Nothing was changed" in asked.said
     planned = run("teardown", variables, "--check")
     assert planned.returncode == 0, planned.output[-6000:]
     assert "Deployment llms/servers" in planned.said
-    assert everything(cluster) == with_stack
+    assert "ReferenceGrant envoy-gateway-system/headrace-gateway-retranslate" in planned.said
+    assert differences(with_stack, found(cluster)) == []
     assert run("teardown", variables, headrace_context="", headrace_confirm=True).returncode != 0
 
     gone = run("teardown", variables, headrace_confirm=True)
@@ -132,16 +166,17 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     assert "CRDs (headrace_teardown_crds removes them" in gone.said
     assert "1 volume claims (headrace_teardown_volumes removes them)" in gone.said
     assert "namespace llms, which holds PersistentVolumeClaim" in gone.said
-    left = everything(cluster)
-    ours = {one for one in left - before if not one.startswith("CustomResourceDefinition")}
-    assert ours == {"PersistentVolumeClaim llms/servers-cache", "Namespace /llms"}
-    assert before <= left
-    assert node(cluster) == plain_node
+    left = differences(before, found(cluster))
+    crds = ("+ CustomResourceDefinition.", "+ APIService.")
+    assert {line for line in left if not line.startswith(crds)} == {
+        "+ PersistentVolumeClaim llms/servers-cache",
+        "+ Namespace /llms",
+    }
 
     volumes = {"headrace_teardown_volumes": True}
     again = run("teardown", variables, headrace_confirm=True, headrace_teardown_crds=True, **volumes)
     assert again.returncode == 0, again.output[-6000:]
-    assert everything(cluster) == before
+    assert differences(before, found(cluster)) == []
     last = run("teardown", variables)
     assert last.returncode == 0, last.output[-6000:]
     assert "Nothing that Headrace made is in context test" in last.said

@@ -203,7 +203,7 @@ def test_pools_of_other_peoples_servers_are_possible(problems: Callable[[dict[st
 
 def test_an_inventory_without_a_cluster_of_its_own_must_bring_more(preflight: ModuleType) -> None:
     def ask(which: str | None = "/usr/bin/helm", exists: bool = True, **values: Any) -> str:
-        found = preflight.wrong_place(
+        found = preflight.stack_checks.wrong_place(
             {"headrace_local_cluster": False, **values}, lambda name: which, lambda path: exists
         )
         return "\n".join(found)
