@@ -15,7 +15,7 @@ version_added: "0.1.0"
 description:
   - Asks for completions of O(model), which an InferenceModelRewrite splits between others.
   - Looks at the model that each answer names.
-  - What was changed takes a moment to reach the endpoint pickers. Answers of other models are asked for again, up to O(settle).
+  - What was changed takes a moment to reach the endpoint pickers. Until O(settle) answers of other models do not count.
   - A status other than 200 is no matter of settling once there was an answer with 200.
 author: The Headrace authors
 options:
