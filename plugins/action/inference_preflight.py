@@ -12,6 +12,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -58,6 +59,11 @@ def load_facts(root: Path) -> set[str]:
     return set(yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))["facts"])
 
 
+def load_removed(root: Path) -> dict[str, str]:
+    """Names that variables had in former versions -> the version and what to set instead."""
+    return dict(yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))["removed"] or {})
+
+
 def is_ours(name: str, specs: Mapping[str, Any]) -> bool:
     """Whether a variable's name claims to be one of a role's: `inference_pool_x`, and `inference_pools` as well."""
     return any(re.match(rf"{role}(s?_|s?$)", name) for role in specs)
@@ -66,13 +72,24 @@ def is_ours(name: str, specs: Mapping[str, Any]) -> bool:
 # ---- the checks ------------------------------------------------------------------------------------------------------
 
 
-def unknown_variables(names: Iterable[str], specs: Mapping[str, Mapping[str, Any]], facts: set[str]) -> Iterator[str]:
-    """Variables that carry a role's prefix and that no role knows."""
+def unknown_variables(
+    names: Iterable[str],
+    specs: Mapping[str, Mapping[str, Any]],
+    facts: set[str],
+    removed: Mapping[str, str] = MappingProxyType({}),
+    only: str = "",
+) -> Iterator[str]:
+    """Variables that carry a role's prefix, `only`'s where it is given, and that no role knows."""
     known = {name for options in specs.values() for name in options} | facts
     for name in sorted(names):
         if name in known or not is_ours(name, specs):
             continue
         role = max((role for role in specs if name.startswith(role)), key=len)
+        if only and role != only:
+            continue
+        if name in removed:
+            yield f"{name}: removed in {removed[name]}"
+            continue
         # Within the role without its prefix, which would make everything look alike; then anywhere.
         own = {option.removeprefix(f"{role}_"): option for option in specs[role]}
         near = difflib.get_close_matches(name.removeprefix(f"{role}_"), own, n=1, cutoff=0.6)
@@ -138,11 +155,15 @@ def _known(value: Any, option: Mapping[str, Any]) -> Any:
 
 
 def problems(
-    values: Values, names: Iterable[str], specs: Mapping[str, Mapping[str, Any]], facts: set[str]
+    values: Values,
+    names: Iterable[str],
+    specs: Mapping[str, Mapping[str, Any]],
+    facts: set[str],
+    removed: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """All of the above, for an inventory."""
     found = [
-        *unknown_variables(names, specs, facts),
+        *unknown_variables(names, specs, facts, removed),
         *stack_checks.stack_problems(values),
         *wrong_types(values, specs),
     ]
@@ -162,16 +183,21 @@ class ActionModule(ActionBase):
         """Fail with every problem at once, or tell how many variables were looked at."""
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        specs, facts = load_specs(ROOT), load_facts(ROOT)
+        specs, facts, removed = load_specs(ROOT), load_facts(ROOT), load_removed(ROOT)
         names = [name for name in variables if is_ours(name, specs)]
-        values = {name: value for name in names if (value := self._resolve(variables[name])) is not UNRESOLVED}
-        found = problems(values, names, specs, facts)
+        role = str(self._task.args.get("role") or "")
+        if role:
+            # Its argument specs are checked by Ansible itself.
+            found = list(unknown_variables(names, specs, facts, removed, role))
+        else:
+            values = {name: value for name in names if (value := self._resolve(variables[name])) is not UNRESOLVED}
+            found = problems(values, names, specs, facts, removed)
         result.update(changed=False, problems=found)
         if found:
             count = "one problem" if len(found) == 1 else f"{len(found)} problems"
             result.update(
                 failed=True,
-                msg="\n".join([f"The inventory has {count}; nothing was applied.", *(f"- {one}" for one in found)]),
+                msg="\n".join([f"{f'Role {role}' if role else 'The inventory'} has {count}; nothing was applied.", *(f"- {one}" for one in found)]),
             )
         else:
             result["msg"] = f"{len(names)} variables looked at, none is wrong."

@@ -61,7 +61,7 @@ spec:
     metadata: {labels: {app: {{ .Release.Name }}}}
     spec:
       affinity: {{ toJson (.Values.affinity | default dict) }}
-      tolerations: {{ toJson (.Values.tolerations | default .Values.daemonsets.tolerations) }}
+      tolerations: {{ toJson (.Values.tolerations | default (.Values.daemonsets | default dict).tolerations) }}
       containers: [{name: a, image: example.com/none}]
 """
 

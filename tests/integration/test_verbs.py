@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +202,71 @@ def test_no_secret_is_shown(cluster: ApiServer, variables: dict[str, Any]) -> No
     assert "EXTREMELY-PRIVATE" not in shown.output
     assert encoded not in shown.output
     assert json.loads(cluster.kubectl("get", "secrets", "-o", "json").stdout)["items"] == []
+
+
+@contextmanager
+def process_lists() -> Iterator[set[bytes]]:
+    """Everything that stands in a process's command line or environment, for the length of the block."""
+    seen: set[bytes] = set()
+    end = threading.Event()
+
+    def look() -> None:
+        while not end.wait(0.05):
+            for directory in Path("/proc").iterdir():
+                if directory.name.isdigit():
+                    for file in ("cmdline", "environ"):
+                        # One that has ended meanwhile.
+                        with suppress(OSError):
+                            seen.add((directory / file).read_bytes())
+
+    thread = threading.Thread(target=look, name="process lists")
+    thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        thread.join()
+
+
+def private_parts(cluster: ApiServer) -> dict[str, str]:
+    """Everything secret of every Secret: tokens, and the lines of private keys; each as it is and as the API has it."""
+    parts = {}
+    for secret in cluster.get("secrets", "-A")["items"]:
+        for key, encoded in secret.get("data", {}).items():
+            if key.endswith((".crt", ".pem")) or secret["type"].startswith("helm.sh/"):
+                continue
+            name = f"{secret['metadata']['namespace']}/{secret['metadata']['name']} {key}"
+            parts[f"{name}, encoded"] = encoded[:60]
+            lines = [line for line in base64.b64decode(encoded).decode().splitlines() if not line.startswith("---")]
+            parts |= {f"{name}, line {number}": line for number, line in enumerate(lines) if len(line) > 16}
+    return parts
+
+
+def test_site_shows_no_secret(cluster: ApiServer, variables: dict[str, Any], tmp_path: Path) -> None:
+    """Neither the most verbose output, nor diffs, nor the log, nor any process list."""
+    vault = tmp_path / "vault.yml"
+    vault.touch(mode=0o600)
+    vault.write_text(json.dumps({"vllm_model_server_hf_token": "hf_NOBODY-MUST-SEE-THIS"}))
+    log = tmp_path / "ansible.log"
+    servers = [{**variables["vllm_model_server_groups"][0], "hf_token_secret": "hugging-face"}]
+    # A namespace that no test before has left: without its controller it would never be gone.
+    elsewhere = {name: "shown" for name, value in variables.items() if value == "llms"}
+    given = {**variables, **elsewhere, "vllm_model_server_groups": servers}
+    arguments = ("--skip-tags", "envoy_gateway", "-e", f"@{vault}", "-vvv", "--diff")
+    with process_lists() as processes:
+        made = play(ROOT / "playbooks/site.yml", given, *arguments, environment={"ANSIBLE_LOG_PATH": str(log)})
+    assert made.returncode == 0, made.output[-6000:]
+    parts = private_parts(cluster)
+    assert {name.split(" ")[0] for name in parts} >= {
+        "llms/hugging-face",
+        "llms/llama-epp-tls",
+        "llms/llama-epp-tls-ca",
+    }
+    assert any(b"site.yml" in one for one in processes), "the process list was not looked at"
+    written, listed = log.read_text(), b"\n".join(processes)
+    for name, part in parts.items():
+        assert part not in made.output, name
+        assert part not in written, name
+        assert part.encode() not in listed, name
+    gone = run("teardown", given, headrace_confirm=True, headrace_teardown_crds=True, headrace_teardown_volumes=True)
+    assert gone.returncode == 0, gone.output[-6000:]
