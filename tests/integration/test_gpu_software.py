@@ -82,11 +82,14 @@ def charts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cluster(api: ApiServer) -> Iterator[ApiServer]:
-    """With a node, which other tests do not see."""
+def cluster(api: ApiServer, repository: Path) -> Iterator[ApiServer]:
+    """With a node, and without a release: other tests see neither."""
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gpu1", "labels": {"test": "gpu-software"}}}
     api.apply(node)
     yield api
+    command = [str(repository / "build/bin/helm"), "--kubeconfig", str(api.kubeconfig), "-n", NAMESPACE]
+    for name in CHARTS:
+        subprocess.run([*command, "uninstall", name, "--ignore-not-found"], capture_output=True, check=True)
     assert api.kubectl("delete", "node", "gpu1", "--wait=false").returncode == 0
 
 
@@ -134,14 +137,7 @@ def values(cluster: ApiServer, repository: Path, release: str) -> dict[str, Any]
     return found
 
 
-@pytest.fixture(autouse=True)
-def _without_releases(api: ApiServer, repository: Path) -> Iterator[None]:
-    yield
-    command = [str(repository / "build/bin/helm"), "--kubeconfig", str(api.kubeconfig), "-n", NAMESPACE]
-    for name in CHARTS:
-        subprocess.run([*command, "uninstall", name, "--ignore-not-found"], capture_output=True, check=True)
-
-
+@pytest.mark.slow
 def test_the_gpu_operator(cluster: ApiServer, charts: Path, repository: Path, tmp_path: Path) -> None:
     given = variables(
         charts,
@@ -196,6 +192,7 @@ def test_the_gpu_operator(cluster: ApiServer, charts: Path, repository: Path, tm
         assert (again.returncode, again.changed) == (0, 0), again.output[-6000:]
 
 
+@pytest.mark.slow
 def test_the_device_plugin_alone(cluster: ApiServer, charts: Path, repository: Path, tmp_path: Path) -> None:
     given = variables(charts, repository, gpu_node_pool_software="device_plugin")
     made = run(cluster, tmp_path, given)
@@ -212,6 +209,7 @@ def test_the_device_plugin_alone(cluster: ApiServer, charts: Path, repository: P
     assert (again.returncode, again.changed) == (0, 0), again.output[-6000:]
 
 
+@pytest.mark.slow
 def test_a_value_that_a_chart_does_not_know_is_refused(
     cluster: ApiServer, charts: Path, repository: Path, tmp_path: Path
 ) -> None:

@@ -89,9 +89,16 @@ def test_a_scaler_takes_over_the_number_and_runs_leave_it(cluster: ApiServer, tm
     assert back.returncode == 0, back.output[-6000:]
     assert replicas(cluster) == 3
     assert cluster.get("hpa")["items"] == []
+
+
+@pytest.mark.slow
+def test_a_number_that_was_taken_back_is_the_roles_alone(cluster: ApiServer, tmp_path: Path) -> None:
+    scaled = servers(autoscaling={"by": "hpa", "min": 2, "max": 8})
+    for given in (scaled, servers(replicas=3)):
+        assert run_role(cluster, tmp_path, ROLE, given).returncode == 0
     same = run_role(cluster, tmp_path, ROLE, servers(replicas=3))
     assert (same.returncode, same.changed) == (0, 0), same.output[-6000:]
-    # The number is the role's alone again: the next one is written, and nobody else's is overwritten.
+    # The next one is written, and nobody else's is overwritten.
     assert run_role(cluster, tmp_path, ROLE, servers(replicas=5)).returncode == 0
     assert replicas(cluster) == 5
     assert cluster.kubectl("scale", "deployment/scaled", "--replicas=6").returncode == 0
@@ -106,6 +113,7 @@ def beside(cluster: ApiServer) -> set[str]:
     return {item["kind"] for item in cluster.get(kinds, "-n", "pruned")["items"]}
 
 
+@pytest.mark.slow
 def test_what_a_group_no_longer_asks_for_goes(cluster: ApiServer, tmp_path: Path) -> None:
     def of(**keys: Any) -> dict[str, Any]:
         image = {"vllm_model_server_simulator_image": "example.com/headrace:1"}

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from .stack import PlaybookResult, Stack
+from ..e2e.stack import PlaybookResult, Stack
 
+DOWN = "playbooks/local_cluster_down.yml"
 NAMESPACE = "adapters"
 GROUP = {
     "name": "servers",
-    "model": "e2e/base",
+    "model": "full/base",
     "replicas": 2,
     "gpus": 0,
     "runtime_lora_updating": True,
@@ -42,7 +43,8 @@ V3 = {"name": "sql-v3", "source": "/adapters/sql-v3"}
 
 @pytest.fixture(scope="module")
 def servers(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Two servers that take adapters, behind a pool and a Gateway of their own; gone at the end."""
+    """Two servers that take adapters, behind a pool and a Gateway of their own, on a cluster that goes at the end."""
+    stack.site()
     cluster = {"kubeconfig": "{{ headrace_kubeconfig }}", "context": "{{ headrace_context }}"}
     roles = ["vllm_model_server", "inference_pool", "inference_gateway"]
     image = {"ansible.builtin.include_role": {"name": "container_images", "tasks_from": "facts"}}
@@ -59,7 +61,7 @@ def servers(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         yield stack
     finally:
-        stack.kubectl("delete", "namespace", NAMESPACE, "--timeout=180s", timeout=200)
+        stack.playbook(DOWN)
 
 
 def address(stack: Stack) -> str:
@@ -142,7 +144,7 @@ def test_a_canary_takes_the_steps_one_by_one(servers: Stack) -> None:
     assert [one["sql-v2"] for one in seen] == sorted(one["sql-v2"] for one in seen)
     assert weights(servers) == {"sql-v2": 100}
     for pod in pods(servers):
-        assert models(servers, pod) >= {"e2e/base", "sql-v1", "sql-v2"}
+        assert models(servers, pod) >= {"full/base", "sql-v1", "sql-v2"}
     again = adapters(servers, [V1, V2], ("sql-v1", "sql-v2"))
     assert again.changed == 0, again.output[-6000:]
 
