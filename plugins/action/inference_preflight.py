@@ -61,7 +61,8 @@ def load_facts(root: Path) -> set[str]:
 
 def load_removed(root: Path) -> dict[str, str]:
     """Names that variables had in former versions -> the version and what to set instead."""
-    return dict(yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))["removed"] or {})
+    loaded = yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))
+    return dict(loaded["removed"] or {})
 
 
 def is_ours(name: str, specs: Mapping[str, Any]) -> bool:
@@ -195,9 +196,10 @@ class ActionModule(ActionBase):
         result.update(changed=False, problems=found)
         if found:
             count = "one problem" if len(found) == 1 else f"{len(found)} problems"
+            whose = f"Role {role}" if role else "The inventory"
             result.update(
                 failed=True,
-                msg="\n".join([f"{f'Role {role}' if role else 'The inventory'} has {count}; nothing was applied.", *(f"- {one}" for one in found)]),
+                msg="\n".join([f"{whose} has {count}; nothing was applied.", *(f"- {one}" for one in found)]),
             )
         else:
             result["msg"] = f"{len(names)} variables looked at, none is wrong."

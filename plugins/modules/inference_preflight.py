@@ -11,7 +11,7 @@ author: The Headrace authors
 options:
   role:
     type: str
-    description: Look only whether the variables that carry this role's prefix are spelt right. Each role does so itself.
+    description: Look only at the spelling of variables that carry this role's prefix. Each role does so itself.
     default: ""
 """
 

@@ -51,3 +51,8 @@ def plan(repository: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def adapters(repository: Path) -> ModuleType:
     return load(repository / "plugins/modules/inference_adapters.py")
+
+
+@pytest.fixture(scope="session")
+def objects(repository: Path) -> ModuleType:
+    return load(repository / "plugins/modules/inference_objects.py")
