@@ -122,7 +122,8 @@ class Cluster:
             header_params={"Accept": METADATA},
             serialize=False,
         )
-        return json.loads(answer.data)["items"]
+        # An empty list of metadata alone is null.
+        return json.loads(answer.data)["items"] or []
 
 
 def main():
