@@ -41,28 +41,34 @@ Values = Mapping[str, Any]
 # ---- what may be set -------------------------------------------------------------------------------------------------
 
 
-def load_specs(root: Path) -> dict[str, dict[str, Any]]:
-    """Role name (or `headrace`, for the variables all share) -> its options, from the argument specs."""
+def _read(path: Path) -> Any:
+    # With libyaml, where PyYAML has it: every role looks at these files.
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def load_specs(root: Path, only: str = "") -> dict[str, dict[str, Any]]:
+    """Role name (or `headrace`, for the variables all share) -> its options, from the argument specs.
+
+    With `only`, the other roles are named and not read."""
     specs = {}
     for path in sorted((root / "roles").glob("*/meta/argument_specs.yml")):
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        specs[path.parents[1].name] = loaded["argument_specs"]["main"].get("options") or {}
-    shared = yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))
-    specs["headrace"] = shared["options"]
-    # The inventory-wide name of the role's own list: what is wrong in an entry is told by either name.
-    specs["headrace"]["gpu_node_pools"]["options"] = specs["gpu_node_pool"]["gpu_node_pool_pools"]["options"]
+        role = path.parents[1].name
+        specs[role] = (_read(path)["argument_specs"]["main"].get("options") or {}) if only in ("", role) else {}
+    specs["headrace"] = _read(root / "meta" / "inventory_variables.yml")["options"]
+    if not only:
+        # The inventory-wide name of the role's own list: what is wrong in an entry is told by either name.
+        specs["headrace"]["gpu_node_pools"]["options"] = specs["gpu_node_pool"]["gpu_node_pool_pools"]["options"]
     return specs
 
 
 def load_facts(root: Path) -> set[str]:
     """Names that roles set for those after them: no variables of an inventory, but no mistakes either."""
-    return set(yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))["facts"])
+    return set(_read(root / "meta" / "inventory_variables.yml")["facts"])
 
 
 def load_removed(root: Path) -> dict[str, str]:
     """Names that variables had in former versions -> the version and what to set instead."""
-    loaded = yaml.safe_load((root / "meta" / "inventory_variables.yml").read_text(encoding="utf-8"))
-    return dict(loaded["removed"] or {})
+    return dict(_read(root / "meta" / "inventory_variables.yml")["removed"] or {})
 
 
 def is_ours(name: str, specs: Mapping[str, Any]) -> bool:
@@ -184,12 +190,16 @@ class ActionModule(ActionBase):
         """Fail with every problem at once, or tell how many variables were looked at."""
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        specs, facts, removed = load_specs(ROOT), load_facts(ROOT), load_removed(ROOT)
-        names = [name for name in variables if is_ours(name, specs)]
+        facts, removed = load_facts(ROOT), load_removed(ROOT)
         role = str(self._task.args.get("role") or "")
+        specs = load_specs(ROOT, role)
+        names = [name for name in variables if is_ours(name, specs)]
         if role:
             # Its argument specs are checked by Ansible itself.
             found = list(unknown_variables(names, specs, facts, removed, role))
+            if found:
+                # The right name may be another role's.
+                found = list(unknown_variables(names, load_specs(ROOT), facts, removed, role))
         else:
             values = {name: value for name in names if (value := self._resolve(variables[name])) is not UNRESOLVED}
             found = problems(values, names, specs, facts, removed)
