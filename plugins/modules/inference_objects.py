@@ -115,13 +115,19 @@ class Cluster:
             resource = self.client.resources.get(api_version=query["api_version"], kind=query["kind"])
         except ResourceNotFoundError:
             return []
-        answer = self.client.request(
-            "get",
-            resource.path(namespace=query["namespace"] or None),
-            query_params=[("labelSelector", ",".join(query["labels"]))] if query["labels"] else [],
-            header_params={"Accept": METADATA},
-            serialize=False,
-        )
+        try:
+            answer = self.client.request(
+                "get",
+                resource.path(namespace=query["namespace"] or None),
+                query_params=[("labelSelector", ",".join(query["labels"]))] if query["labels"] else [],
+                header_params={"Accept": METADATA},
+                serialize=False,
+            )
+        except kubernetes.client.exceptions.ApiException as error:
+            # What is served is remembered on this machine for a while; the kind's CRD may have gone since.
+            if error.status == 404:
+                return []
+            raise
         # An empty list of metadata alone is null.
         return json.loads(answer.data)["items"] or []
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 
 def query(kind: str, **keys: Any) -> dict[str, Any]:
     return {"api_version": "v1", "kind": kind, "namespace": "", "name": "", "labels": [], "tag": "", **keys}
@@ -44,3 +46,27 @@ def test_who_wrote_it_whether_it_is_owned_and_whether_it_ends(objects: ModuleTyp
     assert (plain["managers"], plain["owned"], plain["ending"], plain["labels"]) == ([], False, False, {})
     assert (other["managers"], other["owned"], other["ending"]) == (["headrace", "kubectl"], True, True)
     assert other["labels"] == {"l": "v"}
+
+
+def test_a_kind_whose_definition_has_just_gone_has_no_objects(objects: ModuleType) -> None:
+    """Discovery is cached on disk: the client still knows the kind, and the API server says 404."""
+    cluster = objects.Cluster.__new__(objects.Cluster)
+
+    class Client:
+        def __init__(self, status: int) -> None:
+            self.resources, self.status = self, status
+
+        def get(self, **_: Any) -> Client:
+            return self
+
+        def path(self, **_: Any) -> str:
+            return "/apis/gone"
+
+        def request(self, *_: Any, **__: Any) -> Any:
+            raise objects.kubernetes.client.exceptions.ApiException(status=self.status, reason="so")
+
+    cluster.client = Client(404)
+    assert cluster.listed(query("Gone")) == []
+    cluster.client = Client(403)
+    with pytest.raises(objects.kubernetes.client.exceptions.ApiException):
+        cluster.listed(query("Hidden"))
