@@ -20,6 +20,7 @@ from .roles import ROOT, Run, play
 
 pytestmark = pytest.mark.slow
 
+LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
 STACK = {
     "Deployment.apps llms/servers",
     "InferencePool.inference.networking.k8s.io llms/llama",
@@ -91,11 +92,11 @@ def found(cluster: ApiServer) -> dict[str, Any]:
     return everything(kubectl)
 
 
-def made_by_controllers() -> list[dict[str, Any]]:
+def made_by_controllers(namespace: str = "llms") -> list[dict[str, Any]]:
     """What the gateway controller, endpoint pickers and a replacement write, where they run."""
     record: dict[str, Any] = {
         "name": "headrace-replace-llama",
-        "namespace": "llms",
+        "namespace": namespace,
         "labels": {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/component": "pool-replacement"},
     }
     replace = {"name": "replace", "image": "registry.example.com/headrace/controller:1"}
@@ -112,7 +113,7 @@ def made_by_controllers() -> list[dict[str, Any]]:
         {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": "epp-llms-llama.gateway-api-inference-extension.sigs.k8s.io", "namespace": "llms"},
+            "metadata": {"name": f"epp-{namespace}-llama{LEASE_SUFFIX}", "namespace": namespace},
         },
         {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": record},
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": record, "data": {"state.json": "{}"}},
@@ -123,6 +124,23 @@ def made_by_controllers() -> list[dict[str, Any]]:
             "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [replace]}}},
         },
     ]
+
+
+def test_what_controllers_made_goes(cluster: ApiServer, variables: dict[str, Any]) -> None:
+    """Also where what made it is gone already; and what nobody uses goes with it."""
+    before = found(cluster)
+    labels = {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/managed-by": "ansible"}
+    for name in ("left", "used"):
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    theirs = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs", "namespace": "used"}}
+    cluster.apply(*made_by_controllers("left"), theirs)
+    elsewhere = {name: "left" for name, value in variables.items() if value == "llms"}
+    gone = run("teardown", {**variables, **elsewhere}, headrace_confirm=True)
+    assert gone.returncode == 0, gone.output[-6000:]
+    assert "Kept: namespace used, which holds Secret." in gone.said
+    assert differences(before, found(cluster)) == ["+ Namespace /used", "+ Secret used/theirs"]
+    assert cluster.kubectl("delete", "namespace", "used", "--wait=false").returncode == 0
+    assert cluster.kubectl("delete", "secret", "theirs", "-n", "used").returncode == 0
 
 
 def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
