@@ -8,7 +8,11 @@ description:
   - Looks at every variable whose name carries a prefix of this collection's roles, and at what they say together.
   - Fails with all problems at once, each with the variable's name and the fix. Changes nothing.
 author: The Headrace authors
-options: {}
+options:
+  role:
+    type: str
+    description: Look only at the spelling of variables that carry this role's prefix. Each role does so itself.
+    default: ""
 """
 
 EXAMPLES = r"""

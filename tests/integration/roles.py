@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .apiserver import ApiServer
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 ENVIRONMENT = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+# A whole site.yml takes a minute on a machine that does nothing else.
+TIMEOUT_SECONDS = 1200
 RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", re.M)
 
 
@@ -40,11 +43,19 @@ class Run:
         return " ".join(self.output.split())
 
 
-def play(playbook: Path, variables: dict[str, Any], *arguments: str) -> Run:
+def play(
+    playbook: Path, variables: dict[str, Any], *arguments: str, environment: Mapping[str, str] | None = None
+) -> Run:
     """Run a playbook on localhost."""
     command = [str(PLAYBOOK), str(playbook), "-e", json.dumps(variables), *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+        command,
+        cwd=ROOT,
+        env={**ENVIRONMENT, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
     )
     return Run(done.returncode, done.stdout)
 
@@ -65,6 +76,11 @@ def run_role(api: ApiServer, folder: Path, role: str, variables: dict[str, Any],
 
 def refusals(folder: Path, role: str, cases: dict[str, dict[str, Any]]) -> dict[str, str]:
     """What the role's preflight says to each case's variables; empty where it got as far as asking a cluster."""
+    return refusals_of_roles(folder, {name: (role, variables) for name, variables in cases.items()})
+
+
+def refusals_of_roles(folder: Path, cases: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    """The same, of several roles in one run."""
     # Nobody listens there: a role that refuses nothing fails at its first question to the API server.
     cluster = {"host": "https://127.0.0.1:1", "api_key": "none"}
     tasks = [
@@ -82,7 +98,7 @@ def refusals(folder: Path, role: str, cases: dict[str, dict[str, Any]]) -> dict[
                 }
             ],
         }
-        for name, variables in cases.items()
+        for name, (role, variables) in cases.items()
     ]
     playbook = folder / "refusals.yml"
     defaults = {"group/kubernetes.core.k8s": cluster}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,133 @@ def test_cpu_mode(objects: Objects) -> None:
     spec, container, _ = pod(objects, "cpu")
     assert environment(container)["VLLM_CPU_KVCACHE_SPACE"] == "4"
     assert spec["tolerations"] == []
+
+
+def flag(line: str, name: str) -> str:
+    """The value after a flag; "" where it is not there."""
+    words = line.split()
+    return words[words.index(name) + 1] if name in words else ""
+
+
+# Line by line what a model server on Kubernetes needs, and whether the object has it: (of what, what, look).
+CHECKLIST: list[tuple[str, str, Callable[[Objects], bool]]] = [
+    *(
+        (name, what, look)
+        for name in ("full", "hpa", "sglang", "trtllm", "cpu", "simulated")
+        for what, look in (
+            ("startup is asked for each second", lambda o, n=name: probe(o, n, "startup")["periodSeconds"] == 1),
+            (
+                "the longest load is the startup threshold",
+                lambda o, n=name: probe(o, n, "startup")["failureThreshold"] == (1200 if n == "full" else 600),
+            ),
+            (
+                "one failure, looked for each second, takes it out of the pool",
+                lambda o, n=name: (
+                    (probe(o, n, "readiness")["periodSeconds"], probe(o, n, "readiness")["failureThreshold"]) == (1, 1)
+                ),
+            ),
+            ("a restart takes five failures", lambda o, n=name: probe(o, n, "liveness")["failureThreshold"] == 5),
+            (
+                "grace outlasts sleep and drain by half",
+                lambda o, n=name: pod(o, n)[0]["terminationGracePeriodSeconds"] >= 1.5 * (60 if n == "full" else 90),
+            ),
+            ("no variables of Services", lambda o, n=name: pod(o, n)[0]["enableServiceLinks"] is False),
+            (
+                "shared memory of a stated size",
+                lambda o, n=name: (
+                    {v["name"]: v for v in pod(o, n)[0]["volumes"]}["shm"]["emptyDir"]
+                    == {"medium": "Memory", "sizeLimit": "2Gi"}
+                ),
+            ),
+            (
+                "GPUs requested are GPUs limited",
+                lambda o, n=name: (
+                    pod(o, n)[1]["resources"].get("requests", {}).get("nvidia.com/gpu")
+                    == pod(o, n)[1]["resources"].get("limits", {}).get("nvidia.com/gpu")
+                ),
+            ),
+            (
+                "no spare GPU for an update",
+                lambda o, n=name: (
+                    o["Deployment", n]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+                ),
+            ),
+            (
+                "a load is no failed update",
+                lambda o, n=name: (
+                    o["Deployment", n]["spec"]["progressDeadlineSeconds"] > probe(o, n, "startup")["failureThreshold"]
+                ),
+            ),
+            (
+                "replicas on several nodes",
+                lambda o, n=name: (
+                    "kubernetes.io/hostname"
+                    in [one["topologyKey"] for one in pod(o, n)[0]["topologySpreadConstraints"]]
+                ),
+            ),
+        )
+    ),
+    (
+        "full",
+        "replicas in several zones, where nodes say theirs",
+        lambda o: (
+            "topology.kubernetes.io/zone"
+            in [one["topologyKey"] for one in pod(o, "full")[0]["topologySpreadConstraints"]]
+        ),
+    ),
+    ("full", "GPUs are tensor by pipeline parallel", lambda o: gpus(o, "full") == 4 * 2),
+    ("sglang", "GPUs are tensor by data parallel", lambda o: gpus(o, "sglang") == 2 * 2),
+    ("trtllm", "GPUs are tensor parallel", lambda o: gpus(o, "trtllm") == 2),
+    ("full", "the token comes of a Secret", lambda o: "secretKeyRef" in environment(pod(o, "full")[1])["HF_TOKEN"]),
+    ("full", "the cache is on the volume", lambda o: environment(pod(o, "full")[1])["HF_HOME"] == "/cache/huggingface"),
+    ("full", "several replicas share it", lambda o: modes(o, "full") == ["ReadWriteMany"]),
+    ("full", "adapters: --enable-lora", lambda o: "--enable-lora" in pod(o, "full")[2]),
+    ("full", "adapters: --max-loras", lambda o: flag(pod(o, "full")[2], "--max-loras") == "4"),
+    ("full", "adapters: --max-lora-rank", lambda o: flag(pod(o, "full")[2], "--max-lora-rank") == "16"),
+    ("full", "adapters: --max-cpu-loras", lambda o: flag(pod(o, "full")[2], "--max-cpu-loras") == "8"),
+    ("full", "who may load adapters is limited", lambda o: ("NetworkPolicy", "full") in o),
+    ("full", "the sidecar stays", lambda o: pod(o, "full")[0]["initContainers"][0]["restartPolicy"] == "Always"),
+    ("full", "the image by digest, as it was given", lambda o: pod(o, "full")[1]["image"] == DIGEST),
+    ("full", "one replica at a time goes", lambda o: o["PodDisruptionBudget", "full"]["spec"]["maxUnavailable"] == 1),
+    (
+        "full",
+        "metrics are scraped",
+        lambda o: o["PodMonitor", "full"]["spec"]["podMetricsEndpoints"][0]["path"] == "/metrics",
+    ),
+    (
+        "hpa",
+        "GPU nodes are tolerated",
+        lambda o: {"key": "nvidia.com/gpu", "operator": "Exists"}.items() <= pod(o, "hpa")[0]["tolerations"][0].items(),
+    ),
+    ("hpa", "the scaler's number is not written", lambda o: "replicas" not in o["Deployment", "hpa"]["spec"]),
+    ("keda", "five waiting requests are a replica's", lambda o: trigger(o)["threshold"] == "5"),
+    ("keda", "waiting requests scale", lambda o: "vllm:num_requests_waiting" in trigger(o)["query"]),
+]
+
+
+def probe(objects: Objects, name: str, kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = pod(objects, name)[1][f"{kind}Probe"]
+    assert found["httpGet"]["path"] == "/health"
+    return found
+
+
+def gpus(objects: Objects, name: str) -> int:
+    return int(pod(objects, name)[1]["resources"]["limits"]["nvidia.com/gpu"])
+
+
+def modes(objects: Objects, name: str) -> list[str]:
+    found: list[str] = objects["PersistentVolumeClaim", f"{name}-cache"]["spec"]["accessModes"]
+    return found
+
+
+def trigger(objects: Objects) -> dict[str, str]:
+    found: dict[str, str] = objects["ScaledObject", "keda"]["spec"]["triggers"][0]["metadata"]
+    return found
+
+
+@pytest.mark.parametrize(("name", "what", "look"), CHECKLIST, ids=[f"{name}: {what}" for name, what, _ in CHECKLIST])
+def test_the_checklist_is_met(objects: Objects, name: str, what: str, look: Callable[[Objects], bool]) -> None:
+    assert look(objects), f"{name}: {what}"
 
 
 def group(**keys: Any) -> dict[str, Any]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from headrace.gateway.nudge import GRANT_NAME
+
+from ..objects import differences, everything
 from .apiserver import ApiServer, running
 from .roles import ROOT, Run, play
 
 pytestmark = pytest.mark.slow
 
-KINDS = (
-    "namespaces,nodes,crds,deployments,daemonsets,services,configmaps,secrets,serviceaccounts,roles,rolebindings,"
-    "clusterroles,clusterrolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
-)
-CUSTOM = "inferencepools.inference.networking.k8s.io,gateways,gatewayclasses,httproutes,backendtlspolicies,envoyproxies"
+LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
+STACK = {
+    "Deployment.apps llms/servers",
+    "InferencePool.inference.networking.k8s.io llms/llama",
+    "Gateway.gateway.networking.k8s.io llms/gw",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,8 @@ def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for folder in ("gateway-api", "envoy-gateway"):
             done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "build/bin/crds" / folder))
             assert done.returncode == 0, done.stderr
+        # Somebody else's namespace.
+        server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "envoy-gateway-system"}})
         server.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"gpu": "yes"}}})
         yield server
 
@@ -72,27 +81,71 @@ def run(playbook: str, variables: dict[str, Any], *arguments: str, **more: Any) 
     )
 
 
-def everything(cluster: ApiServer) -> set[str]:
-    """Every object, by kind, namespace and name."""
-    served = cluster.kubectl("get", "crds", "-o", "name").stdout
-    kinds = KINDS + ("," + CUSTOM if "inferencepools.inference.networking.k8s.io" in served else "")
-    found = cluster.get(kinds, "-A")["items"]
-    return {
-        f"{one['kind']} {one['metadata'].get('namespace', '')}/{one['metadata']['name']}"
-        for one in found
-        # There is no controller of namespaces here: one that is being deleted stays.
-        if "deletionTimestamp" not in one["metadata"]
+def found(cluster: ApiServer) -> dict[str, Any]:
+    """Every object of every kind, but for what the API server writes of itself now and then."""
+
+    def kubectl(*arguments: str) -> str:
+        done = cluster.kubectl(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return everything(kubectl)
+
+
+def made_by_controllers(namespace: str = "llms") -> list[dict[str, Any]]:
+    """What the gateway controller, endpoint pickers and a replacement write, where they run."""
+    record: dict[str, Any] = {
+        "name": "headrace-replace-llama",
+        "namespace": namespace,
+        "labels": {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/component": "pool-replacement"},
     }
+    replace = {"name": "replace", "image": "registry.example.com/headrace/controller:1"}
+    return [
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1beta1",
+            "kind": "ReferenceGrant",
+            "metadata": {"name": GRANT_NAME, "namespace": "envoy-gateway-system"},
+            "spec": {
+                "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "default"}],
+                "to": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "none"}],
+            },
+        },
+        {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": f"epp-{namespace}-llama{LEASE_SUFFIX}", "namespace": namespace},
+        },
+        {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": record},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": record, "data": {"state.json": "{}"}},
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": record,
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [replace]}}},
+        },
+    ]
 
 
-def node(cluster: ApiServer) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    found = cluster.get("node", "n1")
-    return found["metadata"]["labels"], found["spec"].get("taints", [])
+def test_what_controllers_made_goes(cluster: ApiServer, variables: dict[str, Any]) -> None:
+    """Also where what made it is gone already; and what nobody uses goes with it."""
+    before = found(cluster)
+    labels = {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/managed-by": "ansible"}
+    for name in ("left", "used"):
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    theirs = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs", "namespace": "used"}}
+    cluster.apply(*made_by_controllers("left"), theirs)
+    elsewhere = {name: "left" for name, value in variables.items() if value == "llms"}
+    gone = run("teardown", {**variables, **elsewhere}, headrace_confirm=True)
+    assert gone.returncode == 0, gone.output[-6000:]
+    assert "Kept: namespace used, which holds Secret." in gone.said
+    assert differences(before, found(cluster)) == ["+ Namespace /used", "+ Secret used/theirs"]
+    assert cluster.kubectl("delete", "namespace", "used", "--wait=false").returncode == 0
+    assert cluster.kubectl("delete", "secret", "theirs", "-n", "used").returncode == 0
 
 
 def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     """Teardown after site leaves the cluster as it was found, object by object."""
-    before, plain_node = everything(cluster), node(cluster)
+    before = found(cluster)
 
     nothing = run("upgrade", variables, headrace_confirm=True)
     assert nothing.returncode != 0
@@ -100,11 +153,10 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
 
     made = run("site", variables)
     assert made.returncode == 0, made.output[-6000:]
-    with_stack = everything(cluster)
-    assert {"Deployment llms/servers", "InferencePool llms/llama", "Gateway llms/gw"} <= with_stack
-    labels, taints = node(cluster)
-    assert labels["headrace.dev/gpu-node-pool"] == "gpu"
-    assert [taint["key"] for taint in taints if taint["key"].startswith("nvidia")] == ["nvidia.com/gpu"]
+    assert set(found(cluster)) >= STACK
+    marked = cluster.get("node", "n1")
+    assert marked["metadata"]["labels"]["headrace.dev/gpu-node-pool"] == "gpu"
+    assert "nvidia.com/gpu" in [taint["key"] for taint in marked["spec"]["taints"]]
 
     # An upgrade brings pickers to the new image, and model servers only where that is asked for.
     newer = {"headrace_controller_image": "registry.example.com/headrace/controller:2", "headrace_confirm": True}
@@ -118,13 +170,16 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     assert containers[0]["image"] != "docker.io/vllm/vllm-openai:v9"
 
     # Nothing happens unless somebody says so.
+    cluster.apply(*made_by_controllers())
+    with_stack = found(cluster)
     asked = run("teardown", variables)
     assert asked.returncode != 0
     assert "Nothing was changed" in asked.said
     planned = run("teardown", variables, "--check")
     assert planned.returncode == 0, planned.output[-6000:]
     assert "Deployment llms/servers" in planned.said
-    assert everything(cluster) == with_stack
+    assert "ReferenceGrant envoy-gateway-system/headrace-gateway-retranslate" in planned.said
+    assert differences(with_stack, found(cluster)) == []
     assert run("teardown", variables, headrace_context="", headrace_confirm=True).returncode != 0
 
     gone = run("teardown", variables, headrace_confirm=True)
@@ -132,16 +187,17 @@ def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:
     assert "CRDs (headrace_teardown_crds removes them" in gone.said
     assert "1 volume claims (headrace_teardown_volumes removes them)" in gone.said
     assert "namespace llms, which holds PersistentVolumeClaim" in gone.said
-    left = everything(cluster)
-    ours = {one for one in left - before if not one.startswith("CustomResourceDefinition")}
-    assert ours == {"PersistentVolumeClaim llms/servers-cache", "Namespace /llms"}
-    assert before <= left
-    assert node(cluster) == plain_node
+    left = differences(before, found(cluster))
+    crds = ("+ CustomResourceDefinition.", "+ APIService.")
+    assert {line for line in left if not line.startswith(crds)} == {
+        "+ PersistentVolumeClaim llms/servers-cache",
+        "+ Namespace /llms",
+    }
 
     volumes = {"headrace_teardown_volumes": True}
     again = run("teardown", variables, headrace_confirm=True, headrace_teardown_crds=True, **volumes)
     assert again.returncode == 0, again.output[-6000:]
-    assert everything(cluster) == before
+    assert differences(before, found(cluster)) == []
     last = run("teardown", variables)
     assert last.returncode == 0, last.output[-6000:]
     assert "Nothing that Headrace made is in context test" in last.said
@@ -164,3 +220,71 @@ def test_no_secret_is_shown(cluster: ApiServer, variables: dict[str, Any]) -> No
     assert "EXTREMELY-PRIVATE" not in shown.output
     assert encoded not in shown.output
     assert json.loads(cluster.kubectl("get", "secrets", "-o", "json").stdout)["items"] == []
+
+
+@contextmanager
+def process_lists() -> Iterator[set[bytes]]:
+    """Everything that stands in a process's command line or environment, for the length of the block."""
+    seen: set[bytes] = set()
+    end = threading.Event()
+
+    def look() -> None:
+        while not end.wait(0.05):
+            for directory in Path("/proc").iterdir():
+                if directory.name.isdigit():
+                    for file in ("cmdline", "environ"):
+                        # One that has ended meanwhile.
+                        with suppress(OSError):
+                            seen.add((directory / file).read_bytes())
+
+    thread = threading.Thread(target=look, name="process lists")
+    thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        thread.join()
+
+
+def private_parts(cluster: ApiServer) -> dict[str, str]:
+    """Everything secret of every Secret: tokens, and the lines of private keys; each as it is and as the API has it."""
+    parts = {}
+    for secret in cluster.get("secrets", "-A")["items"]:
+        for key, encoded in secret.get("data", {}).items():
+            if key.endswith((".crt", ".pem")) or secret["type"].startswith("helm.sh/"):
+                continue
+            name = f"{secret['metadata']['namespace']}/{secret['metadata']['name']} {key}"
+            parts[f"{name}, encoded"] = encoded[:60]
+            lines = [line for line in base64.b64decode(encoded).decode().splitlines() if not line.startswith("---")]
+            parts |= {f"{name}, line {number}": line for number, line in enumerate(lines) if len(line) > 16}
+    return parts
+
+
+def test_site_shows_no_secret(cluster: ApiServer, variables: dict[str, Any], tmp_path: Path) -> None:
+    """Neither the most verbose output, nor diffs, nor the log, nor any process list."""
+    vault = tmp_path / "vault.yml"
+    vault.touch(mode=0o600)
+    vault.write_text(json.dumps({"vllm_model_server_hf_token": "hf_NOBODY-MUST-SEE-THIS"}))
+    log = tmp_path / "ansible.log"
+    servers = [{**variables["vllm_model_server_groups"][0], "hf_token_secret": "hugging-face"}]
+    # A namespace that no test before has left: without its controller it would never be gone.
+    elsewhere = {name: "shown" for name, value in variables.items() if value == "llms"}
+    given = {**variables, **elsewhere, "vllm_model_server_groups": servers}
+    arguments = ("--skip-tags", "envoy_gateway", "-e", f"@{vault}", "-vvv", "--diff")
+    with process_lists() as processes:
+        made = play(ROOT / "playbooks/site.yml", given, *arguments, environment={"ANSIBLE_LOG_PATH": str(log)})
+    assert made.returncode == 0, made.output[-6000:]
+    parts = private_parts(cluster)
+    assert {name.split(" ")[0] for name in parts} >= {
+        "llms/hugging-face",
+        "llms/llama-epp-tls",
+        "llms/llama-epp-tls-ca",
+    }
+    assert any(b"site.yml" in one for one in processes), "the process list was not looked at"
+    written, listed = log.read_text(), b"\n".join(processes)
+    for name, part in parts.items():
+        assert part not in made.output, name
+        assert part not in written, name
+        assert part.encode() not in listed, name
+    gone = run("teardown", given, headrace_confirm=True, headrace_teardown_crds=True, headrace_teardown_volumes=True)
+    assert gone.returncode == 0, gone.output[-6000:]

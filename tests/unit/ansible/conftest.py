@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,9 +25,22 @@ def preflight(repository: Path) -> ModuleType:
     return load(repository / "plugins/action/inference_preflight.py")
 
 
+def load_by_name(repository: Path, name: str) -> ModuleType:
+    """A module that imports its part in module_utils relatively."""
+    package = ModuleType("headrace_plugins")
+    package.__path__ = [str(repository / "plugins")]
+    sys.modules.setdefault(package.__name__, package)
+    return importlib.import_module(f"headrace_plugins.modules.{name}")
+
+
 @pytest.fixture(scope="session")
 def smoke(repository: Path) -> ModuleType:
-    return load(repository / "plugins/modules/inference_smoke.py")
+    return load_by_name(repository, "inference_smoke")
+
+
+@pytest.fixture(scope="session")
+def answers(repository: Path) -> ModuleType:
+    return load_by_name(repository, "inference_answers")
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +51,8 @@ def plan(repository: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def adapters(repository: Path) -> ModuleType:
     return load(repository / "plugins/modules/inference_adapters.py")
+
+
+@pytest.fixture(scope="session")
+def objects(repository: Path) -> ModuleType:
+    return load(repository / "plugins/modules/inference_objects.py")

@@ -180,6 +180,21 @@ def test_every_problem_is_told_at_once(problems: Callable[[dict[str, Any]], list
         assert name in found
 
 
+def test_a_removed_variable_is_named_with_the_one_that_took_its_place(preflight: ModuleType) -> None:
+    specs = {"inference_pool": {"inference_pool_pools": {"type": "list"}}}
+    removed = {"inference_pool_list": "2.0.0. Fix: set inference_pool_pools."}
+    [told] = preflight.problems({}, ["inference_pool_list"], specs, set(), removed)[:1]
+    assert told == "inference_pool_list: removed in 2.0.0. Fix: set inference_pool_pools."
+
+
+def test_a_role_looks_at_its_own_variables_alone(preflight: ModuleType, repository: Path) -> None:
+    specs, facts = preflight.load_specs(repository), preflight.load_facts(repository)
+    names = ["inference_pool_picker_prot", "inference_gateway_clas", "inference_pool_pools", "inference_pool_monitor"]
+    told = list(preflight.unknown_variables(names, specs, facts, {}, "inference_pool"))
+    assert [one.split(":")[0] for one in told] == ["inference_pool_monitor", "inference_pool_picker_prot"]
+    assert told[1].endswith("did you mean inference_pool_picker_port?")
+
+
 def test_pools_of_other_peoples_servers_are_possible(problems: Callable[[dict[str, Any]], list[str]]) -> None:
     assert (
         problems(
@@ -203,7 +218,7 @@ def test_pools_of_other_peoples_servers_are_possible(problems: Callable[[dict[st
 
 def test_an_inventory_without_a_cluster_of_its_own_must_bring_more(preflight: ModuleType) -> None:
     def ask(which: str | None = "/usr/bin/helm", exists: bool = True, **values: Any) -> str:
-        found = preflight.wrong_place(
+        found = preflight.stack_checks.wrong_place(
             {"headrace_local_cluster": False, **values}, lambda name: which, lambda path: exists
         )
         return "\n".join(found)

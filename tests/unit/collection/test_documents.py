@@ -96,3 +96,15 @@ def test_requirements_are_those_of_the_package(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
     lines = [line for line in (repository / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert set(lines) <= set(project)
+
+
+def test_no_rule_of_ansible_lint_is_skipped_without_a_reason(repository: Path) -> None:
+    """A rule for all files has its reason in the line above; for one line there is no exception."""
+    lines = (repository / ".config/ansible-lint.yml").read_text().splitlines()
+    at = lines.index("skip_list:")
+    skipped = [number for number, line in enumerate(lines) if number > at and line.strip().startswith("- ")]
+    assert skipped
+    assert all(lines[number - 1].strip().startswith("# ") for number in skipped)
+    for folder in ("roles", "playbooks", "molecule", "inventories"):
+        for path in (repository / folder).rglob("*.yml"):
+            assert "# noqa" not in path.read_text(), path

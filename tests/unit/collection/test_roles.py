@@ -64,3 +64,28 @@ def test_the_table_of_contents_is_tagged(role: Path) -> None:
         tags = task.get("tags", [])
         tags = [tags] if isinstance(tags, str) else tags
         assert role.name in tags or "always" in tags, task["name"]
+
+
+def test_misspelt_variables_are_looked_for_first(role: Path) -> None:
+    """In somebody else's playbook as well, which runs no playbook of ours."""
+    entry = role / "tasks/preflight.yml" if (role / "tasks/preflight.yml").exists() else role / "tasks/main.yml"
+    assert load(entry)[0]["inference_preflight"] == {"role": role.name}
+
+
+def test_whatever_a_role_makes_teardown_knows() -> None:
+    """By the kinds in the templates of roles that work in a cluster; the local cluster goes whole."""
+    variables = load(ROOT / "playbooks/vars/teardown.yml")
+    known = {one["kind"] for one in variables["teardown_kinds"]}
+    # Namespaces, volumes, nodes' labels and CRDs have tasks of their own, pools and the users' objects go by name.
+    known |= {"Namespace", "PersistentVolumeClaim", "Node", "CustomResourceDefinition", "InferencePool"}
+    made = set()
+    for role in ROLES:
+        if role.name in ("local_cluster", "container_images"):
+            continue
+        for path in [*role.glob("templates/*.yaml.j2"), *role.glob("tasks/*.yml")]:
+            for match in re.finditer(r"^( *)kind: ([A-Z]\w+)$", path.read_text(), re.M):
+                # At the top of a document, or of a task's definition.
+                if len(match[1]) in (0, 6):
+                    made.add(match[2])
+    assert "HTTPRoute" in made
+    assert made - known == set()
