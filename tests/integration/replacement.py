@@ -119,19 +119,21 @@ class Stage:
             found["namespace"] = self.namespace
         return found
 
-    def route(self, name: str, *rules: dict[str, Any], namespace: str = "", **metadata: Any) -> None:
-        """Make an HTTPRoute."""
+    def route(
+        self, name: str, *rules: dict[str, Any], namespace: str = "", kind: str = "HTTPRoute", **metadata: Any
+    ) -> None:
+        """Make a route."""
         self.api.apply({
-            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
             "metadata": {"name": name, "namespace": namespace or self.namespace, **metadata},
             "spec": {"parentRefs": [{"name": "gateway"}], "rules": list(rules)},
         })  # fmt: skip
 
     def specs(self) -> dict[str, Any]:
-        """The specs of every HTTPRoute that has to do with this stage."""
+        """The specs of every route that has to do with this stage."""
         return {
             f"{item['metadata']['namespace']}/{item['metadata']['name']}": item["spec"]
-            for item in self.api.get("httproutes", "-A")["items"]
+            for item in self.api.get("httproutes,grpcroutes", "-A")["items"]
             if item["metadata"]["namespace"].startswith(self.namespace)
             and "headrace.dev/replacement" not in item["metadata"].get("labels", {})
         }

@@ -35,7 +35,7 @@ def without_weights(specs: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def many_routes(stage: Stage) -> dict[str, Any]:
-    """Several rules, pools mixed with Services, another namespace, ten routes in all."""
+    """Several rules, pools mixed with Services, another namespace, gRPC, twelve routes in all."""
     elsewhere = f"{stage.namespace}-elsewhere"
     stage.api.apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": elsewhere}},
@@ -60,6 +60,8 @@ def many_routes(stage: Stage) -> dict[str, Any]:
     for at in range(8):
         stage.route(f"route-{at}", rule(old("old", at + 1), path=f"/{at}"))
     stage.route("not", rule(service()))
+    method = {"matches": [{"method": {"service": "inference.GRPCInferenceService"}}]}
+    stage.route("grpc", {**method, "backendRefs": [old("old", 2), service(1)]}, kind="GRPCRoute")
     return stage.specs()
 
 
