@@ -47,8 +47,9 @@ def fresh(cluster: Stack) -> Stack:
     for kind in ("job", "lease", "configmap"):
         cluster.kubectl("delete", kind, RECORD, "-n", "default", "--ignore-not-found", "--wait")
     cluster.site(
-        *VARIABLES, "-e", "inference_gateway_force_conflicts=true", "-e", "inference_pool_force_conflicts=true"
-    )
+        *VARIABLES, "-e", "inference_gateway_force_conflicts=true", "-e", "inference_pool_force_conflicts=true",
+        "--tags", "vllm_model_server,inference_pool,inference_gateway",
+    )  # fmt: skip
     cluster.wait_for("traffic flows", lambda: cluster.request("/v1/models").status == 200)
     return cluster
 

@@ -332,7 +332,7 @@ class Cluster:
 
 
 def _own_namespace_first(found: Iterable[RouteRecord], plan: Plan) -> list[RouteRecord]:
-    """The canary is made beside an HTTPRoute, as the warm-up speaks HTTP, and in the pool's own namespace, if it can."""
+    """The canary is best made beside an HTTPRoute, as the warm-up speaks HTTP, and in the pool's own namespace."""
     return sorted(found, key=lambda record: (record.kind != "HTTPRoute", record.namespace != plan.old.namespace))
 
 

@@ -1,4 +1,4 @@
-"""Routes (HTTP and gRPC) that lead to the old pool: finding them, what is recorded of them, and the patches that change them. Pure.
+"""Routes (HTTP and gRPC) that lead to the old pool: finding, recording and changing them. Pure.
 
 Rules and backendRefs are atomic lists, which server-side apply can only own whole; so weights change by JSON Patch, and
 every operation is preceded by a `test` of what it replaces: a route that somebody else changed is never overwritten."""

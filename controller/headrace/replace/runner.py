@@ -280,7 +280,8 @@ class Runner:
             await self._sleep(self._poll)
 
     async def _drain(self, state: State) -> Event:
-        deadline, idle, left = state.since + self._plan.drain_timeout, 0, 0.0
+        deadline, idle = state.since + self._plan.drain_timeout, 0
+        left: float | None = None
         while True:
             if (event := await self._interruption(state)) is not None:
                 return event
@@ -289,13 +290,15 @@ class Runner:
                 return dead
             reading = await self._old_pool()
             if reading is not None:
+                # Nobody says anything: that is not idle.
                 left = reading.in_flight
                 idle = idle + 1 if left == 0 else 0
             waited = self._clock() - state.since
             if idle >= _IDLE_LOOKS and waited >= _SETTLE_SECONDS:
                 return Drained(f"the old pool is idle after {waited:.0f} s")
             if self._clock() >= deadline:
-                return Drained(f"the drain's deadline is over with {left:.0f} requests in flight at the old pool")
+                known = "an unknown number of" if left is None else f"{left:.0f}"
+                return Drained(f"the drain's deadline is over with {known} requests in flight at the old pool")
             await self._sleep(min(self._poll, 1.0))
 
 

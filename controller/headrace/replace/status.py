@@ -89,7 +89,9 @@ def plan_as_json(plan: Plan, found: Refused | Found) -> dict[str, Any]:
         swap = swap_of(plan, record.namespace)
         for rule in record.rules:
             steps = {str(percent): _weights(rule.refs, swap, percent) for percent in (0, *plan.steps)}
-            routes.append({"kind": record.kind, "route": f"{record.namespace}/{record.name}", "rule": rule.index, "steps": steps})
+            routes.append(
+                {"kind": record.kind, "route": f"{record.namespace}/{record.name}", "rule": rule.index, "steps": steps}
+            )
     return {
         "plan": plan.as_json(),
         "old": str(plan.old),
