@@ -16,8 +16,8 @@ import aiohttp
 
 from headrace.core import InvalidPool
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
+from headrace.kube.lease import Lease
 from headrace.kube.patch import apply
-from headrace.replace.lease import Lease
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, Members, pools_resource

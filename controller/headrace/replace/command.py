@@ -24,9 +24,9 @@ import uvloop
 from headrace.core import GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.kube.client import ApiError, ConfigurationError, connect
+from headrace.kube.lease import Lease, LeaseHeld, LeaseLost
 from headrace.replace import report, status
 from headrace.replace.cluster import Cluster
-from headrace.replace.lease import Lease, LeaseHeld, LeaseLost
 from headrace.replace.measure import Measure
 from headrace.replace.plan import InvalidPlan, Plan, parse_plan
 from headrace.replace.prometheus import Prometheus

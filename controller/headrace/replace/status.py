@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from headrace.kube.client import ApiError, request
+from headrace.kube.lease import LEASES, holder_of
 from headrace.replace.gates import table
-from headrace.replace.lease import LEASES, holder_of
 from headrace.replace.machine import Found, Refused, percent_of
 from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.routes import swap_of

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError
+from headrace.kube.lease import LeaseLost
 from headrace.replace.counters import Counters, Histogram
-from headrace.replace.lease import LeaseLost
 from headrace.replace.machine import Event, Finalised, Found, Refused, Removed, Restored, WarmedUp, Written
 from headrace.replace.measure import PoolReading
 from headrace.replace.plan import Plan, PoolRef
