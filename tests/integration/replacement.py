@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
 
 from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight
@@ -83,7 +83,8 @@ class Served:
     @property
     def pages(self) -> web.Application:
         async def page(_: web.Request) -> web.Response:
-            return web.Response(body=generate_latest(self.picker.registry) + generate_latest(self.registry))
+            content = generate_latest(self.picker.registry) + generate_latest(self.registry)
+            return web.Response(body=content, headers={"content-type": CONTENT_TYPE_LATEST})
 
         async def models(_: web.Request) -> web.Response:
             return web.json_response({"data": [{"id": model} for model in self.models]})
