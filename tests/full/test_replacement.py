@@ -34,8 +34,9 @@ RATE = float(os.environ.get("HEADRACE_LOAD_RATE", "50"))
 
 @pytest.fixture(scope="module")
 def cluster(stack: Stack) -> Iterator[Stack]:
-    """The stack with two pools; the route leads to the old one."""
-    stack.site(*VARIABLES)
+    """The stack with two pools; the route leads to the old one. One that was kept is taken as it is."""
+    if "HEADRACE_KEEP_CLUSTER" not in os.environ or not stack.kubeconfig.exists():
+        stack.site(*VARIABLES)
     yield stack
     if "HEADRACE_KEEP_CLUSTER" not in os.environ:
         stack.playbook("playbooks/local_cluster_down.yml")
@@ -243,7 +244,8 @@ def test_a_new_pool_that_dies_is_taken_back(fresh: Stack, victim: str) -> None:
         playbook.wait(120)
         time.sleep(5)
     assert found["phase"] == "RolledBack"
-    assert "the new pool is dead" in found["reason"]
+    # An endpoint picker without endpoints answers 503, which a gate may see before the pool has been dead for long.
+    assert "the new pool is dead" in found["reason"] or "server errors" in found["reason"]
     assert specs(fresh) == before
     lost = [fault for fault in load.faults if not killed - 12 <= fault.started <= back + 3]
     assert not lost, lost[:5]
