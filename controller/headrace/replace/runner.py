@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 
 from headrace.core import InvalidPool
 from headrace.kube.client import ApiError
-from headrace.replace.counters import Window
-from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, table
+from headrace.replace.counters import Counters, Window
+from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, not_taken, table
 from headrace.replace.machine import (
     REVERSIBLE,
     Abort,
@@ -250,7 +250,7 @@ class Runner:
     async def _gate(self, state: State) -> Event:
         """Measure both pools over one window. A gate that was interrupted begins its window anew."""
         plan, percent = self._plan, percent_of(state, self._plan)
-        began = self._clock()
+        first = began = self._clock()
         old, new = Window(), Window()
         while True:
             if (event := await self._interruption(state)) is not None:
@@ -263,7 +263,13 @@ class Runner:
             if reason := hopeless(plan, new.total):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(_failed(result, reason))
-            if seconds >= plan.interval and (enough(plan, new.total) or seconds >= plan.gate_timeout):
+            late = self._clock() - first >= plan.gate_timeout
+            if seconds >= plan.interval and (reason := not_taken(percent, old.total, new.total)):
+                if late:
+                    return Abort(reason)
+                logger.warning("%s: looking on", reason)
+                began, old, new = self._clock(), replace(old, total=Counters()), replace(new, total=Counters())
+            elif seconds >= plan.interval and (enough(plan, new.total) or late):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(result, old.total if enough(plan, old.total) else None)
             await self._sleep(min(self._poll, max(0.05, plan.interval - seconds)))

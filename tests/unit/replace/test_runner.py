@@ -228,6 +228,29 @@ async def test_asked_to_roll_back_in_the_middle_of_a_rollback_it_goes_on() -> No
     assert bench.request is None
 
 
+@pytest.mark.parametrize(("lag", "phase"), [(30.0, Phase.DONE), (1e6, Phase.ROLLED_BACK)])
+async def test_a_gateway_that_does_not_take_a_weight_is_waited_for_or_given_up(lag: float, phase: Phase) -> None:
+    bench = Bench()
+    taken: list[tuple[float, int]] = []
+
+    async def shift(state: State, percent: int) -> Event:
+        taken.append((bench.now + (lag if percent == 100 else 0.0), percent))
+        return Written(percent)
+
+    def take() -> None:
+        bench.share = max((percent for when, percent in taken if when <= bench.now), default=0)
+
+    bench.shift, bench.at = shift, take  # type: ignore[method-assign]
+    state = await bench.run()
+    assert state.phase is phase
+    last = state.history[-1]
+    if phase is Phase.DONE:
+        assert (last.percent, last.requests_new / (last.requests_new + last.requests_old)) == (100, pytest.approx(1.0))
+    else:
+        assert "the gateway gives the new pool" in state.reason
+        assert last.percent == 10
+
+
 async def test_the_total_time_is_bounded() -> None:
     bench = Bench(dataclasses.replace(PLAN, timeout=10.0))
     state = await bench.run()
