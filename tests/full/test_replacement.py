@@ -1,7 +1,9 @@
 """A pool is replaced under traffic on a real cluster: nobody notices, whatever breaks meanwhile.
 
 The load comes from `load`, which shares no code with Headrace and accounts for every byte. Weights and phases are read
-from the cluster by kubectl."""
+from the cluster by kubectl.
+
+HEADRACE_LOAD_RATE is the load in requests/s (50). HEADRACE_KEEP_CLUSTER=1 leaves the cluster up for the next run."""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ PLAYBOOK = "playbooks/replace_pool.yml"
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 RECORD = "headrace-replace-blue"
 VARIABLES = ("-e", "@tests/full/replacement.yml")
+# Requests per second; fewer where the machine has other work.
+RATE = float(os.environ.get("HEADRACE_LOAD_RATE", "50"))
 
 
 @pytest.fixture(scope="module")
 def cluster(stack: Stack) -> Iterator[Stack]:
-    """The stack with two pools; the route leads to the old one."""
-    stack.site(*VARIABLES)
+    """The stack with two pools; the route leads to the old one. One that was kept is taken as it is."""
+    if "HEADRACE_KEEP_CLUSTER" not in os.environ or not stack.kubeconfig.exists():
+        stack.site(*VARIABLES)
     yield stack
-    stack.playbook("playbooks/local_cluster_down.yml")
+    if "HEADRACE_KEEP_CLUSTER" not in os.environ:
+        stack.playbook("playbooks/local_cluster_down.yml")
 
 
 @pytest.fixture
@@ -42,8 +48,9 @@ def fresh(cluster: Stack) -> Stack:
     for kind in ("job", "lease", "configmap"):
         cluster.kubectl("delete", kind, RECORD, "-n", "default", "--ignore-not-found", "--wait")
     cluster.site(
-        *VARIABLES, "-e", "inference_gateway_force_conflicts=true", "-e", "inference_pool_force_conflicts=true"
-    )
+        *VARIABLES, "-e", "inference_gateway_force_conflicts=true", "-e", "inference_pool_force_conflicts=true",
+        "--tags", "vllm_model_server,inference_pool,inference_gateway",
+    )  # fmt: skip
     cluster.wait_for("traffic flows", lambda: cluster.request("/v1/models").status == 200)
     return cluster
 
@@ -112,7 +119,7 @@ def renamed(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def traffic(stack: Stack, rate: float = 50.0) -> Iterator[Load]:
+def traffic(stack: Stack, rate: float = RATE) -> Iterator[Load]:
     """The load of the tests, for the length of the block."""
     load = Load(stack.gateway, MODEL, rate=rate, paths=("/v1/completions", "/shared/v1/completions"))
     with load:
@@ -139,7 +146,7 @@ def test_a_whole_replacement_under_load_loses_nothing(fresh: Stack) -> None:
         # The window of a gate, less what Envoy needs to take a weight at its beginning.
         served = load.pools(gate["at"] - gate["seconds"] + 2, gate["at"])
         total = served["blue"] + served["green"]
-        assert total > 500
+        assert total > 10 * RATE
         assert within_bounds(gate["percent"] / 100, served["green"], total), (gate["percent"], served)
         print(f"{gate['percent']} %: {served['green']} of {total} at the new pool")
     assert "100 % at the new pool: pass" in done.output
@@ -201,7 +208,7 @@ def test_a_new_pool_that_is_bad_is_taken_back(fresh: Stack, flags: tuple[str, ..
     assert specs(fresh) == before
     # What the fault itself costs: 5 % for one gate interval, and nothing of the old pool's.
     assert all(fault.status == 500 and fault.pool in ("green", "") for fault in load.faults), load.faults[:5]
-    assert len(load.faults) <= 0.05 * 50 * 20 * 2
+    assert len(load.faults) <= 0.05 * RATE * 20 * 2
 
 
 def test_a_warm_up_that_fails_costs_nobody_anything(fresh: Stack) -> None:
@@ -237,12 +244,13 @@ def test_a_new_pool_that_dies_is_taken_back(fresh: Stack, victim: str) -> None:
         playbook.wait(120)
         time.sleep(5)
     assert found["phase"] == "RolledBack"
-    assert "the new pool is dead" in found["reason"]
+    # An endpoint picker without endpoints answers 503, which a gate may see before the pool has been dead for long.
+    assert "the new pool is dead" in found["reason"] or "server errors" in found["reason"]
     assert specs(fresh) == before
     lost = [fault for fault in load.faults if not killed - 12 <= fault.started <= back + 3]
     assert not lost, lost[:5]
     # At most the new pool's share of what came until the weights were back, and the streams that it had.
-    assert len(load.faults) <= 0.25 * 50 * (back - killed + 5) * 1.5 + 0.25 * 25 * 10 * 1.5
+    assert len(load.faults) <= 0.25 * RATE * (back - killed + 5) * 1.5 + 0.25 * RATE / 2 * 10 * 1.5
     fresh.kubectl("scale", "deployment", victim, "-n", "default", f"--replicas={2 if victim == 'green' else 1}")
 
 
@@ -277,7 +285,7 @@ def test_killed_at_any_moment_it_ends_completed_or_rolled_back(
     fresh: Stack, who: str, moment: tuple[str, int | None]
 ) -> None:
     before = specs(fresh)
-    with traffic(fresh, rate=20) as load:
+    with traffic(fresh, rate=min(20.0, RATE)) as load:
         playbook = start(fresh)
         deadline = time.monotonic() + 500
         while time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import connect
-from headrace.replace.lease import Lease, LeaseHeld, LeaseLost
+from headrace.kube.lease import Lease, LeaseHeld, LeaseLost
 
 from .apiserver import ApiServer
 

@@ -1,14 +1,15 @@
-"""Leader election by a Lease: of several processes, the one that holds it leads.
+"""A Lease that one process holds while it works, and leader election by one.
 
-As Kubernetes' own components do it: a holder renews; the others watch the record, and take it when it has not changed
-for its whole duration, measured by their own clock, as clocks of different machines are not compared. Every write names
-the version it replaces, so that of two that try at once one is refused.
+A holder renews; others watch the record, and take it when it has not changed for its whole duration, measured by their
+own clock, as clocks of different machines are not compared. Every write names the version it replaces, so that of two
+that try at once one is refused.
 Source: coordination.k8s.io/v1, and client-go's leader election (durations, and the release at the end)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,171 @@ from headrace.kube.client import ApiError, Resource, request
 
 logger = logging.getLogger(__name__)
 
-_LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
+LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
+
+
+class LeaseHeld(Exception):  # noqa: N818
+    """Somebody else holds the lease."""
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(f"Lease {name} is held by {holder}")
+        self.holder = holder
+
+
+class LeaseLost(Exception):  # noqa: N818
+    """The lease is no longer ours: whatever it protects must not be touched any more."""
+
+
+def holder_of(lease: dict[str, Any] | None) -> str:
+    """Who holds a lease, by what it says; "" for nobody."""
+    return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
+
+
+class Lease:
+    """One holder's view of a lease. `duration` in seconds."""
+
+    def __init__(
+        self,
+        client: Any,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        duration: float = 15.0,
+        labels: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self.name = name
+        self.identity = identity
+        self._duration = duration
+        self._labels = dict(labels or {})
+        self._clock = clock
+        # When the newest renewal of each holder was first seen here.
+        self._seen: tuple[str, float] = ("", 0.0)
+        # When this clock had the newest renewal asked for.
+        self.renewed = -float("inf")
+        self._lock = asyncio.Lock()
+        self.transitions = 0
+
+    async def try_acquire(self) -> str:
+        """Take the lease if it is free, expired or ours already. "" if it is ours now, else who holds it.
+
+        Raises ApiError."""
+        async with self._lock:
+            asked, found = self._clock(), await self._read()
+            holder = holder_of(found)
+            if holder and holder != self.identity and not self._expired(found or {}):
+                return holder
+            transitions = int(((found or {}).get("spec") or {}).get("leaseTransitions") or 0)
+            if found is not None and holder != self.identity:
+                transitions += 1
+            try:
+                await self._write(found, transitions, asked)
+            except ApiError as error:
+                if error.status == 409:
+                    return holder or "somebody who was faster"
+                raise
+            return ""
+
+    async def acquire(self, patience: float) -> None:
+        """Take the lease, waiting up to `patience` seconds for it. Raises LeaseHeld, ApiError."""
+        deadline = self._clock() + patience
+        while holder := await self.try_acquire():
+            if self._clock() >= deadline:
+                raise LeaseHeld(self.name, holder)
+            await asyncio.sleep(min(1.0, self._duration / 5))
+
+    async def ensure(self) -> None:
+        """Return only if the lease is ours now: renews it when the last renewal is old.
+
+        Raises LeaseLost; ApiError where the API server does not say."""
+        if self._clock() - self.renewed > self._duration / 3:
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Say that we are still there. Raises LeaseLost, ApiError."""
+        async with self._lock:
+            asked, found = self._clock(), await self._read()
+            holder = holder_of(found)
+            if found is not None and holder != self.identity:
+                raise LeaseLost(f"Lease {self.name} was taken over by {holder or 'nobody'}")
+            try:
+                await self._write(found, self.transitions, asked)
+            except ApiError as error:
+                if error.status == 409:
+                    raise LeaseLost(f"Lease {self.name} was written by somebody else") from error
+                raise
+
+    async def keep(self) -> None:
+        """Renew until cancelled. An API server that is away is waited for. Raises LeaseLost."""
+        while True:
+            await asyncio.sleep(self._duration / 3)
+            try:
+                await self.renew()
+            except ApiError as error:
+                logger.warning("Lease %s is not renewed: %s", self.name, error)
+
+    async def release(self) -> None:
+        """Give the lease back, if it is ours. Failures are left to its expiry."""
+        try:
+            found = await self._read()
+            if found is None or holder_of(found) != self.identity:
+                return
+            spec = {**found["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+            await self._put({**found, "spec": spec})
+        except ApiError as error:
+            logger.warning("Lease %s is not given back: %s", self.name, error)
+
+    def _expired(self, found: dict[str, Any]) -> bool:
+        spec = found.get("spec") or {}
+        stamp = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
+        if stamp != self._seen[0]:
+            self._seen = (stamp, self._clock())
+            return False
+        return self._clock() - self._seen[1] > float(spec.get("leaseDurationSeconds") or self._duration)
+
+    async def _read(self) -> dict[str, Any] | None:
+        try:
+            return await request(self._client, "GET", LEASES.path(self._namespace, self.name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _write(self, found: dict[str, Any] | None, transitions: int, asked: float) -> None:
+        old = (found or {}).get("spec") or {}
+        acquired = old.get("acquireTime") if old.get("holderIdentity") == self.identity else None
+        spec = {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": max(1, round(self._duration)),
+            "acquireTime": acquired or _now(),
+            "renewTime": _now(),
+            "leaseTransitions": transitions,
+        }
+        if found is None:
+            body = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": self.name, "namespace": self._namespace, "labels": self._labels},
+                "spec": spec,
+            }
+            path = LEASES.path(self._namespace)
+            await request(self._client, "POST", path, body=body, content_type="application/json")
+        else:
+            await self._put({**found, "spec": spec})
+        self.transitions = transitions
+        # Others count from what they see of this, which is after it was asked for.
+        self.renewed = asked
+
+    async def _put(self, body: dict[str, Any]) -> None:
+        path = LEASES.path(self._namespace, self.name)
+        await request(self._client, "PUT", path, body=body, content_type="application/json")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +210,11 @@ class Elector:
         on_change: Callable[[bool], None] = lambda leading: None,
         settings: LeaseSettings = LeaseSettings(),
     ) -> None:
-        self._client = client
-        self._namespace = namespace
+        self._lease = Lease(client, namespace, name, identity, duration=settings.duration, clock=clock)
         self._name = name
-        self._identity = identity
         self._clock = clock
         self._on_change = on_change
         self._settings = settings
-        self._seen: tuple[object, ...] = ()
-        self._seen_at = 0.0
-        self._renewed_at = 0.0
         self._complaint = ""
         self.leading = False
 
@@ -74,7 +234,7 @@ class Elector:
         self._stop_if_late()
         try:
             async with asyncio.timeout(self._patience()):
-                self._set(await self._try())
+                self._set(not await self._lease.try_acquire())
             self._complaint = ""
         except (ApiError, TimeoutError) as error:
             text = str(error) or "timed out"
@@ -91,85 +251,19 @@ class Elector:
         half = self._settings.renew_deadline / 2
         if not self.leading:
             return half
-        return max(0.0, min(half, self._renewed_at + self._settings.renew_deadline - self._clock()))
+        return max(0.0, min(half, self._lease.renewed + self._settings.renew_deadline - self._clock()))
 
     def _stop_if_late(self) -> None:
-        if self.leading and self._clock() - self._renewed_at >= self._settings.renew_deadline:
+        if self.leading and self._clock() - self._lease.renewed >= self._settings.renew_deadline:
             self._set(False)
-
-    async def _try(self) -> bool:
-        """Whether this candidate leads now. Raises ApiError."""
-        path = _LEASES.path(self._namespace, self._name)
-        now = self._clock()
-        try:
-            found = await request(self._client, "GET", path)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            found = None
-        if found is not None and not self._may_take(found, now):
-            return False
-        body = self._record(found)
-        try:
-            if found is None:
-                await request(
-                    self._client, "POST", _LEASES.path(self._namespace), body=body, content_type="application/json"
-                )
-            else:
-                await request(self._client, "PUT", path, body=body, content_type="application/json")
-        except ApiError as error:
-            if error.status == 409:
-                return False  # somebody was faster
-            raise
-        self._renewed_at = now
-        return True
-
-    def _may_take(self, found: Mapping[str, Any], now: float) -> bool:
-        """Whether the Lease is ours, free, or left alone for its whole duration."""
-        spec = found.get("spec") or {}
-        holder = spec.get("holderIdentity") or ""
-        seen = (holder, spec.get("renewTime"), spec.get("leaseTransitions"))
-        if seen != self._seen:
-            self._seen, self._seen_at = seen, now
-        if not holder or holder == self._identity:
-            return True
-        duration = spec.get("leaseDurationSeconds")
-        return now - self._seen_at > (duration if isinstance(duration, int) else self._settings.duration)
-
-    def _record(self, found: Mapping[str, Any] | None, holder: str | None = None) -> dict[str, Any]:
-        """The Lease to write in place of `found`."""
-        old = (found or {}).get("spec") or {}
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        holder = self._identity if holder is None else holder
-        renewed = old.get("holderIdentity") == holder
-        transitions = old.get("leaseTransitions") or 0
-        metadata = {"name": self._name, "namespace": self._namespace}
-        if found is not None:
-            metadata["resourceVersion"] = found["metadata"]["resourceVersion"]
-        return {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": metadata,
-            "spec": {
-                "holderIdentity": holder,
-                "leaseDurationSeconds": max(1, round(self._settings.duration)) if holder else 1,
-                "acquireTime": (old.get("acquireTime") or now) if renewed else now,
-                "renewTime": now,
-                "leaseTransitions": transitions if renewed or found is None else transitions + 1,
-            },
-        }
 
     async def _release(self) -> None:
         """Give the Lease back, so that nobody has to wait for its end. What cannot be given back runs out."""
-        path = _LEASES.path(self._namespace, self._name)
         try:
             async with asyncio.timeout(self._settings.retry):
-                found = await request(self._client, "GET", path)
-                if (found.get("spec") or {}).get("holderIdentity") == self._identity:
-                    body = self._record(found, holder="")
-                    await request(self._client, "PUT", path, body=body, content_type="application/json")
-        except (ApiError, TimeoutError) as error:
-            logger.info("the Lease %s was not given back: %s", self._name, error)
+                await self._lease.release()
+        except TimeoutError:
+            logger.info("the Lease %s was not given back in time", self._name)
 
     def _set(self, leading: bool) -> None:
         if leading != self.leading:

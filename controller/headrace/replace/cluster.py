@@ -16,8 +16,8 @@ import aiohttp
 
 from headrace.core import InvalidPool
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
+from headrace.kube.lease import Lease
 from headrace.kube.patch import apply
-from headrace.replace.lease import Lease
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, Members, pools_resource
@@ -44,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 # Beside the weights nothing of ours is in a route; the manager says who changed them last.
 FIELD_MANAGER = "headrace-replace"
-HTTP_ROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", True)
+ROUTES = {
+    "HTTPRoute": Resource("gateway.networking.k8s.io", "v1", "httproutes", True),
+    "GRPCRoute": Resource("gateway.networking.k8s.io", "v1", "grpcroutes", True),
+}
 GATEWAYS = Resource("gateway.networking.k8s.io", "v1", "gateways", True)
 REFERENCE_GRANTS = Resource("gateway.networking.k8s.io", "v1beta1", "referencegrants", True)
 EVENTS = Resource("", "v1", "events", True)
@@ -69,8 +72,16 @@ class Cluster:
     # ---- reading
 
     async def routes(self) -> list[Object]:
-        """All HTTPRoutes of the cluster. Raises ApiError."""
-        return await _list(self._client, HTTP_ROUTES)
+        """All routes of the cluster. Raises ApiError."""
+        found: list[Object] = []
+        for kind, resource in ROUTES.items():
+            try:
+                found += [{**route, "kind": kind} for route in await _list(self._client, resource)]
+            except ApiError as error:
+                # A cluster need not serve GRPCRoutes.
+                if error.status != 404 or kind == "HTTPRoute":
+                    raise
+        return found
 
     async def preflight(self) -> Refused | Found:
         """Whether the replacement can begin, and with which routes. Changes nothing. Raises ApiError."""
@@ -120,7 +131,7 @@ class Cluster:
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
         plan, problems = self._plan, list[str]()
         if not found:
-            return [f"no HTTPRoute leads to {plan.old}: there is nothing to move"]
+            return [f"no route leads to {plan.old}: there is nothing to move"]
         problems += unsplittable(found, plan)
         grants: list[Object] = []
         if any(record.namespace != plan.new.namespace for record in found):
@@ -188,7 +199,7 @@ class Cluster:
         return ""
 
     async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
-        path = HTTP_ROUTES.path(record.namespace, record.name)
+        path = _path(record)
         for attempt in range(_PATCH_TRIES):
             try:
                 route = await request(self._client, "GET", path)
@@ -227,7 +238,7 @@ class Cluster:
             return Abort(f"the warm-up failed: {error}")
 
     async def _address(self, held: Object | None) -> Address | None:
-        if held is None:
+        if held is None or held["kind"] != "HTTPRoute":
             return None
         parent = (held["spec"].get("parentRefs") or [{}])[0]
         gateway: Object = {}
@@ -240,12 +251,12 @@ class Cluster:
         """Our own route to both pools: the one that is there, else a new one, which Envoys get a moment to take."""
         for record in _own_namespace_first(state.records, self._plan):
             try:
-                return await request(self._client, "GET", HTTP_ROUTES.path(record.namespace, self._hold_name))
+                return await request(self._client, "GET", _path(record, self._hold_name))
             except ApiError as error:
                 if error.status != 404:
                     raise
             try:
-                route = await request(self._client, "GET", HTTP_ROUTES.path(record.namespace, record.name))
+                route = await request(self._client, "GET", _path(record))
             except ApiError as error:
                 if error.status == 404:
                     continue
@@ -253,7 +264,7 @@ class Cluster:
             wanted = hold(route, record, self._plan, self._hold_name, CANARY_HEADER, secrets.token_hex(16))
             if wanted is not None:
                 await self._lease.ensure()
-                made = await apply(self._client, HTTP_ROUTES, wanted, force=True)
+                made = await apply(self._client, ROUTES[record.kind], wanted, force=True)
                 await asyncio.sleep(_TAKEN_SECONDS)
                 return made
         return None
@@ -264,9 +275,9 @@ class Cluster:
 
     async def _release(self, state: State) -> None:
         """Remove our own route, wherever it was made."""
-        for namespace in dict.fromkeys(record.namespace for record in state.records):
+        for record in {(record.kind, record.namespace): record for record in state.records}.values():
             try:
-                await _delete(self._client, HTTP_ROUTES.path(namespace, self._hold_name))
+                await _delete(self._client, _path(record, self._hold_name))
             except ApiError as error:
                 # Where we may not make one there is none of ours.
                 if error.status != 403:
@@ -321,12 +332,18 @@ class Cluster:
 
 
 def _own_namespace_first(found: Iterable[RouteRecord], plan: Plan) -> list[RouteRecord]:
-    """The canary is made beside a route of the pool's own namespace where there is one."""
-    return sorted(found, key=lambda record: record.namespace != plan.old.namespace)
+    """The canary is best made beside an HTTPRoute, as the warm-up speaks HTTP, and in the pool's own namespace."""
+    return sorted(found, key=lambda record: (record.kind != "HTTPRoute", record.namespace != plan.old.namespace))
 
 
-def _key(route: Object) -> tuple[str, str]:
-    return (str(route["metadata"].get("namespace") or "default"), str(route["metadata"]["name"]))
+def _key(route: Object) -> tuple[str, str, str]:
+    metadata = route["metadata"]
+    return (str(route["kind"]), str(metadata.get("namespace") or "default"), str(metadata["name"]))
+
+
+def _path(record: RouteRecord, name: str = "") -> str:
+    """Of a recorded route, or of another one of its kind and namespace."""
+    return ROUTES[record.kind].path(record.namespace, name or record.name)
 
 
 async def _list(client: Any, resource: Resource) -> list[Object]:

@@ -24,11 +24,12 @@ import uvloop
 from headrace.core import GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.kube.client import ApiError, ConfigurationError, connect
+from headrace.kube.lease import Lease, LeaseHeld, LeaseLost
 from headrace.replace import report, status
 from headrace.replace.cluster import Cluster
-from headrace.replace.lease import Lease, LeaseHeld, LeaseLost
 from headrace.replace.measure import Measure
 from headrace.replace.plan import InvalidPlan, Plan, parse_plan
+from headrace.replace.prometheus import Prometheus
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
 from headrace.replace.store import LABELS, Request, Store, Unreadable, object_name, who
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--replacement-group", default=GA_GROUP, choices=tuple(VERSION_OF_GROUP), help="API group of the replacement")
     add("--plan-file", type=Path, default=None, help="JSON file with a plan; the flags above go before it")
     add("--plan", default="", metavar="JSON", help="a plan as JSON text, instead of a file")
+    add(
+        "--prometheus-url", default="", help="measure with this Prometheus; by default with the Pods' own metrics pages"
+    )
+    match = "label matchers for all that Prometheus is asked, where it has several clusters: 'cluster=\"a\"'"
+    add("--prometheus-match", default="", metavar="MATCHERS", help=match)
     add("--run", default="", help="name of this attempt: a process with the same name carries on, another one begins")
     add("--kubeconfig", default=None, help="kubeconfig; by default $KUBECONFIG, else the Pod's service account")
     via = "how metrics pages are read: from Pods or through the API server; auto: from Pods if this runs in one"
@@ -121,6 +127,9 @@ def read_options(args: argparse.Namespace) -> Options:
     ):
         if name:
             plan[field] = {"group": group, "namespace": args.namespace, "name": name}
+    for field, value in (("prometheus_url", args.prometheus_url), ("prometheus_match", args.prometheus_match)):
+        if value:
+            plan[field] = value
     if "old" not in plan:
         raise ValueError("--pool: name the pool to replace")
     if "new" not in plan and args.action in ("run", "plan"):
@@ -238,7 +247,8 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
         logger.info("carrying on: %s, %d %%", state.phase.value, max(0, state.share))
     elif stored is not None and stored.request is not None:
         await store.clear_request()
-    measure = Measure(client, session, via=options.via)
+    prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match) if plan.prometheus_url else None
+    measure = Measure(client, session, via=options.via, prometheus=prometheus)
     runner = Runner(
         plan,
         Cluster(client, session, plan, lease, measure),

@@ -174,9 +174,8 @@ def read_rows(page: bytes) -> Rows:
     return rows
 
 
-def picker_counters(page: bytes) -> Counters:
+def picker_counters(rows: Rows) -> Counters:
     """Requests and errors of an endpoint picker's page."""
-    rows = read_rows(page)
     errors = _first(rows, ERRORS)
     return Counters(
         requests=sum(value for _, value in _first(rows, REQUESTS)),
@@ -185,20 +184,18 @@ def picker_counters(page: bytes) -> Counters:
     )
 
 
-def server_counters(page: bytes) -> Counters:
+def server_counters(rows: Rows) -> Counters:
     """Latency histograms of a model server's page."""
-    rows = read_rows(page)
     return Counters(ttft=_histogram(rows, TTFT), tpot=_histogram(rows, TPOT))
 
 
-def in_flight_at_picker(page: bytes) -> float:
+def in_flight_at_picker(rows: Rows) -> float:
     """Requests that an endpoint picker has sent and not seen to end."""
-    return sum(value for _, value in _first(read_rows(page), IN_FLIGHT))
+    return sum(value for _, value in _first(rows, IN_FLIGHT))
 
 
-def in_flight_at_server(page: bytes) -> float:
+def in_flight_at_server(rows: Rows) -> float:
     """Requests that a model server has, waiting and running."""
-    rows = read_rows(page)
     return sum(value for names in (RUNNING, WAITING) for _, value in _first(rows, names))
 
 

@@ -105,6 +105,19 @@ def hopeless(plan: Plan, new: Counters) -> str:
     return f"{errors} of {max(requests, errors)} requests to the new pool ended in server errors"
 
 
+def not_taken(percent: int, old: Counters, new: Counters) -> str:
+    """Why a window says nothing of a step: the gateway does not divide requests as the routes say. "" if it does.
+
+    A gateway that was cut off from the API server goes on with weights of before. What it needs to take them is little
+    of a window, so that less than three quarters of the share is no such moment, and must be no chance either."""
+    total, share = round(old.requests + new.requests), percent / 100
+    if total <= 0 or new.requests >= 0.75 * share * (old.requests + new.requests):
+        return ""
+    if binomial_greater(round(old.requests), total, max(0.01, 1 - share)) >= _EARLY_ALPHA:
+        return ""
+    return f"the gateway gives the new pool {new.requests:.0f} of {total} requests, which is no {percent} %"
+
+
 def _errors(plan: Plan, old: Counters, new: Counters) -> Check:
     if new.requests < plan.min_sample:
         return _too_few("errors", f"{new.requests:.0f} requests", plan)

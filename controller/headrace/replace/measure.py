@@ -1,7 +1,8 @@
 """Reads what the gates judge: metrics pages of both pools' pickers and model servers, and who of them is alive.
 
-Pages are read from the Pods directly where this runs in the cluster, or through the API server's Pod proxy. An API
-server that is away does not stop the reading of Pods that are known: the newest lists are used on."""
+Pages are read from the Pods directly where this runs in the cluster, or through the API server's Pod proxy; or their
+samples from Prometheus. An API server that is away does not stop the reading of Pods that are known: the newest lists
+are used on."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -22,12 +23,15 @@ from headrace.datalayer.engines import engine_of
 from headrace.kube.client import ApiError, Resource, open_response, request
 from headrace.replace.counters import (
     Counters,
+    Rows,
     in_flight_at_picker,
     in_flight_at_server,
     picker_counters,
+    read_rows,
     server_counters,
 )
 from headrace.replace.plan import PoolRef
+from headrace.replace.prometheus import NoAnswer, Prometheus
 
 logger = logging.getLogger(__name__)
 
@@ -80,21 +84,26 @@ class Members:
 
 @dataclass(frozen=True)
 class PoolReading:
-    """One look at a pool. `dead` says why it cannot serve; "" if it can. `in_flight` counts at pickers and servers."""
+    """One look at a pool. `dead` says why it cannot serve; "" if it can.
+
+    `in_flight` counts at pickers and servers; None where neither all of the ones nor all of the others said."""
 
     pages: Mapping[str, Counters] = field(default_factory=dict)
     born: Mapping[str, float] = field(default_factory=dict)
     dead: str = ""
-    in_flight: float = 0.0
+    in_flight: float | None = 0.0
 
 
 class Measure:
-    """Looks at pools. `via` is `pod` or `proxy`."""
+    """Looks at pools. `via` is `pod` or `proxy`; with a `prometheus`, counts come from there."""
 
-    def __init__(self, client: Any, session: aiohttp.ClientSession, *, via: str) -> None:
+    def __init__(
+        self, client: Any, session: aiohttp.ClientSession, *, via: str, prometheus: Prometheus | None = None
+    ) -> None:
         self._client = client
         self._session = session
         self._via = via
+        self._prometheus = prometheus
         self._known: dict[PoolRef, Members] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -160,9 +169,27 @@ class Measure:
             if members is None:
                 raise
         assert members is not None
+        if self._prometheus is not None:
+            return await self._from_prometheus(ref, members, self._prometheus)
         targets = [target for target in (*members.pickers, *members.servers) if target.ready]
         pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
-        return _reading(ref, members, {target: page for target, page in pages.items() if page is not None})
+        return reading(ref, members, {target: read_rows(page) for target, page in pages.items() if page is not None})
+
+    async def _from_prometheus(self, ref: PoolRef, members: Members, prometheus: Prometheus) -> PoolReading:
+        """A Prometheus that does not answer says nothing of the pool: what is counted stays as it was."""
+        targets = [target for target in (*members.pickers, *members.servers) if target.ready]
+        try:
+            found = await prometheus.rows(ref.namespace, [target.pod for target in targets])
+        except NoAnswer as error:
+            logger.warning("Prometheus cannot be asked about %s: %s", ref, error)
+            return PoolReading(dead=_not_ready(ref, members), in_flight=None)
+        by_pod = {target.pod: target for target in targets}
+        pages = {
+            replace(by_pod[pod], key=f"{pod}@{instance}"): rows
+            for (pod, instance), rows in found.items()
+            if pod in by_pod
+        }
+        return reading(ref, members, pages, proof=False)
 
     async def models(self, members: Members) -> frozenset[str]:
         """The models that a pool's first ready server names; none if it does not say."""
@@ -194,26 +221,35 @@ class Measure:
         return await self.text(target, target.path)
 
 
-def _reading(ref: PoolRef, members: Members, pages: Mapping[Target, bytes]) -> PoolReading:
+def reading(ref: PoolRef, members: Members, pages: Mapping[Target, Rows], *, proof: bool = True) -> PoolReading:
+    """A reading of pages. With `proof` a page shows that its process answers, and its lack that it does not."""
+    pickers = {target.pod for target in members.pickers}
     counters: dict[str, Counters] = {}
     waiting = {"picker": 0.0, "server": 0.0}
-    for target, page in pages.items():
-        is_picker = target in members.pickers
-        counters[target.key] = picker_counters(page) if is_picker else server_counters(page)
+    for target, rows in pages.items():
+        is_picker = target.pod in pickers
+        counters[target.key] = picker_counters(rows) if is_picker else server_counters(rows)
         kind, count = ("picker", in_flight_at_picker) if is_picker else ("server", in_flight_at_server)
-        waiting[kind] += count(page)
-    dead = ""
-    if not members.ready_servers:
-        dead = f"{ref} has no ready endpoint"
-    elif not members.ready_pickers:
-        dead = f"the endpoint picker of {ref} has no ready Pod"
-    elif not any(target in pages for target in members.servers):
-        dead = f"no endpoint of {ref} answers"
-    elif not any(target in pages for target in members.pickers):
-        dead = f"the endpoint picker of {ref} does not answer"
+        waiting[kind] += count(rows)
+    answered = {target.pod for target in pages}
+    dead = _not_ready(ref, members)
+    if proof and not dead:
+        if not any(target.pod in answered for target in members.servers):
+            dead = f"no endpoint of {ref} answers"
+        elif not answered & pickers:
+            dead = f"the endpoint picker of {ref} does not answer"
     # Whoever counts more: a request may be between the two, and either may say nothing.
-    in_flight = max(waiting.values())
+    complete = (
+        {target.pod for target in side if target.ready} <= answered for side in (members.pickers, members.servers)
+    )
+    in_flight = max(waiting.values()) if any(complete) else None
     return PoolReading(counters, {target.key: target.born for target in pages}, dead, in_flight)
+
+
+def _not_ready(ref: PoolRef, members: Members) -> str:
+    if not members.ready_servers:
+        return f"{ref} has no ready endpoint"
+    return "" if members.ready_pickers else f"the endpoint picker of {ref} has no ready Pod"
 
 
 def _target(pod: Mapping[str, Any], port: int, path: str) -> Target | None:

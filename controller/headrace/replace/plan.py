@@ -94,6 +94,9 @@ class Plan:
     gitops: str = "refuse"
     # Where the Gateway is reached for the warm-up. Empty: the address in its status.
     gateway_url: str = ""
+    # The Prometheus that gates measure with, and label matchers for all that it is asked. Empty: the Pods' own pages.
+    prometheus_url: str = ""
+    prometheus_match: str = ""
     remove_old: tuple[ObjectRef, ...] = ()
     remove_new: tuple[ObjectRef, ...] = ()
 
@@ -142,6 +145,10 @@ def _check(plan: Plan) -> None:
         value = getattr(plan, field)
         if not math.isfinite(value) or not low <= value <= high:
             raise InvalidPlan(field, value, f"give a number from {low:g} to {high:g}")
+    for field in ("gateway_url", "prometheus_url"):
+        url = getattr(plan, field)
+        if url and not url.startswith(("http://", "https://")):
+            raise InvalidPlan(field, url, "give a URL with http:// or https://")
     if plan.gate_timeout < plan.interval:
         raise InvalidPlan("gate_timeout", plan.gate_timeout, f"make it at least interval ({plan.interval:g})")
 
@@ -163,7 +170,7 @@ def parse_plan(value: object) -> Plan:
             read[name] = tuple(_whole(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
         elif name == "gates":
             read[name] = tuple(_text(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
-        elif name in ("insufficient", "gitops", "gateway_url"):
+        elif name in ("insufficient", "gitops", "gateway_url", "prometheus_url", "prometheus_match"):
             read[name] = _text(name, given)
         elif name in ("min_sample", "warmup_requests"):
             read[name] = _whole(name, given)

@@ -47,7 +47,7 @@ def inventory_change(plan: Plan, state: State) -> list[str]:
         return ["The routes are as they were: leave the inventory's routes alone."]
     version = f", api_version: {'v1alpha2' if plan.new.group == EXTENSION_GROUP else 'v1'}"
     changed = version if plan.new.group != plan.old.group else ""
-    routes = ", ".join(f"{record.namespace}/{record.name}" for record in state.records)
+    routes = ", ".join(str(record) for record in state.records)
     lines = [
         f"inference_gateway_routes, in {routes}: in every rule replace the backend pool: {plan.old.name} by "
         f"pool: {plan.new.name}{changed}; keep its weight."
@@ -83,7 +83,7 @@ def as_html(plan: Plan, state: State) -> str:
     for record in state.records:
         for rule in record.rules:
             refs = ", ".join(f"{ref.get('name')}={ref.get('weight', 1)}" for ref in rule.refs)
-            parts.append(f"<tr><td>{_text(f'{record.namespace}/{record.name}')}<td>{rule.index}<td>{_text(refs)}")
+            parts.append(f"<tr><td>{_text(str(record))}<td>{rule.index}<td>{_text(refs)}")
     parts.append("</table>")
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title>"

@@ -1,4 +1,4 @@
-"""HTTPRoutes that lead to the old pool: finding them, what is recorded of them, and the patches that change them. Pure.
+"""Routes (HTTP and gRPC) that lead to the old pool: finding, recording and changing them. Pure.
 
 Rules and backendRefs are atomic lists, which server-side apply can only own whole; so weights change by JSON Patch, and
 every operation is preceded by a `test` of what it replaces: a route that somebody else changed is never overwritten."""
@@ -13,6 +13,8 @@ from headrace.replace.plan import Plan
 from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
+# Both kinds have rules with backendRefs alike.
+KINDS = ("HTTPRoute", "GRPCRoute")
 # Marks a route of our own, see `hold`: it leads to the old pool and is none of those to be changed.
 HOLD_LABEL = "headrace.dev/replacement"
 Object = Mapping[str, Any]
@@ -55,14 +57,15 @@ class RouteRecord:
     name: str
     uid: str
     rules: tuple[RuleRecord, ...]
+    kind: str = "HTTPRoute"
 
     @property
-    def key(self) -> tuple[str, str]:
-        """(namespace, name)."""
-        return (self.namespace, self.name)
+    def key(self) -> tuple[str, str, str]:
+        """(kind, namespace, name)."""
+        return (self.kind, self.namespace, self.name)
 
     def __str__(self) -> str:
-        return f"HTTPRoute {self.namespace}/{self.name}"
+        return f"{self.kind} {self.namespace}/{self.name}"
 
 
 def swap_of(plan: Plan, route_namespace: str) -> Swap:
@@ -97,7 +100,8 @@ def record(route: Object, plan: Plan) -> RouteRecord | None:
     )
     if not rules:
         return None
-    return RouteRecord(namespace, str(metadata.get("name") or ""), str(metadata.get("uid") or ""), rules)
+    kind = str(route.get("kind") or KINDS[0])
+    return RouteRecord(namespace, str(metadata.get("name") or ""), str(metadata.get("uid") or ""), rules, kind)
 
 
 def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
@@ -141,7 +145,7 @@ def granted(record_: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
         spec = grant.get("spec") or {}
         from_here = any(
             (peer.get("group"), peer.get("kind"), peer.get("namespace"))
-            == (GATEWAY_GROUP, "HTTPRoute", record_.namespace)
+            == (GATEWAY_GROUP, record_.kind, record_.namespace)
             for peer in spec.get("from") or ()
         )
         if from_here and any(
@@ -259,9 +263,8 @@ def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, 
             continue
         found = rules_of(route)[at]
         old = next(ref for ref in rule.refs if swap.is_old(ref))
-        matches = [match for match in found.get("matches") or () if isinstance(match, Mapping)] or [
-            {"path": {"type": "PathPrefix", "value": "/"}}
-        ]
+        everything: Object = {"path": {"type": "PathPrefix", "value": "/"}} if known.kind == "HTTPRoute" else {}
+        matches = [match for match in found.get("matches") or () if isinstance(match, Mapping)] or [everything]
         rules = []
         for which, ref in (("new", swap.renamed(old)), ("old", dict(old))):
             own = {"type": "Exact", "name": header, "value": f"{token}-{which}"}
@@ -275,7 +278,7 @@ def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, 
         spec = {key: value for key, value in (route.get("spec") or {}).items() if key in ("parentRefs", "hostnames")}
         return {
             "apiVersion": f"{GATEWAY_GROUP}/v1",
-            "kind": "HTTPRoute",
+            "kind": known.kind,
             "metadata": {
                 "name": name,
                 "namespace": known.namespace,

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 
 from headrace.core import InvalidPool
 from headrace.kube.client import ApiError
-from headrace.replace.counters import Window
-from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, table
+from headrace.replace.counters import Counters, Window
+from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, not_taken, table
 from headrace.replace.machine import (
     REVERSIBLE,
     Abort,
@@ -250,7 +250,7 @@ class Runner:
     async def _gate(self, state: State) -> Event:
         """Measure both pools over one window. A gate that was interrupted begins its window anew."""
         plan, percent = self._plan, percent_of(state, self._plan)
-        began = self._clock()
+        first = began = self._clock()
         old, new = Window(), Window()
         while True:
             if (event := await self._interruption(state)) is not None:
@@ -263,7 +263,13 @@ class Runner:
             if reason := hopeless(plan, new.total):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(_failed(result, reason))
-            if seconds >= plan.interval and (enough(plan, new.total) or seconds >= plan.gate_timeout):
+            late = self._clock() - first >= plan.gate_timeout
+            if seconds >= plan.interval and (reason := not_taken(percent, old.total, new.total)):
+                if late:
+                    return Abort(reason)
+                logger.warning("%s: looking on", reason)
+                began, old, new = self._clock(), replace(old, total=Counters()), replace(new, total=Counters())
+            elif seconds >= plan.interval and (enough(plan, new.total) or late):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(result, old.total if enough(plan, old.total) else None)
             await self._sleep(min(self._poll, max(0.05, plan.interval - seconds)))
@@ -280,7 +286,8 @@ class Runner:
             await self._sleep(self._poll)
 
     async def _drain(self, state: State) -> Event:
-        deadline, idle, left = state.since + self._plan.drain_timeout, 0, 0.0
+        deadline, idle = state.since + self._plan.drain_timeout, 0
+        left: float | None = None
         while True:
             if (event := await self._interruption(state)) is not None:
                 return event
@@ -289,13 +296,15 @@ class Runner:
                 return dead
             reading = await self._old_pool()
             if reading is not None:
+                # Nobody says anything: that is not idle.
                 left = reading.in_flight
                 idle = idle + 1 if left == 0 else 0
             waited = self._clock() - state.since
             if idle >= _IDLE_LOOKS and waited >= _SETTLE_SECONDS:
                 return Drained(f"the old pool is idle after {waited:.0f} s")
             if self._clock() >= deadline:
-                return Drained(f"the drain's deadline is over with {left:.0f} requests in flight at the old pool")
+                known = "an unknown number of" if left is None else f"{left:.0f}"
+                return Drained(f"the drain's deadline is over with {known} requests in flight at the old pool")
             await self._sleep(min(self._poll, 1.0))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from headrace.replace.counters import Counters, counters_as_json, counters_of_json
 from headrace.replace.gates import GateResult, result_of_json
-from headrace.replace.routes import RouteRecord, RuleRecord
+from headrace.replace.routes import KINDS, RouteRecord, RuleRecord
 
 SCHEMA = 1
 _LOG_LIMIT = 200
@@ -142,4 +142,8 @@ def _record(value: Mapping[str, Any]) -> RouteRecord:
         RuleRecord(int(rule["index"]), str(rule["name"]), rule["matches"], tuple(dict(ref) for ref in rule["refs"]))
         for rule in value["rules"]
     )
-    return RouteRecord(str(value["namespace"]), str(value["name"]), str(value["uid"]), rules)
+    # A record of before there were others has no kind.
+    kind = str(value.get("kind") or KINDS[0])
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r}")
+    return RouteRecord(str(value["namespace"]), str(value["name"]), str(value["uid"]), rules, kind)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from headrace.kube.client import ApiError, request
+from headrace.kube.lease import LEASES, holder_of
 from headrace.replace.gates import table
-from headrace.replace.lease import LEASES, holder_of
 from headrace.replace.machine import Found, Refused, percent_of
 from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.routes import swap_of
@@ -89,7 +89,9 @@ def plan_as_json(plan: Plan, found: Refused | Found) -> dict[str, Any]:
         swap = swap_of(plan, record.namespace)
         for rule in record.rules:
             steps = {str(percent): _weights(rule.refs, swap, percent) for percent in (0, *plan.steps)}
-            routes.append({"route": f"{record.namespace}/{record.name}", "rule": rule.index, "steps": steps})
+            routes.append(
+                {"kind": record.kind, "route": f"{record.namespace}/{record.name}", "rule": rule.index, "steps": steps}
+            )
     return {
         "plan": plan.as_json(),
         "old": str(plan.old),
@@ -117,7 +119,7 @@ def plan_lines(shown: dict[str, Any]) -> list[str]:
         found += ["In the way:", *(f"  - {problem}" for problem in shown["problems"])]
     found += [shown["facts"], "Weights:"]
     for entry in shown["routes"]:
-        found.append(f"  HTTPRoute {entry['route']}, rule {entry['rule']}")
+        found.append(f"  {entry['kind']} {entry['route']}, rule {entry['rule']}")
         found += [f"    {percent:>3} %: {', '.join(refs)}" for percent, refs in entry["steps"].items()]
     ask = f", and an approval after {', '.join(f'{step} %' for step in plan['manual'])}" if plan["manual"] else ""
     found.append(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.kube.client import MERGE_PATCH, ApiError, Resource, request
-from headrace.replace.lease import LeaseLost
+from headrace.kube.lease import LeaseLost
 from headrace.replace.plan import Plan, PoolRef, parse_plan
 from headrace.replace.state import InvalidState, State, parse_state, state_as_json
 

@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--enable-server-load-tracking", action="store_true", help="count running requests in /load, which stays 0 else"
     )
 
+    server.add_argument(
+        "--simulate", choices=("vllm", "sglang"), default="vllm",
+        help="the engine to be like: sglang has its metrics and /generate, beside the OpenAI API that both have",
+    )  # fmt: skip
+
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--max-num-seqs", type=whole_number(1), default=_ENGINE.max_num_seqs, help="sequences in a batch"
@@ -141,6 +146,7 @@ def model_server(args: argparse.Namespace, environment: Mapping[str, str]) -> Mo
         # The real server needs this to be set; the simulator, which is for trying things, only minds a "no".
         runtime_lora=environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1").lower() not in ("0", "false", ""),
         load_tracking=args.enable_server_load_tracking,
+        simulates=args.simulate,
         error_rate=args.error_rate,
     )
     models = Models(

@@ -93,7 +93,7 @@ _HISTOGRAMS: Mapping[str, tuple[tuple[float, ...], str]] = {
 }
 
 
-class _Histogram:
+class BucketCounts:
     """Counts per bucket. prometheus_client's own takes one value a call; a step has hundreds of equal ones."""
 
     __slots__ = ("bounds", "counts", "total")
@@ -136,7 +136,7 @@ class EngineMetrics(Collector):
         self._created = wall_clock()
         self._counters: Counter[str] = Counter()
         self._labelled: Counter[tuple[str, str]] = Counter()
-        self._histograms = {name: _Histogram(bounds) for name, (bounds, _) in _HISTOGRAMS.items()}
+        self._histograms = {name: BucketCounts(bounds) for name, (bounds, _) in _HISTOGRAMS.items()}
         self._lora_seen: dict[str, float] = {}
 
     # ---- the engine's observer

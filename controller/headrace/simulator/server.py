@@ -1,4 +1,4 @@
-"""The HTTP server of the simulated model server: vLLM's routes over the engine loop."""
+"""The HTTP server of the simulated model server: vLLM's routes, or SGLang's, over the engine loop."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from headrace.simulator.openai import (
     parse_messages,
 )
 from headrace.simulator.request import FinishReason, Limits, Sequence
+from headrace.simulator.sglang import GenerateForm, SGLangMetrics, parse_generate
 from headrace.simulator.tokens import MAX_TOKEN_ID, Writer, decode, encode, encode_chat, encode_prompt
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class ServerSettings:
     """Whether adapters can be loaded and unloaded over HTTP."""
     load_tracking: bool = False
     """Whether /load counts; it stays 0 otherwise, as vLLM's does."""
+    simulates: str = "vllm"
+    """The engine that it is like: vllm, or sglang."""
     error_rate: float = 0.0
     """The share of inference requests that is answered with 500, chosen by the seed."""
 
@@ -72,7 +75,8 @@ class ModelServer:
         self.settings = settings
         self.models = models
         self.engine = Engine(settings.engine)
-        metrics = EngineMetrics(self.engine, models.served_names[0], lora_enabled=settings.enable_lora)
+        kind = SGLangMetrics if settings.simulates == "sglang" else EngineMetrics
+        metrics = kind(self.engine, models.served_names[0], lora_enabled=settings.enable_lora)
         self.loop = EngineLoop(self.engine, metrics)
         self.ready = True
         """False: /health answers 503, and connections are closed after their answer."""
@@ -107,6 +111,14 @@ class ModelServer:
                 web.get("/metrics", self._metrics),
             ]
         )
+        if self.settings.simulates == "sglang":
+            app.add_routes(
+                [
+                    web.post("/generate", self._sglang_generate),
+                    web.get("/health_generate", self._health),
+                    web.get("/get_model_info", self._model_info),
+                ]
+            )
         return app
 
     # ---- every answer
@@ -149,18 +161,26 @@ class ModelServer:
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, parse_chat(parse_json(await request.read())))
 
+    async def _sglang_generate(self, request: web.Request) -> web.StreamResponse:
+        wanted = parse_generate(parse_json(await request.read()))
+        served = self._admit(wanted.model)
+        form = GenerateForm(request_id=_request_id(request), model=served.name, created=int(time.time()))
+        return await self._answer(request, wanted, served, form)
+
     async def _generate(self, request: web.Request, wanted: GenerationRequest) -> web.StreamResponse:
         served = self._admit(wanted.model)
-        request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-        # A header's bytes need not be UTF-8; JSON is.
-        request_id = request_id.encode("utf-8", "replace").decode()
         form = AnswerForm(
-            request_id=("chatcmpl-" if wanted.chat else "cmpl-") + request_id,
+            request_id=("chatcmpl-" if wanted.chat else "cmpl-") + _request_id(request),
             model=served.name,
             created=int(time.time()),
             chat=wanted.chat,
             continuous_usage=wanted.continuous_usage,
         )
+        return await self._answer(request, wanted, served, form)
+
+    async def _answer(
+        self, request: web.Request, wanted: GenerationRequest, served: Served, form: AnswerForm
+    ) -> web.StreamResponse:
         self._load += 1
         try:
             with Generation(
@@ -296,13 +316,22 @@ class ModelServer:
         return web.Response(status=200 if self.ready else 503)
 
     async def _show_version(self, _request: web.Request) -> web.StreamResponse:
-        return _json({"version": f"headrace-simulator-{self._version}", "simulator": True, "simulates": "vllm 0.32.0"})
+        simulates = {"vllm": "vllm 0.32.0", "sglang": "sglang 0.5"}[self.settings.simulates]
+        return _json({"version": f"headrace-simulator-{self._version}", "simulator": True, "simulates": simulates})
+
+    async def _model_info(self, _request: web.Request) -> web.StreamResponse:
+        return _json({"model_path": self.models.served_names[0], "is_generation": True})
 
     async def _show_load(self, _request: web.Request) -> web.StreamResponse:
         return _json({"server_load": self._load if self.settings.load_tracking else 0})
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
         return web.Response(body=self._page.render(), headers={"content-type": CONTENT_TYPE})
+
+
+def _request_id(request: web.Request) -> str:
+    # A header's bytes need not be UTF-8; JSON is.
+    return (request.headers.get("x-request-id") or uuid.uuid4().hex).encode("utf-8", "replace").decode()
 
 
 def _json(body: dict[str, Any], status: int = 200) -> web.Response:

@@ -124,12 +124,12 @@ async def test_a_hanging_api_server_does_not_make_a_holder_stay_too_long(
     a = elector("a", clock, lambda leading: told.append(clock.now - 1000.0))
     await a._once()
 
-    async def hang() -> bool:
+    async def hang() -> str:
         # As long as an attempt may take, on the test's clock.
         clock.now += a._patience()
         raise TimeoutError
 
-    monkeypatch.setattr(a, "_try", hang)
+    monkeypatch.setattr(a._lease, "try_acquire", hang)
     clock.now += first
     while a.leading:
         await a._once()

@@ -27,11 +27,11 @@ from headrace.replace.counters import (
 
 def test_a_real_vllm_page(repository: Path) -> None:
     page = (repository / "tests/data/vllm-0.32.0-metrics.txt").read_bytes()
-    found = server_counters(page)
+    found = server_counters(read_rows(page))
     assert found.ttft is not None and found.tpot is not None
     assert found.ttft.count == 36
     assert found.ttft.quantile(0.5) == 0.5 + 0.25 * (18 - 10) / 8
-    assert in_flight_at_server(page) == 24, "waiting and running"
+    assert in_flight_at_server(read_rows(page)) == 24, "waiting and running"
 
 
 def test_our_own_pickers_page() -> None:
@@ -43,7 +43,7 @@ def test_our_own_pickers_page() -> None:
         metrics.picked(request, endpoint)
         metrics.answered(entry, status)
     metrics.not_picked(request, 429, "queue full")
-    found = picker_counters(generate_latest(metrics.registry))
+    found = picker_counters(read_rows(generate_latest(metrics.registry)))
     assert (found.requests, found.errors, found.server_errors) == (6, 4, 2)
 
 
@@ -70,14 +70,16 @@ def test_histograms_of_different_engines_are_compared_over_what_they_share() -> 
 def test_nonsense_is_left_out() -> None:
     page = b'a_total{x="1"} NaN\na_total -1\nb 3\n# HELP b\nb{} x\n\xff\xfe 1\nc{le="} 1\n'
     assert set(read_rows(page)) == {"b"}
-    assert server_counters(b'vllm:time_to_first_token_seconds_bucket{le="1"} 4\n').ttft is None, "no +Inf, no histogram"
+    assert server_counters(read_rows(b'vllm:time_to_first_token_seconds_bucket{le="1"} 4\n')).ttft is None, (
+        "no +Inf, no histogram"
+    )
 
 
 @given(st.binary(max_size=2000))
 def test_any_bytes_can_be_read(page: bytes) -> None:
-    picker_counters(page)
-    server_counters(page)
-    in_flight_at_server(page)
+    picker_counters(read_rows(page))
+    server_counters(read_rows(page))
+    in_flight_at_server(read_rows(page))
 
 
 bounds = st.lists(st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0, 2.5]), unique=True, min_size=1).map(sorted)

@@ -36,7 +36,7 @@ from headrace.replace.routes import Foreign, final_patch, records, restore_patch
 from headrace.replace.state import SCHEMA, InvalidState, Phase, State, parse_state, state_as_json
 
 from .patching import patched
-from .test_routes import MIXED, pool, route, rule
+from .test_routes import MIXED, grpc, pool, route, rule
 
 GA = "inference.networking.k8s.io"
 PLAN = Plan(old=PoolRef(GA, "serving", "old"), new=PoolRef(GA, "serving", "new"), steps=(5, 50, 100), manual=(50,))
@@ -52,7 +52,9 @@ class World:
     """Routes in memory, and what the process that works on them is told. `tape` decides what goes wrong."""
 
     def __init__(self, routes: list[dict[str, Any]], plan: Plan, tape: list[int]) -> None:
-        self.routes = {(one["metadata"]["namespace"], one["metadata"]["name"]): copy.deepcopy(one) for one in routes}
+        self.routes = {
+            (one["kind"], one["metadata"]["namespace"], one["metadata"]["name"]): copy.deepcopy(one) for one in routes
+        }
         self.plan = plan
         self.tape = tape
         self.removed: set[str] = set()
@@ -116,7 +118,12 @@ class Died(Exception):  # noqa: N818
     """The process was killed."""
 
 
-ROUTES = [MIXED, route(rule(pool("old", 3), pool("third", 2)), name="second"), route(rule(pool("third")), name="not")]
+ROUTES = [
+    MIXED,
+    route(rule(pool("old", 3), pool("third", 2)), name="second"),
+    route(rule(pool("third")), name="not"),
+    grpc(pool("old", 2), pool("third"), name="second"),
+]
 
 
 def replaced(found: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def test_every_run_ends_completed_or_as_it_was(
         if saved.is_finished:
             break
         if turn == late:
-            world.routes["serving", "late"] = copy.deepcopy(extra)
+            world.routes["HTTPRoute", "serving", "late"] = copy.deepcopy(extra)
         try:
             event = world.act(saved)
         except Died:
@@ -159,11 +166,11 @@ def test_every_run_ends_completed_or_as_it_was(
             saved = parse_state(state_as_json(after))
     else:
         pytest.fail(f"no end: {saved.phase}")
-    before = {("serving", one["metadata"]["name"]): one for one in [*ROUTES, extra]}
+    before = {(one["kind"], "serving", one["metadata"]["name"]): one for one in [*ROUTES, extra]}
     for key, found in world.routes.items():
         if saved.phase is Phase.DONE:
             # A route that came after the last look at them leads to the old pool still; none is in between.
-            assert found == replaced(before[key]) or (key[1] == "late" and found == before[key])
+            assert found == replaced(before[key]) or (key[2] == "late" and found == before[key])
         else:
             assert found == before[key]
     if saved.phase is Phase.DONE:

@@ -44,6 +44,11 @@ def route(*rules: dict[str, Any], name: str = "route", namespace: str = "serving
     }
 
 
+def grpc(*refs: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    method = {"method": {"service": "inference.GRPCInferenceService"}}
+    return {**route({"matches": [method], "backendRefs": list(refs)}, **metadata), "kind": "GRPCRoute"}
+
+
 def service(weight: int = 1) -> dict[str, Any]:
     return {"group": "", "kind": "Service", "name": "svc", "port": 80, "weight": weight}
 
@@ -231,3 +236,38 @@ def test_plans_are_kept_whole_and_wrong_ones_name_the_field() -> None:
             parse_plan({"old": "old", "new": "new", **wrong})
     with pytest.raises(InvalidPlan, match="give an object"):
         parse_plan([])
+
+
+def test_a_grpc_route_is_one_among_the_others() -> None:
+    found = grpc(pool("old", 2), service(1))
+    one = known(found)
+    assert str(one) == "GRPCRoute serving/route"
+    assert one.key != known(route(rule(pool("old")))).key, "a route of the other kind may have the same name"
+    moved = patched(found, shift_patch(found, one, PLAN, 25))
+    assert [ref["weight"] for ref in moved["spec"]["rules"][0]["backendRefs"]] == [3, 2, 1]
+    assert patched(moved, restore_patch(moved, one, PLAN)) == found
+
+
+def test_a_grpc_route_is_held_by_one_of_its_kind() -> None:
+    found = grpc(pool("old"))
+    held = hold(found, known(found), PLAN, "canary", "headrace-replace", "token")
+    assert held is not None
+    assert held["kind"] == "GRPCRoute"
+    headers = [match["headers"][0]["value"] for rule_ in held["spec"]["rules"] for match in rule_["matches"]]
+    assert headers == ["token-new", "token-old"]
+    assert all("path" not in match for rule_ in held["spec"]["rules"] for match in rule_["matches"])
+    bare = {**found, "spec": {**found["spec"], "rules": [{"backendRefs": [pool("old")]}]}}
+    held = hold(bare, known(bare), PLAN, "canary", "headrace-replace", "token")
+    assert held is not None
+    assert list(held["spec"]["rules"][0]["matches"][0]) == ["headers"], "a GRPCRoute has no paths"
+
+
+def test_a_grant_is_for_one_kind_of_route() -> None:
+    def grant(kind: str) -> dict[str, Any]:
+        peer = {"group": "gateway.networking.k8s.io", "kind": kind, "namespace": "elsewhere"}
+        to = {"group": GA, "kind": "InferencePool"}
+        return {"metadata": {"namespace": "serving"}, "spec": {"from": [peer], "to": [to]}}
+
+    one = known(grpc(pool("old", namespace="serving"), namespace="elsewhere"))
+    assert granted(one, PLAN, [grant("GRPCRoute")])
+    assert not granted(one, PLAN, [grant("HTTPRoute")])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError
+from headrace.kube.lease import LeaseLost
 from headrace.replace.counters import Counters, Histogram
-from headrace.replace.lease import LeaseLost
 from headrace.replace.machine import Event, Finalised, Found, Refused, Removed, Restored, WarmedUp, Written
 from headrace.replace.measure import PoolReading
 from headrace.replace.plan import Plan, PoolRef
@@ -228,23 +228,47 @@ async def test_asked_to_roll_back_in_the_middle_of_a_rollback_it_goes_on() -> No
     assert bench.request is None
 
 
+@pytest.mark.parametrize(("lag", "phase"), [(30.0, Phase.DONE), (1e6, Phase.ROLLED_BACK)])
+async def test_a_gateway_that_does_not_take_a_weight_is_waited_for_or_given_up(lag: float, phase: Phase) -> None:
+    bench = Bench()
+    taken: list[tuple[float, int]] = []
+
+    async def shift(state: State, percent: int) -> Event:
+        taken.append((bench.now + (lag if percent == 100 else 0.0), percent))
+        return Written(percent)
+
+    def take() -> None:
+        bench.share = max((percent for when, percent in taken if when <= bench.now), default=0)
+
+    bench.shift, bench.at = shift, take  # type: ignore[method-assign]
+    state = await bench.run()
+    assert state.phase is phase
+    last = state.history[-1]
+    if phase is Phase.DONE:
+        assert (last.percent, last.requests_new / (last.requests_new + last.requests_old)) == (100, pytest.approx(1.0))
+    else:
+        assert "the gateway gives the new pool" in state.reason
+        assert last.percent == 10
+
+
 async def test_the_total_time_is_bounded() -> None:
     bench = Bench(dataclasses.replace(PLAN, timeout=10.0))
     state = await bench.run()
     assert state.reason == "not finished after 10 s"
 
 
-async def test_the_drain_ends_at_its_deadline() -> None:
+@pytest.mark.parametrize(("in_flight", "shown"), [(3.0, "3 requests"), (None, "an unknown number of requests")])
+async def test_the_drain_ends_at_its_deadline(in_flight: float | None, shown: str) -> None:
     bench = Bench(dataclasses.replace(PLAN, drain_timeout=30.0))
     reads = bench.read
 
     async def busy(ref: PoolRef) -> PoolReading:
-        return dataclasses.replace(await reads(ref), in_flight=3.0)
+        return dataclasses.replace(await reads(ref), in_flight=in_flight)
 
     bench.read = busy  # type: ignore[method-assign]
     state = await bench.run()
     assert state.phase is Phase.DONE
-    assert any("3 requests in flight" in entry.message for entry in state.log)
+    assert any(f"{shown} in flight" in entry.message for entry in state.log)
 
 
 async def test_a_record_that_somebody_broke_is_written_over() -> None:

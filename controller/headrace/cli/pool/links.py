@@ -69,7 +69,7 @@ def check_links(documents: Sequence[Document], findings: Findings) -> None:
     for workload in workloads:
         _check_picker(workload, by_name, findings)
     for document in documents:
-        if document.kind == "HTTPRoute":
+        if document.kind in ("HTTPRoute", "GRPCRoute"):
             _check_route(document, by_name, findings)
         elif document.kind in ("InferenceObjective", "InferenceModelRewrite"):
             reference = _get(document.value, "spec", "poolRef")

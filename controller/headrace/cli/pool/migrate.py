@@ -92,7 +92,7 @@ def _object(document: Document, value: Any, known: frozenset[tuple[str, str]], r
     kind = value.get("kind")
     if kind in _REFERRERS:
         return _referrer(document, value, known, result.notes)
-    if kind == "HTTPRoute":
+    if kind in ("HTTPRoute", "GRPCRoute"):
         return _route(document, value, known, result.notes)
     return None
 
@@ -174,7 +174,7 @@ def _route(document: Document, value: Mapping[str, Any], known: frozenset[tuple[
                 reference["group"] = GA_GROUP
                 done = True
             else:
-                where = f"{document.source}:{document.line}: HTTPRoute {metadata.get('name')}"
+                where = f"{document.source}:{document.line}: {value['kind']} {metadata.get('name')}"
                 notes.append(
                     f"{where}: its reference to pool {reference.get('name')}, not in these files, is left as it is"
                 )

@@ -1,0 +1,108 @@
+"""Prometheus as the gates' source: the newest samples of a pool's Pods, in place of their own metrics pages.
+
+What a Pod's page would say is asked for by metric name and Pod, so that the same counts go through the same gates.
+A sample is as old as the time between two scrapes at most: windows are late by that much, and should have several.
+Source: Prometheus HTTP API v1, instant queries (https://prometheus.io/docs/prometheus/latest/querying/api/)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import aiohttp
+
+from headrace.replace.counters import ERRORS, IN_FLIGHT, REQUESTS, RUNNING, TPOT, TTFT, WAITING, Rows
+
+_SECONDS = 10.0
+# A gauge may be zero by chance when it is scraped: it counts with the most that it was for so long.
+_IDLE_RANGE = "2m"
+_COUNTERS = (*REQUESTS, *ERRORS, *(f"{name}_bucket" for name in (*TTFT, *TPOT)))
+_GAUGES = (*IN_FLIGHT, *RUNNING, *WAITING)
+# (Pod, instance): a Pod of several servers has several.
+Source = tuple[str, str]
+
+
+class NoAnswer(Exception):  # noqa: N818
+    """Prometheus does not answer, or not with what was asked for; the message says what it said."""
+
+
+def queries(namespace: str, pods: Iterable[str], match: str) -> tuple[str, ...]:
+    """The instant queries for the newest counts of some Pods, and for what was in flight there of late.
+
+    `match` are further label matchers, as PromQL writes them: `cluster="a"`."""
+    names = "|".join(re.escape(pod).replace("\\", "\\\\") for pod in sorted(pods))
+    labels = f'namespace="{namespace}",pod=~"{names}"{f",{match}" if match else ""}'
+    counters = f'{{__name__=~"{"|".join(_COUNTERS)}",{labels}}}'
+    return (counters, f'{{__name__=~"{"|".join(_GAUGES)}",{labels}}}[{_IDLE_RANGE}]')
+
+
+def read_answer(body: bytes) -> dict[Source, Rows]:
+    """The samples of an instant query's answer, by (Pod, instance); of a range the greatest. Raises NoAnswer.
+
+    A Pod that several jobs scrape counts once: with the samples of the job that comes first by name."""
+    try:
+        answer = json.loads(body)
+        if answer["status"] != "success":
+            raise NoAnswer(f"{answer.get('errorType')}: {answer.get('error')}")
+        samples = [_sample(entry) for entry in answer["data"]["result"]]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise NoAnswer(f"no answer of the HTTP API v1: {body[:200].decode('utf-8', 'replace')}") from None
+    jobs: dict[Source, str] = {}
+    for labels, _ in samples:
+        source, job = _source(labels), labels.get("job", "")
+        jobs[source] = min(jobs.get(source, job), job)
+    found: dict[Source, Rows] = {}
+    for labels, value in samples:
+        source = _source(labels)
+        if labels.get("job", "") == jobs[source] and math.isfinite(value) and value >= 0:
+            found.setdefault(source, {}).setdefault(labels["__name__"], []).append((labels, value))
+    return found
+
+
+def _sample(entry: Mapping[str, Any]) -> tuple[dict[str, str], float]:
+    labels = {str(name): str(value) for name, value in entry["metric"].items()}
+    if "__name__" not in labels or "pod" not in labels:
+        raise KeyError("pod")
+    values = [entry["value"]] if "value" in entry else entry["values"]
+    return labels, max(float(text) for _, text in values)
+
+
+def _source(labels: Mapping[str, str]) -> Source:
+    return labels["pod"], labels.get("instance", "")
+
+
+class Prometheus:
+    """A Prometheus by its URL, or anything that has its HTTP API."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, match: str = "") -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+        self._match = match
+
+    async def rows(self, namespace: str, pods: Iterable[str]) -> dict[Source, Rows]:
+        """The newest samples of some Pods. Raises NoAnswer."""
+        wanted = sorted(set(pods))
+        if not wanted:
+            return {}
+        answers = await asyncio.gather(*(self._ask(query) for query in queries(namespace, wanted, self._match)))
+        found: dict[Source, Rows] = {}
+        for answer in answers:
+            for source, rows in answer.items():
+                found.setdefault(source, {}).update(rows)
+        return found
+
+    async def _ask(self, query: str) -> dict[Source, Rows]:
+        url = f"{self._url}/api/v1/query"
+        try:
+            async with asyncio.timeout(_SECONDS), self._session.post(url, data={"query": query}) as answer:
+                body = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NoAnswer(f"{url}: {error or type(error).__name__}") from None
+        try:
+            return read_answer(body)
+        except NoAnswer as error:
+            raise NoAnswer(f"{url}: {error}") from None

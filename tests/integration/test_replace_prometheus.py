@@ -1,0 +1,104 @@
+"""Gates that measure with a real Prometheus, which scrapes the pools' pages; none of them is read by the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..ports import free_port
+from .replacement import Stage, replaced, simple
+
+pytestmark = pytest.mark.slow
+
+PROMETHEUS = Path("~/.cache/headrace/tools/prometheus").expanduser()
+
+
+@contextmanager
+def scraping(stage: Stage) -> Iterator[str]:
+    """A Prometheus that scrapes both pools every second, with the labels that its operator gives."""
+    assert PROMETHEUS.exists(), f"{PROMETHEUS} is missing: run `make tools`"
+    targets = [
+        {
+            "targets": [f"{served.host}:{served.port}"],
+            "labels": {"namespace": stage.namespace, "pod": f"{stage.name}-{which}-{part}", "cluster": "one"},
+        }
+        for which, served in (("old", stage.old), ("new", stage.new))
+        for part in ("server", "picker")
+    ]
+    config = stage.directory / "prometheus.yml"
+    scrape = {"job_name": "pools", "static_configs": targets}
+    config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}))
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [
+        str(PROMETHEUS), f"--config.file={config}", f"--storage.tsdb.path={stage.directory}/tsdb",
+        f"--web.listen-address={url.removeprefix('http://')}", "--log.level=warn",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not _scraped(url):
+            assert process.poll() is None, "Prometheus has ended"
+            assert time.monotonic() < deadline, "Prometheus scrapes nothing"
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _scraped(url: str) -> bool:
+    """Whether every target has been scraped."""
+    try:
+        with urllib.request.urlopen(f"{url}/api/v1/query?query=sum(up)", timeout=5) as answer:
+            result = json.load(answer)["data"]["result"]
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+    return bool(result) and float(result[0]["value"][1]) == 4
+
+
+def test_a_whole_replacement_is_measured_with_prometheus(stage: Stage) -> None:
+    before = simple(stage)
+    with scraping(stage) as url:
+        plan = stage.plan(
+            steps=[50, 100], interval=6, gate_timeout=60, drain_timeout=1, prometheus_url=url,
+            prometheus_match='cluster="one"',
+        )  # fmt: skip
+        # The API server here has no nodes to reach Pods through: pages could not be read this way.
+        code, output = stage.run(plan, "--read-via", "proxy")
+    assert code == 0, output
+    assert stage.specs() == replaced(stage, before)
+    for gate in stage.kept()["history"]:
+        assert gate["verdict"] == "pass"
+        assert gate["requests_new"] >= 20
+        ttft = next(check for check in gate["checks"] if check["name"] == "TTFT p90")
+        assert 0.02 < ttft["new"] < 0.25, "the stage's answers take about 50 ms"
+
+
+def test_errors_that_prometheus_tells_of_take_the_new_pool_back(stage: Stage) -> None:
+    before = simple(stage)
+    stage.new.behaviour.errors = 0.5
+    with scraping(stage) as url:
+        code, output = stage.run(
+            stage.plan(interval=10, gate_timeout=60), "--prometheus-url", url, "--read-via", "proxy"
+        )
+    assert code == 3, output
+    assert "server errors" in stage.kept()["reason"]
+    assert stage.specs() == before
+
+
+def test_a_prometheus_that_does_not_answer_lets_nothing_pass(stage: Stage) -> None:
+    before = simple(stage)
+    url = f"http://127.0.0.1:{free_port()}"
+    code, output = stage.run(stage.plan(interval=1, gate_timeout=5, prometheus_url=url))
+    assert code == 3, output
+    assert "Prometheus cannot be asked" in output
+    assert "0 requests at the new pool, 20 are needed" in stage.kept()["reason"]
+    assert stage.specs() == before
