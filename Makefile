@@ -115,6 +115,7 @@ test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, 
 
 .PHONY: test-full
 test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing
+	tests/tools/build.sh $(TOOLS) full
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
 	$(BIN)/pytest tests/integration -m slow --durations=5
 	$(BIN)/pytest tests/full --durations=0

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# build.sh FOLDER: what tests need of other projects, from their Go modules, into FOLDER; a second run changes nothing.
+# build.sh FOLDER [full]: what tests need of other projects, from their Go modules, into FOLDER; a second run changes nothing.
 #   promtool       checks and tests the alert rules
-#   prometheus     what gates of a replacement can measure with
 #   crds/          CRDs of the Prometheus operator and KEDA, which the API server checks the roles' objects against
+#   prometheus     what gates of a replacement can measure with: with `full`, for it takes minutes
 set -euo pipefail
 prometheus=v0.316.0 operator=v0.85.0 keda=v2.21.0
 folder=$1
 key="$prometheus $operator $keda"
 is() { [ "$(cat "$folder/$1" 2>/dev/null || true)" = "$2" ]; }
-is versions "$key" && is prometheus-version "$prometheus" && exit 0
+full=${2:-}
+is versions "$key" && { [ "$full" != full ] || is prometheus-version "$prometheus"; } && exit 0
 command -v go >/dev/null || { echo "The tests' tools are made with Go, which is not in the PATH: https://go.dev/dl" >&2; exit 1; }
 mkdir -p "$folder/crds"
 export GOFLAGS=-mod=mod CGO_ENABLED=0
 # The service discoveries are most of its code, and neither rules nor targets with fixed addresses need them.
 prometheus() { GOBIN=$folder nice -n 10 go install -tags remove_all_sd,netgo -ldflags '-s -w' "github.com/prometheus/prometheus/cmd/$1@$prometheus"; }
 
-if ! is prometheus-version "$prometheus"; then
+if [ "$full" = full ] && ! is prometheus-version "$prometheus"; then
   echo "==> Prometheus $prometheus (some minutes the first time)"
   prometheus prometheus
   echo "$prometheus" >"$folder/prometheus-version"
