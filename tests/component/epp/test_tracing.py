@@ -38,7 +38,7 @@ class Receiver:
         self.tokens.add(token)
         for of_resource in ExportTraceServiceRequest.FromString(raw).resource_spans:
             self.services |= {a.value.string_value for a in of_resource.resource.attributes if a.key == "service.name"}
-            for of_scope in of_resource.instrumentation_library_spans:
+            for of_scope in of_resource.scope_spans:
                 self.spans.extend(of_scope.spans)
         self.came.set()
         return True
@@ -110,6 +110,8 @@ async def test_picks_are_spans_of_the_clients_trace(
             "OTEL_SERVICE_NAME": "the-picker",
             "OTEL_TRACES_SAMPLER_ARG": "0",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
+            # How long a batch is tried again.
+            "OTEL_EXPORTER_OTLP_TIMEOUT": str(HANG_SECONDS),
         }.items():
             monkeypatch.setenv(name, value)
         async with run_stack(servers=2, flags=("--tracing",)) as stack:
