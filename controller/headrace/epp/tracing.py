@@ -126,12 +126,14 @@ class _Told(SpanExporter):
         self._exporter = exporter
         self._count = count
         self._away = False
-        self._said = _LastSaid()
+        self._said = _FirstSaid()
         packages = logging.getLogger("opentelemetry")
         packages.propagate = False
-        packages.handlers = [self._said]
+        packages.handlers = [logging.NullHandler()]
+        logging.getLogger("opentelemetry.exporter").handlers = [self._said]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._said.text = ""
         try:
             result = self._exporter.export(spans)
         except Exception as error:  # noqa: BLE001 (the thread goes on, and so do picks)
@@ -149,13 +151,13 @@ class _Told(SpanExporter):
         self._exporter.shutdown()
 
 
-class _LastSaid(logging.Handler):
-    """What OpenTelemetry last logged."""
+class _FirstSaid(logging.Handler):
+    """What an exporter logs first of a batch: that has the reason, the last one may not."""
 
     text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        self.text = self.text or record.getMessage()
 
 
 class Tracer:

@@ -38,9 +38,10 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> object:
-    packages = logging.getLogger("opentelemetry")
     yield None
-    packages.propagate, packages.handlers = True, []
+    for name in ("opentelemetry", "opentelemetry.exporter"):
+        packages = logging.getLogger(name)
+        packages.propagate, packages.handlers = True, []
 
 
 def in_memory() -> tuple[Tracer, InMemorySpanExporter]:
@@ -202,7 +203,9 @@ class Away(SpanExporter):
         self.ended = Event()
 
     def export(self, spans: object) -> SpanExportResult:
-        logging.getLogger("opentelemetry.exporter.some").error("code UNAVAILABLE")
+        for text in ("code UNAVAILABLE", "failed"):
+            logging.getLogger("opentelemetry.exporter.some").error(text)
+        logging.getLogger("opentelemetry.sdk.some").error("the queue is full")
         return SpanExportResult.SUCCESS if self.taken else SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
