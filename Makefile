@@ -31,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	@# xds-protos brings older copies of this one's modules. Whichever is installed last is what both use.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall --require-hashes \
+	  -r <(sed -n '/^opentelemetry-proto==/,/# via/p' constraints.txt)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

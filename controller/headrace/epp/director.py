@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
 from headrace.datalayer.journal import Journal
@@ -24,7 +24,6 @@ from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
-from headrace.epp.tracing import Tracer, of_pick
 from headrace.extproc import Usage
 from headrace.extproc.events import PickNeeded
 from headrace.flowcontrol import FlowControlConfig, FlowController
@@ -32,6 +31,9 @@ from headrace.scheduling import EndpointState, Facts, Outcome, Profile, Scheduli
 from headrace.scheduling.filters import SubsetFilter
 from headrace.scheduling.plugin import BindSession, ColdPick
 from headrace.scheduling.tokens import BYTES_A_TOKEN, given_tokens, input_tokens, output_tokens
+
+if TYPE_CHECKING:
+    from headrace.epp.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -191,19 +193,19 @@ class Director:
         A pick that takes longer than the deadline (the pool is not known yet, say), or fails, ends in the pool's
         failure mode."""
         tracer = self.tracer
-        span = None if tracer is None else tracer.start("headrace.pick", needed.request.headers)
+        span = None if tracer is None else tracer.start(needed.request.headers)
         if tracer is None or span is None:
             return await self._decide(needed)
         try:
             picked = await self._decide(needed)
         except BaseException:
             # The client went while its request waited.
-            tracer.end(span, *of_pick(self.metrics.pool_name, needed.request, None, 0, ""))
+            tracer.end(span, self.metrics.pool_name, needed.request, None)
             raise
         record = picked.entry.record if picked.entry is not None else None
         pod = record.endpoint.pod_name if record is not None else ""
         request = picked.request or needed.request
-        tracer.end(span, *of_pick(self.metrics.pool_name, request, picked.outcome, picked.candidates, pod))
+        tracer.end(span, self.metrics.pool_name, request, picked.outcome, picked.candidates, pod)
         return picked
 
     async def _decide(self, needed: PickNeeded) -> Picked:

@@ -23,7 +23,6 @@ from headrace.core import (
 from headrace.core.pool import MAX_TARGET_PORTS, read_selector
 from headrace.epp.flag_types import InvalidFlag, boolean, duration, port, whole
 from headrace.epp.reference_flags import add_reference_flags, check_reference_flags, verbosity
-from headrace.epp.tracing_settings import TracingSettings, read_settings
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "boolean", "duration", "port", "read_options"]
 
@@ -71,7 +70,7 @@ class Options:
     peer_cert_path: Path | None = None
     own_address: str = ""
     # Where traces of picks go; None without them.
-    tracing: TracingSettings | None = None
+    tracing: bool = False
     # Who this replica is: its Pod's name.
     identity: str = ""
     metrics_scheme: str = "http"
@@ -140,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
-    """The options that parsed flags come to. Raises InvalidFlag, and InvalidTracing."""
+    """The options that parsed flags come to. Raises InvalidFlag."""
     check_reference_flags(args)
     endpoints = _endpoints(args.endpoints)
     sources = [args.pool_name, args.endpoint_selector, endpoints]
@@ -211,7 +210,7 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         peer_port=args.peer_port,
         peer_cert_path=_directory("peer-cert-path", args.peer_cert_path, "ca.crt"),
         own_address=environment.get("POD_IP", ""),
-        tracing=read_settings(environment) if args.tracing else None,
+        tracing=args.tracing,
         identity=environment.get("POD_NAME") or socket.gethostname(),
         metrics_scheme=args.model_server_metrics_scheme,
         metrics_path=args.model_server_metrics_path,

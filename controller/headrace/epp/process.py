@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from aiohttp import web
+from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
 from headrace.datalayer.kv_events import Batch
@@ -30,16 +31,14 @@ from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
-from headrace.epp.otlp import Exporter, SpanCollector
 from headrace.epp.peer_metrics import PeerCollector, PeerMetrics
 from headrace.epp.peering import Peering, PeerSettings
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
-from headrace.epp.tracing import Tracer
-from headrace.epp.tracing_settings import TracingSettings
 
 if TYPE_CHECKING:
     from headrace.datalayer.kv_subscriber import KvSubscriber
+    from headrace.epp.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,8 @@ class Process:
                 )
                 self.director.tokenize = self._tokenizer.tokens
         self._peering = self._join_peers(options, rng) if options.has_peers else None
-        self._exporter = self._trace(options.tracing, rng) if options.tracing is not None else None
+        if options.tracing:
+            director.tracer = self._trace()
         self._health = Health(self._is_ready)
         self._draining = False
         # With an election, only the replica that leads is ready.
@@ -138,13 +138,20 @@ class Process:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
-    def _trace(self, settings: TracingSettings, rng: Random) -> Exporter:
-        """From now on picks are traced; gives what sends the traces."""
-        tracer = Tracer(settings.sampler, wall_ns=time.time_ns, rng=rng, most_kept=settings.queue)
-        exporter = Exporter(tracer, settings)
-        self._metrics.registry.register(SpanCollector(tracer, exporter))
-        self.director.tracer = tracer
-        return exporter
+    def _trace(self) -> Tracer | None:
+        """What makes spans; None where the environment switches them off. Raises CannotServe, and InvalidTracing."""
+        of_picks = "Spans of picks, by what became of them."
+        spans = Counter("headrace_epp_spans", of_picks, ("result",), registry=self._metrics.registry)
+        try:
+            # Imported here: OpenTelemetry's packages are loaded, and needed, only where they are used.
+            from headrace.epp.tracing import start_tracing
+
+            return start_tracing(lambda result, count: spans.labels(result).inc(count))
+        except ImportError as error:
+            raise CannotServe(
+                "--tracing needs OpenTelemetry's packages: pip install headrace[tracing], then "
+                f"pip install --force-reinstall --no-deps opentelemetry-proto ({error})"
+            ) from None
 
     def _join_peers(self, options: Options, rng: Random) -> Peering:
         """Our side of the streams between replicas. Raises InvalidCertificate."""
@@ -184,16 +191,14 @@ class Process:
                 if self._kv_events is not None:
                     self._listener = self._listen(self._kv_events)
                     stack.push_async_callback(self._listener.close)
-                if self._exporter is not None:
-                    stack.push_async_callback(self._exporter.close)
+                if self.director.tracer is not None:
+                    stack.push_async_callback(self.director.tracer.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 background = [
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(watch, name="watch the pool"),
                 ]
-                if self._exporter is not None:
-                    background.append(tasks.create_task(self._exporter.run(), name="send traces"))
                 if self._peering is not None:
                     background.append(tasks.create_task(self._peering.run(), name="follow replicas"))
                 if self._config_file is not None:

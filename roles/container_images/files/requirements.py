@@ -1,7 +1,8 @@
 """Print the part of constraints.txt that the controller needs at run time: requirements.py PYPROJECT CONSTRAINTS.
 
 constraints.txt pins what playbooks, tests and linters need too, with a `# via` comment that says who asks for each
-package. Followed from the project's own dependencies, these comments give the run-time part, with its hashes.
+package. Followed from the project's own dependencies and those of the extra `tracing`, these comments give the run-time
+part, with its hashes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(\[[^]]*\])?==")
 
@@ -36,6 +38,11 @@ def pins(constraints: str) -> dict[str, tuple[str, set[str]]]:
     return found
 
 
+def of_image(metadata: dict[str, Any]) -> list[str]:
+    """The dependencies that the image has: the project's own, and those of what is switched on by a flag."""
+    return [*metadata["dependencies"], *metadata["optional-dependencies"]["tracing"]]
+
+
 def runtime(dependencies: list[str], constraints: str) -> str:
     """The pins that the project's dependencies lead to.
 
@@ -56,4 +63,4 @@ def runtime(dependencies: list[str], constraints: str) -> str:
 
 if __name__ == "__main__":
     metadata = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
-    sys.stdout.write(runtime(metadata["dependencies"], Path(sys.argv[2]).read_text()))
+    sys.stdout.write(runtime(of_image(metadata), Path(sys.argv[2]).read_text()))

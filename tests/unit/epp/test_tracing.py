@@ -1,17 +1,27 @@
-"""Traces: whose, which are kept, what they tell; and where they go, by the standard variables."""
+"""Traces: whose, which are kept, what they tell; and what is said of variables that cannot be meant."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
-from random import Random
+from threading import Event
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, TraceIdRatioBased
 
 from headrace.core import Decision, FailureMode, Refusal
-from headrace.epp.tracing import Sampler, Span, TraceContext, Tracer, read_traceparent
-from headrace.epp.tracing_settings import InvalidTracing, TracingSettings, read_settings
+from headrace.epp.options import add_arguments, read_options
+from headrace.epp.process import CannotServe, Process
+from headrace.epp.tracing import InvalidTracing, Tracer, _Told, check, start_tracing
 
 from .test_director import director, endpoints, needed
 
@@ -19,87 +29,46 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
-def tracer(ratio: float = 1.0, **more: int) -> Tracer:
-    return Tracer(Sampler(ratio), wall_ns=lambda: 5_000, rng=Random(1), **more)
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
 
 
-def test_the_callers_trace() -> None:
-    found = read_traceparent({"traceparent": PARENT, "tracestate": "vendor=1"})
-    assert found == TraceContext(int(TRACE, 16), 0xB7AD6B7169203331, True, "vendor=1")
-    unsampled = read_traceparent({"traceparent": PARENT[:-1] + "0"})
-    assert unsampled is not None
-    assert not unsampled.sampled
-    # A later version may have more.
-    assert read_traceparent({"traceparent": f"cc{PARENT[2:]}-more"}) is not None
+@pytest.fixture(autouse=True)
+def log_as_before() -> object:
+    yield None
+    for name in ("opentelemetry", "opentelemetry.exporter"):
+        packages = logging.getLogger(name)
+        packages.propagate, packages.handlers = True, []
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "nonsense",
-        f"ff{PARENT[2:]}",
-        f"{PARENT}-more",
-        PARENT.upper(),
-        PARENT[:-1],
-        f"00-{'0' * 32}-b7ad6b7169203331-01",
-        f"00-{TRACE}-{'0' * 16}-01",
-    ],
-)
-def test_what_names_no_trace(text: str) -> None:
-    assert read_traceparent({"traceparent": text}) is None
-
-
-@given(st.text(max_size=80))
-def test_any_text_is_a_trace_or_none(text: str) -> None:
-    found = read_traceparent({"traceparent": text, "tracestate": text})
-    assert found is None or (found.trace_id and found.span_id)
-
-
-def test_a_share_of_traces_is_kept_and_callers_decide_first() -> None:
-    rng = Random(2)
-    sampler = Sampler(0.1)
-    kept = sum(sampler.keeps(rng.getrandbits(128), None) for _ in range(5000))
-    assert 350 < kept < 650
-    yes, no = (TraceContext(1 << 127, 1, sampled) for sampled in (True, False))
-    assert sampler.keeps(2**64 - 1, yes)
-    assert not sampler.keeps(0, no)
-    assert Sampler(0.0, by_parent=False).keeps(0, yes) is False
-    assert Sampler(1.0, by_parent=False).keeps(2**64 - 1, no)
-
-
-def test_spans_are_kept_up_to_a_bound_and_taken_in_order() -> None:
-    made = tracer(most_kept=2)
-    ended: list[int] = []
-    made.on_ended = lambda: ended.append(len(made))
-    for number in range(3):
-        span = made.start(f"s{number}", {})
-        assert span is not None
-        made.end(span, {"text": "x" * 1000})
-    assert (made.dropped, ended) == (1, [1, 2])
-    (first,) = made.take(1)
-    assert (first.name, first.start_ns, first.parent_id) == ("s0", 5_000, 0)
-    assert first.attributes == {"text": "x" * 256}
-    assert len(made.take(9)) == 1
-    assert tracer(0.0).start("s", {}) is None
+def in_memory() -> tuple[Tracer, InMemorySpanExporter]:
+    kept, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    return Tracer(provider, kept), kept
 
 
 async def test_a_pick_is_told_without_its_prompt() -> None:
     d = director()
-    d.tracer = tracer()
+    d.tracer, kept = in_memory()
     d.replace_endpoints(endpoints(2), FailureMode.CLOSE)
-    headers = {"traceparent": PARENT}
+    headers = {"traceparent": PARENT, "tracestate": "vendor=1"}
     picked = await d.decide(needed(model="m", prompt=b"a secret", body_size=10, headers=headers, priority=3))
     assert isinstance(picked.outcome, Decision)
     refused = await d.decide(needed(model="m", subset=(), headers=headers))
     assert isinstance(refused.outcome, Refusal)
-    first, second = d.tracer.take(9)
-    assert (first.name, first.context.trace_id, first.parent_id) == (
+    first, second = kept.get_finished_spans()
+    assert first.parent is not None
+    assert first.context is not None
+    assert (first.name, first.context.trace_id, first.parent.span_id) == (
         "headrace.pick",
         int(TRACE, 16),
         0xB7AD6B7169203331,
     )
-    assert first.attributes == {
+    assert first.context.trace_state.get("vendor") == "1"
+    assert dict(first.attributes or {}) == {
         "headrace.pool": "pool",
         "headrace.request_id": "r",
         "gen_ai.request.model": "m",
@@ -110,76 +79,73 @@ async def test_a_pick_is_told_without_its_prompt() -> None:
         "headrace.outcome": "picked",
         "headrace.endpoint": picked.outcome.destination,
     }
+    assert second.attributes is not None
     assert (second.attributes["headrace.outcome"], second.attributes["http.response.status_code"]) == (
         "rejected-no-endpoints",
         503,
     )
-    assert second.error
-    assert "secret" not in repr([first, second])
+    assert second.status.description
+    assert "secret" not in first.to_json() + second.to_json()
+
+
+async def test_a_client_that_goes_is_told() -> None:
+    d = director()
+    d.tracer, kept = in_memory()
+    waiting = asyncio.create_task(d.decide(needed()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    (span,) = kept.get_finished_spans()
+    assert (span.attributes or {})["headrace.outcome"] == "cancelled"
 
 
 async def test_without_a_sample_nothing_is_kept() -> None:
     d = director()
-    d.tracer = tracer()
+    d.tracer, kept = in_memory()
     d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
     await d.decide(needed(headers={"traceparent": PARENT[:-1] + "0"}))
-    assert len(d.tracer) == 0
+    assert not kept.get_finished_spans()
 
 
-def test_where_traces_go_by_default() -> None:
-    assert read_settings({}) == TracingSettings(resource={"service.name": "headrace-epp"})
-    assert read_settings({"OTEL_TRACES_EXPORTER": "none"}) is None
-    assert read_settings({"OTEL_SDK_DISABLED": "true"}) is None
+async def started(monkeypatch: pytest.MonkeyPatch, **environment: str) -> TracerProvider | None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"OTEL_{name}", value)
+    tracer = start_tracing(lambda result, spans: None)
+    if tracer is None:
+        return None
+    await tracer.close()
+    return tracer._provider
 
 
-def settings(**environment: str) -> TracingSettings:
-    found = read_settings({f"OTEL_{name}": value for name, value in environment.items()})
-    assert found is not None
-    return found
+async def test_a_tenth_is_kept_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_NAME", "epp-0")
+    provider = await started(monkeypatch, EXPORTER_OTLP_COMPRESSION="none", EXPORTER_OTLP_HEADERS="")
+    assert provider is not None
+    assert isinstance(provider.sampler, ParentBasedTraceIdRatio)
+    assert "0.1" in provider.sampler.get_description()
+    assert provider.resource.attributes["service.name"] == "headrace-epp"
+    assert provider.resource.attributes["k8s.pod.name"] == "epp-0"
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "where", "secure"),
-    [
-        ("http://collector:4317", "collector:4317", False),
-        ("https://collector", "collector:4317", True),
-        ("https://[::1]:1", "[::1]:1", True),
-        ("collector:55", "collector:55", True),
-    ],
-)
-def test_endpoints_of_grpc(endpoint: str, where: str, secure: bool) -> None:
-    found = settings(EXPORTER_OTLP_ENDPOINT=endpoint)
-    assert (found.endpoint, found.secure) == (where, secure)
-
-
-def test_endpoints_of_http() -> None:
-    http = {"EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
-    assert settings(**http).endpoint == "http://localhost:4318/v1/traces"
-    assert settings(**http, EXPORTER_OTLP_ENDPOINT="https://c/x/").endpoint == "https://c/x/v1/traces"
-    specific = settings(**http, EXPORTER_OTLP_ENDPOINT="http://no", EXPORTER_OTLP_TRACES_ENDPOINT="https://c/own")
-    assert (specific.endpoint, specific.secure) == ("https://c/own", True)
-
-
-def test_the_other_variables(tmp_path: Path) -> None:
-    ca = tmp_path / "ca.crt"
-    ca.touch()
-    found = settings(
-        EXPORTER_OTLP_HEADERS="Authorization=Bearer%20x,b=c",
-        EXPORTER_OTLP_TRACES_TIMEOUT="2500",
-        EXPORTER_OTLP_COMPRESSION="gzip",
-        EXPORTER_OTLP_CERTIFICATE=str(ca),
+async def test_what_the_environment_says_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = await started(
+        monkeypatch,
+        EXPORTER_OTLP_PROTOCOL="http/protobuf",
         TRACES_SAMPLER="traceidratio",
         TRACES_SAMPLER_ARG="0.25",
         RESOURCE_ATTRIBUTES="service.name=a,zone=b",
         SERVICE_NAME="mine",
-        BSP_MAX_QUEUE_SIZE="100",
-        BSP_SCHEDULE_DELAY="50",
     )
-    assert found.headers == (("authorization", "Bearer x"), ("b", "c"))
-    assert (found.timeout, found.gzip, found.ca) == (2.5, True, ca)
-    assert found.sampler == Sampler(0.25, by_parent=False)
-    assert found.resource == {"service.name": "mine", "zone": "b"}
-    assert (found.queue, found.batch, found.delay) == (100, 100, 0.05)
+    assert provider is not None
+    assert isinstance(provider.sampler, TraceIdRatioBased)
+    assert provider.sampler.rate == 0.25
+    assert provider.resource.attributes["service.name"] == "mine"
+    assert provider.resource.attributes["zone"] == "b"
+
+
+@pytest.mark.parametrize("off", [{"TRACES_EXPORTER": "none"}, {"SDK_DISABLED": "true"}])
+async def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, off: dict[str, str]) -> None:
+    assert await started(monkeypatch, **off) is None
 
 
 @pytest.mark.parametrize(
@@ -188,26 +154,116 @@ def test_the_other_variables(tmp_path: Path) -> None:
         ("TRACES_EXPORTER", "zipkin"),
         ("EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("EXPORTER_OTLP_ENDPOINT", "ftp://c"),
-        ("EXPORTER_OTLP_ENDPOINT", "http://c:port"),
+        ("EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:port"),
         ("EXPORTER_OTLP_TIMEOUT", "1s"),
+        ("EXPORTER_OTLP_TIMEOUT", "0"),
         ("EXPORTER_OTLP_HEADERS", "secret"),
         ("EXPORTER_OTLP_CERTIFICATE", "/nowhere"),
         ("EXPORTER_OTLP_COMPRESSION", "zstd"),
+        ("RESOURCE_ATTRIBUTES", "a"),
         ("TRACES_SAMPLER", "some"),
         ("TRACES_SAMPLER_ARG", "2"),
+        ("TRACES_SAMPLER_ARG", "nan"),
+        ("BSP_SCHEDULE_DELAY", "5s"),
         ("BSP_MAX_QUEUE_SIZE", "0"),
+        ("BSP_MAX_QUEUE_SIZE", "100"),
     ],
 )
 def test_what_cannot_be_meant_names_the_variable(name: str, value: str) -> None:
     with pytest.raises(InvalidTracing, match=f"OTEL_{name}=") as caught:
-        settings(**{name: value})
+        check({f"OTEL_{name}": value})
     assert "secret" not in str(caught.value)
 
 
-def test_spans_last_no_less_than_nothing() -> None:
-    times = iter([10, 5])
-    made = Tracer(Sampler(1.0), wall_ns=lambda: next(times), rng=Random(1))
-    span = made.start("s", {})
-    assert isinstance(span, Span)
-    made.end(span, {})
-    assert span.end_ns == span.start_ns
+def test_what_can_be_meant(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.touch()
+    check(
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "https://[::1]:4317/x",
+            "OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20x==,b=c",
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "0.5",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(ca),
+            "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+            "OTEL_TRACES_SAMPLER_ARG": "1.0",
+            "OTEL_BSP_MAX_QUEUE_SIZE": "100",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100",
+            "OTHER": "?",
+        }
+    )
+
+
+class Away(SpanExporter):
+    """Does not take spans, and logs that again and again, as exporters do."""
+
+    taken = False
+
+    def __init__(self) -> None:
+        self.ended = Event()
+
+    def export(self, spans: object) -> SpanExportResult:
+        for text in ("code UNAVAILABLE", "failed"):
+            logging.getLogger("opentelemetry.exporter.some").error(text)
+        logging.getLogger("opentelemetry.sdk.some").error("the queue is full")
+        return SpanExportResult.SUCCESS if self.taken else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        self.ended.set()
+
+
+def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    away, counts = Away(), Counter[str]()
+    told = _Told(away, lambda result, spans: counts.update({result: spans}))
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            told.export([])
+        away.taken = True
+        for _ in range(2):
+            told.export([])
+    assert [record.getMessage() for record in caplog.records] == [
+        "traces are not taken; picks go on without: code UNAVAILABLE",
+        "traces are taken again",
+    ]
+    assert set(counts) == {"failed", "ok"}
+
+
+async def test_what_is_left_is_sent_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.epp.tracing._CLOSE_SECONDS", 60)
+    kept, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(kept, schedule_delay_millis=600_000))
+    tracer = Tracer(provider, kept)
+    span = tracer.start({})
+    assert span is not None
+    tracer.end(span, "pool", needed().request, None)
+    assert not kept.get_finished_spans()
+    await tracer.close()
+    assert len(kept.get_finished_spans()) == 1
+
+
+async def test_the_end_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that neither takes nor refuses: the end gives up on it."""
+    away, provider = Away(), TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setattr("headrace.epp.tracing._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(provider, "shutdown", lambda: away.ended.wait(60))
+    await Tracer(provider, away).close()
+    assert away.ended.is_set()
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.grpc"])
+def test_without_the_packages_the_fix_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name in list(sys.modules):
+        if name == "headrace.epp.tracing" or name.startswith(missing):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = read_options(parser.parse_args(["--tracing", "--endpoints=127.0.0.1:1", "--secure-serving=false"]))
+    with pytest.raises(CannotServe, match=r"--tracing needs .*pip install headrace\[tracing\]"):
+        Process(options)
+
+
+def test_without_tracing_nothing_of_it_is_loaded() -> None:
+    code = "import sys, headrace.epp.command; print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]"
