@@ -79,6 +79,23 @@ async def until_loads(fleet: Fleet, total: int) -> None:
     await until(agreed, loads)
 
 
+async def until_owned(fleet: Fleet, total: int) -> list[int]:
+    """How many requests each picker counts as its own, once each of `total` is one picker's alone: one that is observed
+    elsewhere than it was picked is handed over, and both count it meanwhile."""
+    owned: list[int] = []
+
+    async def settled() -> bool:
+        owned[:] = [await picker.in_flight() for picker in fleet.pickers]
+        pages = [await picker.peers() for picker in fleet.pickers]
+        return sum(owned) == total and [page["peers"][0]["in_flight"] for page in pages] == owned[::-1]
+
+    async def seen() -> object:
+        return owned, [await picker.peers() for picker in fleet.pickers]
+
+    await until(settled, seen)
+    return owned
+
+
 async def until_metric(picker: PickerProcess, sample: str, value: float) -> None:
     """Until a sample of /metrics has this value."""
 
@@ -133,11 +150,7 @@ async def test_both_see_every_request_whoever_picked_or_observes_it(fleet: Fleet
     count = 30
     answers = [await fleet.open_stream() for _ in range(count)]
     await until_loads(fleet, count)
-    own = [await picker.in_flight() for picker in fleet.pickers]
-    assert sum(own) == count
-    assert min(own) > 0
-    pages = [await picker.peers() for picker in fleet.pickers]
-    assert [page["peers"][0]["in_flight"] for page in pages] == own[::-1]
+    assert min(await until_owned(fleet, count)) > 0
     fleet.go_on()
     for answer in answers:
         assert await answer.read() == expected_events().removeprefix(b"data: 0\n\n")
@@ -145,7 +158,7 @@ async def test_both_see_every_request_whoever_picked_or_observes_it(fleet: Fleet
     for picker in fleet.pickers:
         # No pick was left to the clock.
         assert await picker.metric("headrace_epp_unobserved_requests_total") == 0
-        assert await picker.in_flight() == 0
+        await picker.wait_in_flight(0)
 
 
 async def test_the_load_views_agree_while_requests_come_and_go(fleet: Fleet) -> None:
@@ -180,7 +193,7 @@ async def test_a_killed_picker_cuts_no_stream_of_the_other_and_its_counts_go(fle
     answers = [await fleet.open_stream() for _ in range(20)]
     await until_loads(fleet, 20)
     first, second = fleet.pickers
-    own = await first.in_flight()
+    own, _ = await until_owned(fleet, 20)
     assert 0 < own < 20
     second.kill()
     await second.process.wait()
