@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 from cryptography import x509
 from support import ROOT, assert_converged, assert_refused, get, kubectl, play, secret
@@ -41,6 +44,22 @@ def test_pickers_run(picker: str):
     service = get("service", picker, "-n", NAMESPACE)
     assert service["metadata"]["annotations"]["headrace.dev/endpoint-picker"] == "headrace"
     assert PICKERS[picker] in [port["port"] for port in service["spec"]["ports"]]
+
+
+def test_replicas_hear_each_other():
+    """Found by the name of their headless Service, over mutual TLS."""
+    names = kubectl("get", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=one-epp", "-o", "name").split()
+    assert len(names) == 2
+    for name in names:
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name.removeprefix('pod/')}:9090/proxy/debug/peers"
+        deadline = time.monotonic() + 60
+        while True:
+            peers = json.loads(kubectl("get", "--raw", path))["peers"]
+            others = [peer["problem"] for peer in peers if not peer["ourselves"]]
+            if others == [""]:
+                break
+            assert time.monotonic() < deadline, peers
+            time.sleep(1)
 
 
 @pytest.mark.parametrize("picker", PICKERS)
