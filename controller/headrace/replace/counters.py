@@ -155,6 +155,10 @@ class Window:
                 total += page
         return Window(total, {**self.last, **pages})
 
+    def is_apart_from(self, other: Window) -> bool:
+        """Whether no process counts requests for both: one picker may serve both, as where a pool changes its group."""
+        return not any(self.last[source].requests for source in self.last.keys() & other.last.keys())
+
 
 # ---- pages -----------------------------------------------------------------------------------------------------------
 

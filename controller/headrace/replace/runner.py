@@ -264,7 +264,8 @@ class Runner:
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(_failed(result, reason))
             late = self._clock() - first >= plan.gate_timeout
-            if seconds >= plan.interval and (reason := not_taken(percent, old.total, new.total)):
+            reason = not_taken(percent, old.total, new.total) if old.is_apart_from(new) else ""
+            if seconds >= plan.interval and reason:
                 if late:
                     return Abort(reason)
                 logger.warning("%s: looking on", reason)

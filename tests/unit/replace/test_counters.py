@@ -101,3 +101,11 @@ def test_counters_are_kept_whole(first: Histogram, second: Histogram, requests: 
     counters = Counters(requests, errors, errors // 2, first, second)
     assert counters_of_json(counters_as_json(counters)) == counters
     assert (counters + counters).since(counters) == counters
+
+
+def test_a_picker_of_both_pools_tells_them_not_apart() -> None:
+    picker, server = Counters(requests=5), Counters(ttft=Histogram())
+    old = Window().advanced({"picker": picker, "server": server})
+    assert not old.is_apart_from(Window().advanced({"picker": picker}))
+    # Two pickers over the same servers count their own requests.
+    assert old.is_apart_from(Window().advanced({"another": picker, "server": server}))
