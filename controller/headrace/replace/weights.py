@@ -94,7 +94,8 @@ def refs_at(original: Sequence[Ref], swap: Swap, percent: int) -> Refs:
             if weight and abs(part / (weight * factor) * 100 - percent) > _TOLERATED:
                 raise Unsplittable(
                     f"weights {[weight_of(ref) for ref in original]} leave no room to give {percent} % of a weight of "
-                    f"{weight} away: make the rule's weights smaller (at most {MAX_WEIGHT // 100} each, and for both pools together, will do)"
+                    f"{weight} away: make the rule's weights smaller (at most {MAX_WEIGHT // 100} each, and for both "
+                    f"pools together, will do)"
                 )
     found: list[dict[str, Any]] = []
     left = iter(kept)
