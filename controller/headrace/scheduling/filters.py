@@ -42,16 +42,14 @@ class AdapterAffinityFilter:
         rows = [(s, s.running_adapters | s.resident_adapters, s.max_adapters or most) for s in near]
         # A page may list as running what ended since, and what takes turns with others in a slot.
         running = [row for row in rows if model in row[0].running_adapters]
+        at_home = [s for s, held, slots in running if len(held) <= slots]
+        free = at_home or [s for s, held, slots in rows if len(held) < slots]
+        if free:
+            return free
+        # Before two take turns in one slot: the slot of one that other servers hold as well, best one at rest.
         homes = Counter(chain.from_iterable(held for _, held, _ in rows))
-        return (
-            [s for s, held, slots in running if len(held) <= slots]
-            or [s for s, held, slots in rows if len(held) < slots]
-            # Before two take turns in one slot: the slot of one that other servers hold as well, best one at rest.
-            or _at_rest(doubled := [r for r in rows if sum(homes[name] == 1 for name in r[1]) < r[2]])
-            or [s for s, _, _ in doubled or running]
-            or _at_rest(rows)
-            or near
-        )
+        doubled = [row for row in rows if sum(homes[name] == 1 for name in row[1]) < row[2]]
+        return _at_rest(doubled) or [s for s, _, _ in doubled or running] or _at_rest(rows) or near
 
 
 def _at_rest(rows: Sequence[tuple[EndpointState, Set[str], int]]) -> list[EndpointState]:
