@@ -5,9 +5,11 @@ Sources: Envoy's API reference (cluster, override_host, SDS); Gateway API Infere
 from __future__ import annotations
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
-from envoy.config.core.v3 import config_source_pb2, extension_pb2
+from envoy.config.core.v3 import base_pb2, config_source_pb2, extension_pb2
+from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
 from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.metadata.v3 import metadata_pb2
@@ -35,6 +37,9 @@ _KEEPALIVE_TIMEOUT_SECONDS = 0.8
 _PASSED_BY_SECONDS = 1.5
 # gRPC health is asked only of our own picker: others need not serve it on their ext_proc port.
 _HEALTH_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+_RETRY_SECONDS = 0.025
+# Of two endpoints, five draws would give the one just tried again in one case of 32.
+_HOST_SELECTIONS = 20
 
 
 def pack(message: Message, appended: bytes = b"") -> any_pb2.Any:
@@ -52,6 +57,14 @@ def seconds(value: float) -> duration_pb2.Duration:
 def number(value: int) -> wrappers_pb2.UInt32Value:
     """A wrapped number."""
     return wrappers_pb2.UInt32Value(value=value)
+
+
+def retry_elsewhere(policy: route_components_pb2.RetryPolicy | base_pb2.RetryPolicy) -> None:
+    """Have a retry go, after a moment, to another endpoint than those tried already, where there is one."""
+    policy.retry_back_off.base_interval.CopyFrom(seconds(_RETRY_SECONDS))
+    tried = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
+    tried.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
+    policy.host_selection_retry_max_attempts = _HOST_SELECTIONS
 
 
 def pool_cluster(pool: Pool, template: cluster_pb2.Cluster | None, name: str) -> cluster_pb2.Cluster:

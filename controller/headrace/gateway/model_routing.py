@@ -28,7 +28,6 @@ from envoy.extensions.filters.http.buffer.v3 import buffer_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2 as early_pb2
-from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.type.matcher.v3 import http_inputs_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
@@ -36,7 +35,7 @@ from xds.core.v3 import extension_pb2 as xds_extension_pb2
 from xds.type.matcher.v3 import matcher_pb2, string_pb2
 
 from headrace.gateway import names
-from headrace.gateway.clusters import number, pack, seconds
+from headrace.gateway.clusters import number, pack, retry_elsewhere, seconds
 from headrace.gateway.filters import listener_filters
 
 _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
@@ -50,7 +49,6 @@ _EARLY = "envoy.http.early_header_mutation.header_mutation"
 _MODEL_TIMEOUT_SECONDS = 2.0
 _RETRY_ON = "unavailable,cancelled,connect-failure,refused-stream,reset"
 _RETRIES = 3
-_HOST_SELECTIONS = 5
 _FALLBACK_ROUTE = "headrace/no-route"
 
 
@@ -175,13 +173,9 @@ def _body_filters() -> Sequence[http_connection_manager_pb2.HttpFilter]:
     service = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.DISCOVERY_CLUSTER),
         # The other replica of the controller may answer.
-        retry_policy=base_pb2.RetryPolicy(
-            retry_on=_RETRY_ON, num_retries=number(_RETRIES), host_selection_retry_max_attempts=_HOST_SELECTIONS
-        ),
+        retry_policy=base_pb2.RetryPolicy(retry_on=_RETRY_ON, num_retries=number(_RETRIES)),
     )
-    service.retry_policy.retry_back_off.base_interval.CopyFrom(seconds(0.025))
-    tried = service.retry_policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
-    tried.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
+    retry_elsewhere(service.retry_policy)
     model = ext_proc_pb2.ExternalProcessor(
         grpc_service=service,
         processing_mode=_Mode(

@@ -18,12 +18,11 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
 from headrace.gateway import backend_filters, filters, model_routing, names
-from headrace.gateway.clusters import number, pack, picker_cluster, pool_cluster, seconds
+from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
@@ -34,8 +33,6 @@ from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
 # For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
 _RETRIES = 2
-# Of two endpoints, five draws would give the one just tried again in one case of 32.
-_HOST_SELECTIONS = 20
 
 _Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
 _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
@@ -181,11 +178,8 @@ class _Work:
             policy.retry_on = _RETRY_ON
             policy.num_retries.value = _RETRIES
             policy.retriable_status_codes.append(503)
-            policy.retry_back_off.base_interval.CopyFrom(seconds(0.025))
             # Past the end of the pick's list any endpoint may be chosen: not again the one that has just failed.
-            tried = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
-            tried.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
-            policy.host_selection_retry_max_attempts = _HOST_SELECTIONS
+            retry_elsewhere(policy)
         # A retry needs the whole body once more: a listener of Envoy Gateway keeps 32 KiB.
         buffered = any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans)
         wanted = filters.BUFFER_LIMIT_BYTES if buffered else filters.RETRY_LIMIT_BYTES
