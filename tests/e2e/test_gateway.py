@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ..shares import is_likely
 from .stack import Stack
 
 GROUP = "inference.networking.k8s.io"
@@ -56,11 +56,6 @@ def answered(stack: Stack, path: str, count: int) -> Counter[str]:
     return Counter(answer.pod.rsplit("-", 2)[0] if answer.status == 200 else str(answer.status) for answer in answers)
 
 
-def likely(share: float, count: int, of: int) -> bool:
-    """Whether `count` of `of` is a likely outcome of a share: 4.5 standard deviations, one in 100,000."""
-    return abs(count - share * of) <= 4.5 * math.sqrt(of * share * (1 - share)) + 0.5
-
-
 def resolved(stack: Stack, route: str) -> str:
     """The reason of a route's ResolvedRefs."""
     (found,) = stack.objects("httproute", route, "-n", "default")
@@ -72,7 +67,7 @@ def test_two_pools_get_their_weights(stack: Stack) -> None:
     with routed(stack, "split", [{**LLAMA, "weight": 70}, {**QWEN, "weight": 30}]) as path:
         found = answered(stack, path, 200)
     assert set(found) == {LLAMA["name"], QWEN["name"]}
-    assert likely(0.7, found[LLAMA["name"]], 200), found
+    assert is_likely(0.7, found[LLAMA["name"]], 200), found
 
 
 def test_a_pool_beside_a_service(stack: Stack) -> None:
@@ -90,7 +85,7 @@ def test_a_pool_beside_a_service(stack: Stack) -> None:
     finally:
         stack.kubectl("delete", "service", "beside", "-n", "default")
     assert set(found) == {LLAMA["name"], QWEN["name"]}
-    assert likely(0.5, found[LLAMA["name"]], 100), found
+    assert is_likely(0.5, found[LLAMA["name"]], 100), found
 
 
 def test_the_share_of_a_missing_pool_is_answered_500(stack: Stack) -> None:
@@ -98,7 +93,7 @@ def test_the_share_of_a_missing_pool_is_answered_500(stack: Stack) -> None:
         found = answered(stack, path, 100)
         assert resolved(stack, "lacking") == "BackendNotFound"
     assert set(found) == {QWEN["name"], "500"}
-    assert likely(0.5, found["500"], 100), found
+    assert is_likely(0.5, found["500"], 100), found
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from headrace.extproc import BodyMode
 
 from ..component.epp.picker import PickerProcess, start_picker
-from ..integration.apiserver import ApiServer, running
+from ..integration.apiserver import ApiServer, running_with_crds
 from ..ports import free_port
 from ..unit.extproc import messages as m
 from .churn import LABELS, Lives, paced, pods_of
@@ -36,11 +36,7 @@ METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 @pytest.fixture(scope="module")
 def api(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server of the module's own."""
-    with running(repository / "build/bin", tmp_path_factory.mktemp("apiserver")) as server:
-        done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "crds"))
-        assert done.returncode == 0, done.stderr
-        done = server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-        assert done.returncode == 0, done.stderr
+    with running_with_crds(repository, tmp_path_factory.mktemp("apiserver"), established_seconds=60) as server:
         yield server
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import signal
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from ..component.epp.configs import BOTH_WAYS_DUPLEX, LISTENER, picking_mode, po
 from ..component.epp.picker import PickerProcess, start_picker
 from ..component.epp.servers import ModelServer, expected_events, model_servers
 from ..ports import free_port
+from .files import all_open_files
 
 MANY = 1_200
 RUNNING = 100
@@ -37,10 +37,8 @@ ONE_FILTER = {"mode": BOTH_WAYS_DUPLEX, "observe": False}
 @pytest.fixture(autouse=True)
 def many_files() -> Iterator[None]:
     """A connection is two files here: as many as the machine lets us have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with all_open_files():
+        yield
 
 
 @dataclass

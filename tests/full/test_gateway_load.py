@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from ..component.gateway.test_changes import failures, load
 from ..component.gateway.world import World, running_world
 from ..component.gateway.world import model_servers as pod_servers
 from ..unit.gateway import objects as o
+from .files import all_open_files
 
 STREAMS = 5000
 CHANGES = 500
@@ -41,12 +41,10 @@ def world(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """A connection is two files here: as many as the machine lets us have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 3 * STREAMS:
-        pytest.skip(f"the machine allows {hard} open files, {3 * STREAMS} are needed")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with all_open_files() as allowed:
+        if allowed < 3 * STREAMS:
+            pytest.skip(f"the machine allows {allowed} open files, {3 * STREAMS} are needed")
+        yield
 
 
 @pytest.mark.parametrize("failure_mode", ["FailClose", "FailOpen"])

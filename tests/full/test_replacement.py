@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 
 from ..e2e.stack import Stack
+from ..shares import is_likely
 from .load import Load
 
 PLAYBOOK = "playbooks/replace_pool.yml"
@@ -127,11 +127,6 @@ def traffic(stack: Stack, rate: float = RATE) -> Iterator[Load]:
     print(load.summary())
 
 
-def within_bounds(share: float, count: int, of: int) -> bool:
-    """Whether `count` of `of` is a likely outcome of a share: 4.5 standard deviations, one in 100,000."""
-    return abs(count - share * of) <= 4.5 * math.sqrt(of * share * (1 - share)) + 0.5
-
-
 def test_a_whole_replacement_under_load_loses_nothing(fresh: Stack) -> None:
     before = specs(fresh)
     with traffic(fresh) as load:
@@ -147,7 +142,7 @@ def test_a_whole_replacement_under_load_loses_nothing(fresh: Stack) -> None:
         served = load.pools(gate["at"] - gate["seconds"] + 2, gate["at"])
         total = served["blue"] + served["green"]
         assert total > 10 * RATE
-        assert within_bounds(gate["percent"] / 100, served["green"], total), (gate["percent"], served)
+        assert is_likely(gate["percent"] / 100, served["green"], total), (gate["percent"], served)
         print(f"{gate['percent']} %: {served['green']} of {total} at the new pool")
     assert "100 % at the new pool: pass" in done.output
     again = fresh.playbook(PLAYBOOK, *arguments())

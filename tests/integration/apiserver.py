@@ -44,6 +44,19 @@ class ApiServer:
 
 
 @contextmanager
+def running_with_crds(repository: Path, directory: Path, *, established_seconds: int = 30) -> Iterator[ApiServer]:
+    """One that serves InferencePools of both groups and their companions."""
+    with running(repository / "build/bin", directory) as server:
+        done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "crds"))
+        assert done.returncode == 0, done.stderr
+        done = server.kubectl(
+            "wait", "--for=condition=Established", "crd", "--all", f"--timeout={established_seconds}s"
+        )
+        assert done.returncode == 0, done.stderr
+        yield server
+
+
+@contextmanager
 def running(binaries: Path, directory: Path) -> Iterator[ApiServer]:
     """Start etcd and kube-apiserver in `directory`; stop both, by pid, at the end."""
     kubeall = binaries / "kubeall"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .apiserver import ApiServer, running
+from .apiserver import ApiServer, running_with_crds
 from .replacement import Stage, staged
 
 _numbers = itertools.count(20)
@@ -17,11 +17,7 @@ _numbers = itertools.count(20)
 @pytest.fixture(scope="session")
 def api(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A running API server that serves InferencePools of both groups."""
-    with running(repository / "build/bin", tmp_path_factory.mktemp("apiserver")) as server:
-        done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "crds"))
-        assert done.returncode == 0, done.stderr
-        done = server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-        assert done.returncode == 0, done.stderr
+    with running_with_crds(repository, tmp_path_factory.mktemp("apiserver")) as server:
         yield server
 
 
