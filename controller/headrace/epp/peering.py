@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from headrace.certificates import InvalidCertificate
 from headrace.core import endpoint_key, split_key
 from headrace.datalayer import peers_pb2 as messages
 from headrace.datalayer.journal import FellBehind, Journal
@@ -28,7 +29,6 @@ from headrace.datalayer.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAcco
 from headrace.epp.director import Director
 from headrace.epp.peer_metrics import PeerMetrics
 from headrace.epp.peer_tls import channel_credentials, read_certificate, server_credentials
-from headrace.epp.tls import InvalidCertificate
 
 logger = logging.getLogger(__name__)
 

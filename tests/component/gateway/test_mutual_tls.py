@@ -13,7 +13,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from headrace.gateway.tls import InvalidCertificate, mutual_credentials
+from headrace.certificates import InvalidCertificate
+from headrace.gateway.tls import mutual_credentials
 
 from .certificates import Authority, Pair
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace.epp import tls
+from headrace.certificates import InvalidCertificate, Reloading, read_pair
 from headrace.epp.config_file import ConfigFile
-from headrace.epp.tls import InvalidCertificate, read_pair, self_signed, server_credentials
+from headrace.epp.tls import self_signed, server_credentials
 from headrace.scheduling import InvalidConfig
 
 CONFIG = """\
@@ -67,7 +67,7 @@ def test_a_pair_must_belong_together(tmp_path: Path) -> None:
 
 def test_a_changed_pair_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    source = tls.Reloading((tmp_path / "tls.crt", tmp_path / "tls.key"), lambda: tls.read_pair(tmp_path))
+    source = Reloading((tmp_path / "tls.crt", tmp_path / "tls.key"), lambda: read_pair(tmp_path))
     assert source.changed() is None
     new = write_pair(tmp_path)
     assert source.changed() == new

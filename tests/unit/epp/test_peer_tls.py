@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from headrace.certificates import InvalidCertificate
 from headrace.epp.peer_tls import read_certificate, server_credentials
-from headrace.epp.tls import InvalidCertificate, self_signed
+from headrace.epp.tls import self_signed
 
 from ...component.gateway.certificates import Authority
 
@@ -24,7 +25,7 @@ def test_replicas_have_the_certificates_first_name(tmp_path: Path) -> None:
     authority = written(tmp_path, NAME, "second.test")
     held = read_certificate(tmp_path)
     assert held.name == NAME
-    assert held.authority == authority.certificate
+    assert held.identity.authority == authority.certificate
     server_credentials(tmp_path)
 
 
