@@ -190,9 +190,7 @@ class Ledger:
 
     def recount(self, entry: InFlight, endpoint: str, now: float) -> None:
         """Count an entry, ours or another replica's, for another endpoint."""
-        if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now, entry.tokens)
-            entry.record.of_peers -= bool(entry.owner)
+        self._uncount(entry, now)
         entry.endpoint = endpoint
         entry.record = self._store.get(endpoint)
         if entry.record is not None:
@@ -220,9 +218,7 @@ class Ledger:
             return False
         if entry.elsewhere and self.listener is not None:
             self._remember(entry, now)
-        if entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=page_knows)
-            entry.record.of_peers -= bool(entry.owner)
+        self._uncount(entry, now, page_knows=page_knows)
         if self.listener is not None and not entry.owner:
             self.listener.finished(entry)
         return True
@@ -230,9 +226,8 @@ class Ledger:
     def abandon(self, entry: InFlight, now: float) -> None:
         """Count another replica's entry no longer, for nobody will tell its end. What the server's last page counted
         goes on counting until the next page."""
-        if self.drop(entry) and entry.record is not None:
-            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=True)
-            entry.record.of_peers -= 1
+        if self.drop(entry):
+            self._uncount(entry, now, page_knows=True)
 
     def described(self, entry: InFlight) -> None:
         """What we observe, and another replica picked, is described by its pick: others may not have heard of that."""
@@ -250,6 +245,12 @@ class Ledger:
         entry.number = next(self._numbers)
         self._own += 1
         self.put(entry)
+
+    def _uncount(self, entry: InFlight, now: float, *, page_knows: bool = False) -> None:
+        """Count an entry no longer for its endpoint."""
+        if entry.record is not None:
+            entry.record.finished(entry.model, entry.size, now, entry.tokens, page_knows=page_knows)
+            entry.record.of_peers -= bool(entry.owner)
 
     def put(self, entry: InFlight) -> None:
         """Into the table; nothing is counted."""
