@@ -134,7 +134,7 @@ def ask(url, target, endpoint, model, stream, max_tokens, timeout):
 
 
 def text_of(answer):
-    """The text of an answer and the model that it names. Raises Failed for anything that is no completion."""
+    """The text of an answer. Raises Failed for anything that is no completion of the model that was asked for."""
     what = "{} of {}{}".format(answer["endpoint"], answer["model"], ", streamed" if answer["stream"] else "")
     if answer["status"] != 200:
         raise Failed(f"{what}: status {answer['status']}, not 200: {answer['body'][:500].strip()}")
@@ -160,7 +160,7 @@ def text_of(answer):
         raise Failed("{}: the completion is empty: {}".format(what, answer["body"][:500]))
     if model != answer["model"]:
         raise Failed(f"{what}: the answer is of model '{model}'")
-    return text, model
+    return text
 
 
 def await_answer(url, target, timeout):

@@ -175,7 +175,7 @@ def run(url, cluster, wanted, max_tokens, timeout):
         members = cluster.pods(target["namespace"], pool["selector"])
         for endpoint, model, stream in questions(target):
             answer = ask(url, target, endpoint, model, stream, max_tokens, timeout)
-            answer["text"] = text_of(answer)[0]
+            answer["text"] = text_of(answer)
             decision = cluster.decision(target["namespace"], pool["picker"], answer)
             pod = answer["pod"] or (decision or {}).get("winner_pod") or ""
             if target["alone"] and pod not in members:
