@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PLAYBOOK := $(BIN)/ansible-playbook
 ENVOY := build/envoy/envoy/_bin/envoy
 STAMP := $(VENV)/.installed
+PYTEST := tests/tools/pytest.sh $(BIN)/pytest
 # Other projects' programs and CRDs that tests need.
 TOOLS := $(HOME)/.cache/headrace/tools
 PYTHON_CODE := controller tests benchmarks roles plugins molecule docs
@@ -99,22 +100,22 @@ test: test-unit test-component test-integration test-cluster ## Run all tests th
 
 .PHONY: test-unit
 test-unit: $(STAMP) tools ## Pure tests
-	$(BIN)/pytest tests/unit --durations=5
+	$(PYTEST) tests/unit --durations=5
 
 .PHONY: test-component
 test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real sockets
-	$(BIN)/pytest tests/component --durations=5
+	$(PYTEST) tests/component --durations=5
 
 .PHONY: test-integration
 test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
-	$(BIN)/pytest tests/integration -m "not slow" --durations=5
+	$(PYTEST) tests/integration -m "not slow" --durations=5
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, the molecule scenarios and the end-to-end tests on it
 	trap '$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER)' EXIT; \
 	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report; \
-	$(BIN)/pytest tests/e2e --durations=10
+	$(PYTEST) tests/e2e --durations=10
 
 .PHONY: test-full
 test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing

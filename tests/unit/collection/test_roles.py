@@ -89,3 +89,17 @@ def test_whatever_a_role_makes_teardown_knows() -> None:
                     made.add(match[2])
     assert "HTTPRoute" in made
     assert made - known == set()
+
+
+def test_what_set_filters_give_is_sorted(role: Path) -> None:
+    # Their order is another in every process: messages and loops would change from run to run.
+    for path in sorted(path for folder in ("tasks", "vars") for path in (role / folder).glob("*.yml")):
+        for match in re.finditer(r"\| (?:difference|intersect|union|symmetric_difference)\(", path.read_text()):
+            rest = path.read_text()[match.end() :]
+            depth, end = 1, 0
+            while depth:
+                depth += {"(": 1, ")": -1}.get(rest[end], 0)
+                end += 1
+            assert re.match(r"\s*\)*\s*(?:\| sort\b|\| length\b|== \[\])|\)+ \| join", rest[end:]), (
+                f"{path.name}: {rest[:80]}"
+            )
