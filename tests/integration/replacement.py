@@ -139,6 +139,12 @@ class Stage:
             and "headrace.dev/replacement" not in item["metadata"].get("labels", {})
         }
 
+    def owners(self, name: str) -> list[str]:
+        """The field managers that an HTTPRoute's rules belong to."""
+        route = self.api.get("httproute", name, "-n", self.namespace, "--show-managed-fields")
+        entries = route["metadata"]["managedFields"]
+        return [entry["manager"] for entry in entries if "f:rules" in entry["fieldsV1"].get("f:spec", {})]
+
     def pod(self, which: str, *, ready: bool = True) -> None:
         """Make a pool's Pods, a model server and an endpoint picker, or change whether they are ready."""
         served = self.old if which == "old" else self.new

@@ -21,6 +21,7 @@ from headrace.kube.patch import apply
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, Members, pools_resource
+from headrace.replace.ownership import FIELD_MANAGER, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan
 from headrace.replace.routes import (
     Foreign,
@@ -28,7 +29,7 @@ from headrace.replace.routes import (
     Operation,
     RouteRecord,
     final_patch,
-    gitops_owner,
+    give_back,
     granted,
     hold,
     records,
@@ -42,8 +43,6 @@ from headrace.replace.warmup import Address, WarmUpFailed, address_of, warm_up
 
 logger = logging.getLogger(__name__)
 
-# Beside the weights nothing of ours is in a route; the manager says who changed them last.
-FIELD_MANAGER = "headrace-replace"
 ROUTES = {
     "HTTPRoute": Resource("gateway.networking.k8s.io", "v1", "httproutes", True),
     "GRPCRoute": Resource("gateway.networking.k8s.io", "v1", "grpcroutes", True),
@@ -168,6 +167,7 @@ class Cluster:
         foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
         if foreign:
             return Abort(foreign)
+        await self._give_back(state)
         await self._release(state)
         return Finalised()
 
@@ -181,8 +181,13 @@ class Cluster:
                 raise
             logger.warning("the pools are not held in the gateway while weights return: %s", error)
         await self._patch_all(state, lambda route, record: restore_patch(route, record, self._plan))
+        await self._give_back(state)
         await self._release(state)
         return Restored()
+
+    async def _give_back(self, state: State) -> None:
+        """Whoever applied a route finds it as if they had applied it so."""
+        await self._patch_all(state, lambda route, record: give_back(route, record, self._plan))
 
     async def discover(self, state: State) -> tuple[RouteRecord, ...]:
         """Routes that lead to the old pool and are not recorded. Raises ApiError."""

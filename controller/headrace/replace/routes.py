@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.replace.ownership import Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan
 from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
 
@@ -19,20 +20,6 @@ KINDS = ("HTTPRoute", "GRPCRoute")
 HOLD_LABEL = "headrace.dev/replacement"
 Object = Mapping[str, Any]
 Operation = dict[str, Any]
-
-# Field managers of GitOps controllers, and the labels and annotations they mark what they own with.
-_GITOPS_MANAGERS = {
-    "argocd-controller": "Argo CD",
-    "argocd-application-controller": "Argo CD",
-    "kustomize-controller": "Flux",
-    "helm-controller": "Flux",
-}
-_GITOPS_MARKS = {
-    "argocd.argoproj.io/tracking-id": "Argo CD",
-    "argocd.argoproj.io/instance": "Argo CD",
-    "kustomize.toolkit.fluxcd.io/name": "Flux",
-    "helm.toolkit.fluxcd.io/name": "Flux",
-}
 
 
 class Foreign(Exception):  # noqa: N818
@@ -51,13 +38,14 @@ class RuleRecord:
 
 @dataclass(frozen=True)
 class RouteRecord:
-    """A route that leads to the old pool, and its rules that do."""
+    """A route that leads to the old pool, its rules that do, and whose all of its rules were."""
 
     namespace: str
     name: str
     uid: str
     rules: tuple[RuleRecord, ...]
     kind: str = "HTTPRoute"
+    owners: tuple[Owner, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -101,7 +89,8 @@ def record(route: Object, plan: Plan) -> RouteRecord | None:
     if not rules:
         return None
     kind = str(route.get("kind") or KINDS[0])
-    return RouteRecord(namespace, str(metadata.get("name") or ""), str(metadata.get("uid") or ""), rules, kind)
+    name, uid = str(metadata.get("name") or ""), str(metadata.get("uid") or "")
+    return RouteRecord(namespace, name, uid, rules, kind, owners_of(route))
 
 
 def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
@@ -119,20 +108,6 @@ def unsplittable(found: Iterable[RouteRecord], plan: Plan) -> Iterator[str]:
                     refs_at(rule.refs, swap_of(plan, route.namespace), percent)
             except Unsplittable as error:
                 yield f"{route}, rule {rule.index}: {error}"
-
-
-def gitops_owner(route: Object) -> str:
-    """The GitOps controller that a route belongs to ("Argo CD", "Flux"), or "". Needs `managedFields`."""
-    metadata = route.get("metadata") or {}
-    for marks in (metadata.get("annotations"), metadata.get("labels")):
-        for mark, owner in _GITOPS_MARKS.items():
-            if isinstance(marks, Mapping) and mark in marks:
-                return owner
-    for entry in metadata.get("managedFields") or ():
-        owner = _GITOPS_MANAGERS.get(str(entry.get("manager") or ""), "")
-        if owner and "f:spec" in (entry.get("fieldsV1") or {}):
-            return owner
-    return ""
 
 
 def granted(record_: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
@@ -219,6 +194,17 @@ def restore_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operati
             current = refs_of(rules_of(route)[at])
             operations += rule_patch(at, current, restored(current, rule.refs, swap))
     return operations
+
+
+def give_back(route: Object, known: RouteRecord, plan: Plan) -> list[Operation]:
+    """The operations that make the rules those's again who had them; none where somebody else has changed a rule since:
+    then the rules stay ours, and the next server-side apply says so instead of undoing that change."""
+    swap, now = swap_of(plan, known.namespace), rules_of(route)
+    for rule in known.rules:
+        at = _place(route, rule, swap)
+        if at is None or refs_of(now[at]) not in (rule.refs, final_refs(rule.refs, swap)):
+            return []
+    return give_back_patch(route, known.owners)
 
 
 def rule_patch(at: int, current: Refs, wanted: Refs) -> list[Operation]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace.replace.counters import Counters, counters_as_json, counters_of_json
 from headrace.replace.gates import GateResult, result_of_json
+from headrace.replace.ownership import Owner
 from headrace.replace.routes import KINDS, RouteRecord, RuleRecord
 
 SCHEMA = 1
@@ -146,4 +147,9 @@ def _record(value: Mapping[str, Any]) -> RouteRecord:
     kind = str(value.get("kind") or KINDS[0])
     if kind not in KINDS:
         raise ValueError(f"kind: {kind!r}")
-    return RouteRecord(str(value["namespace"]), str(value["name"]), str(value["uid"]), rules, kind)
+    # Nor has it owners, where there is nothing to give back to.
+    owners = tuple(
+        Owner(str(owner["manager"]), str(owner["operation"]), str(owner["api_version"]))
+        for owner in value.get("owners") or ()
+    )
+    return RouteRecord(str(value["namespace"]), str(value["name"]), str(value["uid"]), rules, kind, owners)

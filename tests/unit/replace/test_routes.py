@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from headrace.replace.ownership import FIELD_MANAGER, Owner, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.routes import (
     Foreign,
     final_patch,
-    gitops_owner,
+    give_back,
     granted,
     hold,
     record,
@@ -174,6 +175,53 @@ def test_weights_that_cannot_be_divided_are_found_beforehand() -> None:
 )
 def test_gitops_owners_are_recognised(metadata: dict[str, Any], owner: str) -> None:
     assert gitops_owner(route(rule(pool("old")), **metadata)) == owner
+
+
+def managed(manager: str, *, rules: bool = True, operation: str = "Apply", **spec: Any) -> dict[str, Any]:
+    fields = {**spec, **({"f:rules": {}} if rules else {})}
+    found: dict[str, Any] = {"manager": manager, "operation": operation, "apiVersion": "gateway.networking.k8s.io/v1"}
+    return {**found, "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": fields} if fields else {"f:status": {}}}
+
+
+OURS = managed(FIELD_MANAGER, operation="Update")
+PARENTS: dict[str, Any] = {"f:parentRefs": {}}
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "after"),
+    [
+        ([managed("site", **PARENTS)], [managed("site", rules=False, **PARENTS), OURS], None),
+        # Whoever had nothing but the rules is no longer there.
+        ([managed("a"), managed("b", rules=False, **PARENTS)], [managed("b", rules=False, **PARENTS), OURS], None),
+        # What else is ours or theirs stays.
+        ([managed("site"), managed("gateway", rules=False)], [managed("gateway", rules=False), OURS], None),
+        # Nobody had them, or they have them again by their own apply.
+        ([], [OURS], [OURS]),
+        ([managed("site")], [managed("site")], [managed("site")]),
+    ],
+)
+def test_rules_are_given_back_to_whom_they_were(
+    before: list[dict[str, Any]], meanwhile: list[dict[str, Any]], after: list[dict[str, Any]] | None
+) -> None:
+    rec = known(route(rule(pool("old", 3)), managedFields=before))
+    assert rec.owners == tuple(
+        Owner(entry["manager"], "Apply", "gateway.networking.k8s.io/v1")
+        for entry in before
+        if "f:rules" in entry["fieldsV1"].get("f:spec", {})
+    )
+    for name in ("new", "old"):
+        now = route(rule(pool(name, 3)), managedFields=meanwhile, resourceVersion="7")
+        given = patched(now, give_back(now, rec, PLAN))
+        found = sorted(given["metadata"]["managedFields"], key=lambda entry: str(entry["manager"]))
+        assert found == sorted(before if after is None else after, key=lambda entry: str(entry["manager"]))
+        assert given["spec"] == now["spec"]
+        assert not give_back(given, rec, PLAN)
+
+
+def test_rules_that_somebody_else_changed_are_not_given_back() -> None:
+    rec = known(route(rule(pool("old", 3)), managedFields=[managed("site")]))
+    assert not give_back(route(rule(pool("old", 3), service()), managedFields=[OURS]), rec, PLAN)
+    assert not give_back(route(managedFields=[OURS]), rec, PLAN)
 
 
 def test_another_namespaces_route_needs_a_grant_for_the_new_pool() -> None:
