@@ -63,7 +63,7 @@ def start(stack: Stack, *more: str) -> subprocess.Popen[str]:
     """The playbook, running."""
     command = [
         str(stack.repository / ".venv/bin/ansible-playbook"), PLAYBOOK, "-i", "inventories/local",
-        "-e", "@tests/e2e/cluster.yml", *arguments(*more),
+        "-e", f"@{stack.variables_file}", *arguments(*more),
     ]  # fmt: skip
     return subprocess.Popen(
         command, cwd=stack.repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
