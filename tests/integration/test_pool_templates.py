@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .apiserver import ApiServer
-from .roles import refusals, render, validate
+from .roles import refusals, render, run_role, validate
 
 ROLE = "inference_pool"
 POOLS: list[dict[str, Any]] = [
@@ -138,3 +138,35 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     assert "peer_port 9090" in said["ports"]
     assert "gives --peers=10.0.0.1:9004 in extra_args" in said["flag"]
     assert "gives --ha-enable-leader-election in extra_args" in said["switch"]
+
+
+def test_models_have_the_names_that_clients_know_until_nobody_asks_for_them(api: ApiServer, tmp_path: Path) -> None:
+    namespace, kind = "renamed", "inferencemodelrewrites"
+
+    def run(*arguments: str, **more: Any) -> int:
+        pool = {"name": "llama", "picker": "llama-epp", "selector": {"app": "m"}, "namespace": namespace, **more}
+        variables = {**VARIABLES, "inference_pool_pools": [pool]}
+        done = run_role(api, tmp_path, ROLE, variables, "--tags", "inference_pool_models", *arguments)
+        assert done.returncode == 0, done.output
+        return done.changed
+
+    api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    names = {"chat": "meta-llama/Llama-3", "old:7b": "meta-llama/Llama-3"}
+    assert run("--check", model_rewrites=names) == 1
+    assert run(model_rewrites=names) == 1
+    assert run(model_rewrites=names) == 0
+    made = api.get(kind, "llama-v1", "-n", namespace)["spec"]
+    pool = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "llama"}
+    assert made["poolRef"] == pool
+    told = {rule["matches"][0]["model"]["value"]: rule["targets"][0]["modelRewrite"] for rule in made["rules"]}
+    assert told == names
+    assert run("--check") == 1
+    assert run() == 1
+    assert run() == 0
+    assert api.get(kind, "-n", namespace)["items"] == []
+    theirs = {
+        "apiVersion": "inference.networking.x-k8s.io/v1alpha2", "kind": "InferenceModelRewrite",
+        "metadata": {"name": "llama-v1", "namespace": namespace}, "spec": {"poolRef": pool, "rules": made["rules"]},
+    }  # fmt: skip
+    api.apply(theirs)
+    assert run() == 0, "somebody else's stays"

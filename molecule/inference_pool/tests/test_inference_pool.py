@@ -37,6 +37,14 @@ def test_the_v1alpha2_pool_is_the_pages_example():
         kubectl("delete", resource, "reference", "-n", NAMESPACE)
 
 
+def test_clients_keep_a_models_old_name():
+    made = get("inferencemodelrewrites", "page-v1alpha2", "-n", NAMESPACE)["spec"]
+    assert made["poolRef"] == {"group": "inference.networking.x-k8s.io", "kind": "InferencePool", "name": "page"}
+    (rule,) = made["rules"]
+    assert rule["matches"][0]["model"]["value"] == "meta-llama/Llama-2-7b"
+    assert rule["targets"][0]["modelRewrite"] == "meta-llama/Meta-Llama-3-8B-Instruct"
+
+
 @pytest.mark.parametrize("picker", PICKERS)
 def test_pickers_run(picker: str):
     deployment = get("deployment", picker, "-n", NAMESPACE)
