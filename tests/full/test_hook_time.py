@@ -14,7 +14,7 @@ from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.tls import mutual_credentials
 
-from ..component.gateway.certificates import Authority
+from ..certificates import Authority
 
 CALLS = 20
 BOUND_SECONDS = 0.2

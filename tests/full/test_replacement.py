@@ -90,17 +90,19 @@ def test_check_mode_shows_the_plan_and_changes_nothing(fresh: Stack) -> None:
 
 
 def test_site_refuses_meanwhile_and_a_second_playbook_follows(fresh: Stack) -> None:
-    first = start(fresh)
-    reached(fresh, "Gating")
-    refused = fresh.site(*VARIABLES, check=False)
-    assert refused.returncode != 0
-    assert f"Lease {RECORD} is held by {RECORD}" in " ".join(refused.output.split())
-    other = fresh.playbook(PLAYBOOK, *VARIABLES, "-e", "pool=blue", "-e", "replacement=other", check=False)
-    assert other.returncode != 0
-    assert "is being replaced by" in " ".join(other.output.split())
-    second = fresh.playbook(PLAYBOOK, *arguments(), timeout=900)
-    assert second.changed == 0, "it follows, and changes nothing"
-    assert first.wait(60) == 0
+    with traffic(fresh, rate=min(10.0, RATE)) as load:
+        first = start(fresh)
+        reached(fresh, "Gating")
+        refused = fresh.site(*VARIABLES, check=False)
+        assert refused.returncode != 0
+        assert f"Lease {RECORD} is held by {RECORD}" in " ".join(refused.output.split())
+        other = fresh.playbook(PLAYBOOK, *VARIABLES, "-e", "pool=blue", "-e", "replacement=other", check=False)
+        assert other.returncode != 0
+        assert "is being replaced by" in " ".join(other.output.split())
+        second = fresh.playbook(PLAYBOOK, *arguments(), timeout=900)
+        assert second.changed == 0, "it follows, and changes nothing"
+        assert first.wait(60) == 0
+    assert not load.faults, load.faults[:5]
 
 
 def slow_or_failing(*flags: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from headrace.replace import report, status
 from headrace.replace.cluster import Cluster
 from headrace.replace.measure import Measure
 from headrace.replace.plan import InvalidPlan, Plan, parse_plan
-from headrace.replace.prometheus import Prometheus
+from headrace.replace.prometheus import Credentials, Prometheus
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
 from headrace.replace.store import LABELS, Request, Store, Unreadable, object_name, who
@@ -57,6 +57,7 @@ class Options:
     context: str | None
     via: str
     identity: str
+    credentials: Credentials | None
     poll_interval: float
     lease_patience: float
     lease_duration: float
@@ -82,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     match = "label matchers for all that Prometheus is asked, where it has several clusters: 'cluster=\"a\"'"
     add("--prometheus-match", default="", metavar="MATCHERS", help=match)
+    folder = "folder of a mounted Secret for Prometheus: token, or username and password; ca.crt"
+    add("--prometheus-credentials", type=Path, default=None, metavar="FOLDER", help=folder)
     add("--run", default="", help="name of this attempt: a process with the same name carries on, another one begins")
     add("--kubeconfig", default=None, help="kubeconfig; by default $KUBECONFIG, else the Pod's service account")
     via = "how metrics pages are read: from Pods or through the API server; auto: from Pods if this runs in one"
@@ -134,6 +137,10 @@ def read_options(args: argparse.Namespace) -> Options:
         raise ValueError("--pool: name the pool to replace")
     if "new" not in plan and args.action in ("run", "plan"):
         raise ValueError("--replacement: name the pool that takes its place")
+    try:
+        credentials = Credentials(args.prometheus_credentials) if args.prometheus_credentials is not None else None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--prometheus-credentials={args.prometheus_credentials}: {error}") from None
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and args.kubeconfig is None
     via = args.read_via if args.read_via != "auto" else "pod" if in_pod else "proxy"
     return Options(
@@ -144,6 +151,7 @@ def read_options(args: argparse.Namespace) -> Options:
         context=args.context,
         via=via,
         identity=args.identity or f"{socket.gethostname()}-{os.getpid()}",
+        credentials=credentials,
         poll_interval=args.poll_interval,
         lease_patience=args.lease_patience,
         lease_duration=args.lease_duration,
@@ -247,7 +255,9 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
         logger.info("carrying on: %s, %d %%", state.phase.value, max(0, state.share))
     elif stored is not None and stored.request is not None:
         await store.clear_request()
-    prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match) if plan.prometheus_url else None
+    prometheus = None
+    if plan.prometheus_url:
+        prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match, options.credentials)
     measure = Measure(client, session, via=options.via, prometheus=prometheus)
     runner = Runner(
         plan,

@@ -7,10 +7,14 @@ Source: Prometheus HTTP API v1, instant queries (https://prometheus.io/docs/prom
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 import re
+import ssl
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -75,13 +79,52 @@ def _source(labels: Mapping[str, str]) -> Source:
     return labels["pod"], labels.get("instance", "")
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What a Prometheus wants to be asked with: files of a folder, as a Secret is mounted.
+
+    `token`, else `username` and `password`; `ca.crt` where no public authority has signed its certificate. Each is read
+    when it is needed, for a kubelet replaces them. A folder without any raises OSError or ValueError."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        names = {path.name for path in self.folder.iterdir()}
+        if not names & {"token", "username", "ca.crt"}:
+            raise ValueError("none of the files token, username, password and ca.crt is there")
+        if ("username" in names) != ("password" in names):
+            raise ValueError("username and password are both needed, in a file each")
+        self.context()
+
+    def headers(self) -> dict[str, str]:
+        """The request's headers. Raises OSError, ValueError."""
+        if (token := self.folder / "token").exists():
+            return {"authorization": f"Bearer {token.read_text(encoding='utf-8').strip()}"}
+        if not (self.folder / "username").exists():
+            return {}
+        username, password = ((self.folder / name).read_text(encoding="utf-8") for name in ("username", "password"))
+        both = base64.b64encode(f"{username.strip()}:{password.strip()}".encode()).decode()
+        return {"authorization": f"Basic {both}"}
+
+    def context(self) -> ssl.SSLContext | bool:
+        """Whom to trust; True for the public authorities. Raises OSError, ValueError."""
+        authority = self.folder / "ca.crt"
+        try:
+            return ssl.create_default_context(cafile=authority) if authority.exists() else True
+        except ssl.SSLError as error:
+            raise ValueError(f"{authority}: no certificate in it ({error.reason or error})") from None
+
+
 class Prometheus:
     """A Prometheus by its URL, or anything that has its HTTP API."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, match: str = "") -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, match: str = "", credentials: Credentials | None = None
+    ) -> None:
         self._session = session
         self._url = url.rstrip("/")
         self._match = match
+        self._credentials = credentials
 
     async def rows(self, namespace: str, pods: Iterable[str]) -> dict[Source, Rows]:
         """The newest samples of some Pods. Raises NoAnswer."""
@@ -98,10 +141,15 @@ class Prometheus:
     async def _ask(self, query: str) -> dict[Source, Rows]:
         url = f"{self._url}/api/v1/query"
         try:
-            async with asyncio.timeout(_SECONDS), self._session.post(url, data={"query": query}) as answer:
-                body = await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            headers = self._credentials.headers() if self._credentials else {}
+            trusted = self._credentials.context() if self._credentials else True
+            asked = self._session.post(url, data={"query": query}, headers=headers, ssl=trusted)
+            async with asyncio.timeout(_SECONDS), asked as answer:
+                status, body = answer.status, await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise NoAnswer(f"{url}: {error or type(error).__name__}") from None
+        if status in (401, 403):
+            raise NoAnswer(f"{url}: {status}: give credentials that may read (--prometheus-credentials)")
         try:
             return read_answer(body)
         except NoAnswer as error:

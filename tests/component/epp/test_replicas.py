@@ -18,9 +18,9 @@ import pytest
 
 from headrace.datalayer import peers_pb2 as messages
 
+from ...certificates import Authority
 from ...ports import free_port
 from ..envoy import Envoy, start_envoy
-from ..gateway.certificates import Authority
 from .configs import LISTENER, picking_mode, pool_config
 from .picker import PickerProcess, start_picker
 from .servers import ModelServer, expected_events, model_servers

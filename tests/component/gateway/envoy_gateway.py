@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...certificates import Authority
 from ...integration.apiserver import ApiServer
 from ..envoy import envoy_binary
-from .certificates import Authority
 from .processes import Running, started
 
 NAMESPACE = "envoy-gateway-system"

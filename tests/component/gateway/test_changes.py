@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc.aio
 
+from ...certificates import Authority
 from . import objects
-from .certificates import Authority
 from .network import ipv4
 from .objects import LISTENER_PORT, backend, pool, route
 from .pools import A, B, Pools

@@ -16,7 +16,7 @@ import pytest
 from headrace.certificates import InvalidCertificate
 from headrace.gateway.tls import mutual_credentials
 
-from .certificates import Authority, Pair
+from ...certificates import Authority, Pair
 
 HOST = "hook.test"
 _OPTIONS = [("grpc.ssl_target_name_override", HOST)]

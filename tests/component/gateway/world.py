@@ -17,12 +17,12 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from ...certificates import Authority
 from ...integration.apiserver import running as running_api
 from ..epp.picker import PickerProcess, start_picker
 from ..epp.servers import ModelServer
 from . import envoy_gateway, network, objects
 from .api import Api
-from .certificates import Authority
 from .objects import Object
 from .processes import Running, started, wait_until
 

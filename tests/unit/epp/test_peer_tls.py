@@ -10,7 +10,7 @@ from headrace.certificates import InvalidCertificate
 from headrace.epp.peer_tls import read_certificate, server_credentials
 from headrace.epp.tls import self_signed
 
-from ...component.gateway.certificates import Authority
+from ...certificates import Authority
 
 NAME = "epp-peers.default.svc"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.replace.counters import in_flight_at_server, picker_counters, server_counters
 from headrace.replace.plan import InvalidPlan, parse_plan
-from headrace.replace.prometheus import NoAnswer, queries, read_answer
+from headrace.replace.prometheus import Credentials, NoAnswer, queries, read_answer
 
 
 def answer(*result: dict[str, Any], kind: str = "vector") -> bytes:
@@ -92,3 +93,36 @@ def test_no_answer_breaks_the_reader(result: object) -> None:
 def test_a_url_is_a_url() -> None:
     with pytest.raises(InvalidPlan, match="prometheus_url: 'prometheus:9090': give a URL with http"):
         parse_plan({"old": "a", "new": "b", "prometheus_url": "prometheus:9090"})
+
+
+@pytest.mark.parametrize(
+    ("files", "header"),
+    [
+        ({"token": "abc\n"}, "Bearer abc"),
+        ({"username": "a", "password": "b\n"}, "Basic YTpi"),
+        ({"token": "abc", "username": "a", "password": "b"}, "Bearer abc"),
+    ],
+)
+def test_credentials_are_read_from_files_each_time(tmp_path: Path, files: dict[str, str], header: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    credentials = Credentials(tmp_path)
+    assert credentials.headers() == {"authorization": header}
+    if "token" in files:
+        (tmp_path / "token").write_text("newer")
+        assert credentials.headers() == {"authorization": "Bearer newer"}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "none of the files token"),
+        ({"username": "a"}, "both needed"),
+        ({"token": "a", "ca.crt": "no certificate"}, "no certificate in it"),
+    ],
+)
+def test_a_folder_without_credentials_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Credentials(tmp_path)
