@@ -167,6 +167,43 @@ def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_aft
     assert code == 0, output
 
 
+def test_the_old_pools_nodes_are_cordoned_and_drained(stage: Stage, repository: Path) -> None:
+    node = f"{stage.name}-node"
+    stage.api.apply(
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": {"accelerator": stage.name}}},
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"{node}-other"}},
+    )
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": True}
+    for name in (node, f"{node}-other"):
+        stage.api.apply({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": stage.namespace, "ownerReferences": [owner]},
+            # There is no kubelet to say that it has ended.
+            "spec": {"nodeName": name, "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": False,
+                "containers": [{"name": "c", "image": "none"}]},
+        })  # fmt: skip
+    route = simple(stage)
+    objects = {"pool_replacement_drain_nodes": f"accelerator={stage.name}", "pool_replacement_old": "remove"}
+    assert stage.run(stage.plan(gates=[]))[0] == 0
+
+    def drained() -> tuple[bool, bool]:
+        nodes = [stage.api.get("node", name)["spec"].get("unschedulable", False) for name in (node, f"{node}-other")]
+        return nodes[0], nodes[1]
+
+    code, output = play(stage, repository, "-e", json.dumps(objects), "-e", "action=status")
+    assert code == 0, output
+    assert drained() == (False, False), "asking changes nothing"
+    code, output = play(stage, repository, "-e", json.dumps(objects))
+    assert code == 0, output
+    assert drained() == (True, False)
+    pods = {pod["metadata"]["name"] for pod in stage.api.get("pods", "-n", stage.namespace)["items"]}
+    assert node not in pods
+    assert f"{node}-other" in pods
+    code, output = play(stage, repository, "-e", json.dumps(objects))
+    assert RECAP.search(output)[1] == "0"  # type: ignore[index]
+    assert stage.specs() == replaced(stage, route)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
