@@ -22,10 +22,15 @@ ROLES = "vllm_model_server,inference_pool,inference_gateway"
 RATE = float(os.environ.get("HEADRACE_LOAD_RATE", "50"))
 
 
-def forget(stack: Stack, variables: tuple[str, ...] = VARIABLES) -> None:
-    """The route leads to the old pool, nothing is recorded, and both pools are as the inventory has them."""
+def forget_record(stack: Stack) -> None:
+    """Nothing is recorded, so that `site` refuses nothing."""
     for kind in ("job", "lease", "configmap"):
         stack.kubectl("delete", kind, RECORD, "-n", "default", "--ignore-not-found", "--wait")
+
+
+def forget(stack: Stack, variables: tuple[str, ...] = VARIABLES) -> None:
+    """The route leads to the old pool, nothing is recorded, and both pools are as the inventory has them."""
+    forget_record(stack)
     stack.site(
         *variables, "-e", "inference_gateway_force_conflicts=true", "-e", "inference_pool_force_conflicts=true",
         "--tags", ROLES,

@@ -14,7 +14,19 @@ from typing import Any
 import pytest
 
 from ..e2e.stack import Stack
-from .replacing import MODEL, PLAYBOOK, RATE, VARIABLES, arguments, forget, renamed, specs, state, traffic
+from .replacing import (
+    MODEL,
+    PLAYBOOK,
+    RATE,
+    VARIABLES,
+    arguments,
+    forget,
+    forget_record,
+    renamed,
+    specs,
+    state,
+    traffic,
+)
 
 OTHER_MODEL = "Qwen/Qwen3-8B"
 ENGINE = "inference.networking.k8s.io/engine-type"
@@ -117,6 +129,7 @@ def test_another_accelerator_on_a_node_pool_of_its_own(cluster: Stack) -> None:
         pools = {name: labels[name].get("headrace.dev/gpu-node-pool") for name in nodes}
         assert pools == {**dict.fromkeys(nodes, "simulated"), nodes[-1]: "faster"}
     finally:
+        forget_record(cluster)
         cluster.site(*VARIABLES, "--tags", "gpu_node_pool")
 
 

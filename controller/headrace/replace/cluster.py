@@ -167,7 +167,6 @@ class Cluster:
         foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
         if foreign:
             return Abort(foreign)
-        await self._give_back(state)
         await self._release(state)
         return Finalised()
 
@@ -181,13 +180,21 @@ class Cluster:
                 raise
             logger.warning("the pools are not held in the gateway while weights return: %s", error)
         await self._patch_all(state, lambda route, record: restore_patch(route, record, self._plan))
-        await self._give_back(state)
+        await self.give_back(state)
         await self._release(state)
         return Restored()
 
-    async def _give_back(self, state: State) -> None:
-        """Whoever applied a route finds it as if they had applied it so."""
-        await self._patch_all(state, lambda route, record: give_back(route, record, self._plan))
+    async def give_back(self, state: State) -> None:
+        """Whoever applied a route finds it as if they had applied it so. Raises ApiError, LeaseLost.
+
+        What the API server refuses is logged and left: whose the rules are is no reason to move traffic."""
+        for record in state.records:
+            try:
+                await self._patch(record, lambda route, known: give_back(route, known, self._plan))
+            except ApiError as error:
+                if error.status == 0:
+                    raise
+                logger.warning("the rules of %s stay the field manager %s's: %s", record, FIELD_MANAGER, error)
 
     async def discover(self, state: State) -> tuple[RouteRecord, ...]:
         """Routes that lead to the old pool and are not recorded. Raises ApiError."""

@@ -137,10 +137,7 @@ def read_options(args: argparse.Namespace) -> Options:
         raise ValueError("--pool: name the pool to replace")
     if "new" not in plan and args.action in ("run", "plan"):
         raise ValueError("--replacement: name the pool that takes its place")
-    try:
-        credentials = Credentials(args.prometheus_credentials) if args.prometheus_credentials is not None else None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--prometheus-credentials={args.prometheus_credentials}: {error}") from None
+    credentials = Credentials(args.prometheus_credentials) if args.prometheus_credentials is not None else None
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and args.kubeconfig is None
     via = args.read_via if args.read_via != "auto" else "pod" if in_pod else "proxy"
     return Options(
@@ -256,6 +253,13 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
     elif stored is not None and stored.request is not None:
         await store.clear_request()
     prometheus = None
+    if fresh and plan.prometheus_url and options.credentials is not None:
+        # One that is under way goes on without, to an end: gates that cannot be measured do not pass.
+        try:
+            options.credentials.check()
+        except (OSError, ValueError) as error:
+            logger.error("refused: --prometheus-credentials=%s: %s", options.credentials.folder, error)
+            return EXIT_REFUSED
     if plan.prometheus_url:
         prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match, options.credentials)
     measure = Measure(client, session, via=options.via, prometheus=prometheus)

@@ -174,8 +174,8 @@ def _discovered(state: State, event: Discovered, now: float) -> State:
         return state
     names = ", ".join(str(record) for record in new)
     changed = state.noted(now, f"found more that leads to the old pool: {names}", records=(*state.records, *new))
-    # They have to be brought to where the others are before anything is put in its final place.
-    if state.phase in (Phase.FINALISE, Phase.CLEAN_UP):
+    # They have to be brought to where the others are before anything is measured, or put in its final place.
+    if state.phase in (Phase.GATE, Phase.FINALISE, Phase.CLEAN_UP):
         return dataclasses.replace(changed, phase=Phase.SHIFT, since=now)
     return changed
 

@@ -39,6 +39,7 @@ class Owner:
     manager: str
     operation: str
     api_version: str
+    subresource: str = ""
 
 
 def gitops_owner(route: Object) -> str:
@@ -82,6 +83,7 @@ def give_back_patch(route: Object, owners: Iterable[Owner]) -> list[Operation]:
             "manager": owner.manager,
             "operation": owner.operation,
             "apiVersion": owner.api_version,
+            **({"subresource": owner.subresource} if owner.subresource else {}),
             "fieldsType": "FieldsV1",
             "fieldsV1": {"f:spec": {"f:rules": {}}},
         }
@@ -104,4 +106,5 @@ def _has_rules(entry: Mapping[str, Any]) -> bool:
 
 
 def _owner(entry: Mapping[str, Any]) -> Owner:
-    return Owner(str(entry.get("manager")), str(entry.get("operation")), str(entry.get("apiVersion")))
+    manager, operation, version = (str(entry.get(name) or "") for name in ("manager", "operation", "apiVersion"))
+    return Owner(manager, operation, version, str(entry.get("subresource") or ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 import math
 import re
@@ -84,11 +85,12 @@ class Credentials:
     """What a Prometheus wants to be asked with: files of a folder, as a Secret is mounted.
 
     `token`, else `username` and `password`; `ca.crt` where no public authority has signed its certificate. Each is read
-    when it is needed, for a kubelet replaces them. A folder without any raises OSError or ValueError."""
+    when it is needed, for a kubelet replaces them."""
 
     folder: Path
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Whether there is anything of use. Raises OSError, ValueError."""
         names = {path.name for path in self.folder.iterdir()}
         if not names & {"token", "username", "ca.crt"}:
             raise ValueError("none of the files token, username, password and ca.crt is there")
@@ -99,20 +101,30 @@ class Credentials:
     def headers(self) -> dict[str, str]:
         """The request's headers. Raises OSError, ValueError."""
         if (token := self.folder / "token").exists():
-            return {"authorization": f"Bearer {token.read_text(encoding='utf-8').strip()}"}
+            return {"authorization": f"Bearer {_line(token)}"}
         if not (self.folder / "username").exists():
             return {}
-        username, password = ((self.folder / name).read_text(encoding="utf-8") for name in ("username", "password"))
-        both = base64.b64encode(f"{username.strip()}:{password.strip()}".encode()).decode()
+        username, password = _line(self.folder / "username"), _line(self.folder / "password")
+        both = base64.b64encode(f"{username}:{password}".encode()).decode()
         return {"authorization": f"Basic {both}"}
 
     def context(self) -> ssl.SSLContext | bool:
         """Whom to trust; True for the public authorities. Raises OSError, ValueError."""
         authority = self.folder / "ca.crt"
-        try:
-            return ssl.create_default_context(cafile=authority) if authority.exists() else True
-        except ssl.SSLError as error:
-            raise ValueError(f"{authority}: no certificate in it ({error.reason or error})") from None
+        return _trusting(authority, authority.stat().st_mtime_ns) if authority.exists() else True
+
+
+def _line(path: Path) -> str:
+    return path.read_text(encoding="utf-8").rstrip("\r\n")
+
+
+@functools.lru_cache(maxsize=1)
+def _trusting(authority: Path, _: int) -> ssl.SSLContext:
+    """The same one until the file changes: connections are kept by it."""
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except ssl.SSLError as error:
+        raise ValueError(f"{authority}: no certificate in it ({error.reason or error})") from None
 
 
 class Prometheus:

@@ -5,6 +5,8 @@ every operation is preceded by a `test` of what it replaces: a route that somebo
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +40,9 @@ class RuleRecord:
 
 @dataclass(frozen=True)
 class RouteRecord:
-    """A route that leads to the old pool, its rules that do, and whose all of its rules were."""
+    """A route that leads to the old pool, its rules that do, and whose all of its rules were.
+
+    `rest` is a digest of what a replacement leaves alone in the rules: all but the backends of those recorded."""
 
     namespace: str
     name: str
@@ -46,6 +50,7 @@ class RouteRecord:
     rules: tuple[RuleRecord, ...]
     kind: str = "HTTPRoute"
     owners: tuple[Owner, ...] = ()
+    rest: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -90,7 +95,8 @@ def record(route: Object, plan: Plan) -> RouteRecord | None:
         return None
     kind = str(route.get("kind") or KINDS[0])
     name, uid = str(metadata.get("name") or ""), str(metadata.get("uid") or "")
-    return RouteRecord(namespace, name, uid, rules, kind, owners_of(route))
+    rest = _rest(route, [rule.index for rule in rules])
+    return RouteRecord(namespace, name, uid, rules, kind, owners_of(route), rest)
 
 
 def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
@@ -196,15 +202,25 @@ def restore_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operati
     return operations
 
 
+def _rest(route: Object, places: Iterable[int]) -> str:
+    ours = set(places)
+    rules = [
+        {key: value for key, value in rule.items() if key != "backendRefs" or at not in ours}
+        for at, rule in enumerate(rules_of(route))
+    ]
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
 def give_back(route: Object, known: RouteRecord, plan: Plan) -> list[Operation]:
     """The operations that make the rules those's again who had them; none where somebody else has changed a rule since:
     then the rules stay ours, and the next server-side apply says so instead of undoing that change."""
     swap, now = swap_of(plan, known.namespace), rules_of(route)
-    for rule in known.rules:
-        at = _place(route, rule, swap)
+    places = [_place(route, rule, swap) for rule in known.rules]
+    for rule, at in zip(known.rules, places, strict=True):
         if at is None or refs_of(now[at]) not in (rule.refs, final_refs(rule.refs, swap)):
             return []
-    return give_back_patch(route, known.owners)
+    same = _rest(route, [at for at in places if at is not None]) == known.rest
+    return give_back_patch(route, known.owners) if same else []
 
 
 def rule_patch(at: int, current: Refs, wanted: Refs) -> list[Operation]:

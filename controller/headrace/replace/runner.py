@@ -21,6 +21,7 @@ from headrace.replace.machine import (
     REVERSIBLE,
     Abort,
     Approved,
+    Discovered,
     Drained,
     Event,
     Found,
@@ -34,6 +35,7 @@ from headrace.replace.machine import (
 )
 from headrace.replace.measure import PoolReading
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.routes import RouteRecord
 from headrace.replace.state import Phase, State
 from headrace.replace.store import Record, Request, Unreadable
 
@@ -60,7 +62,8 @@ class World(Protocol):
     async def warm_up(self, state: State) -> Event: ...
     async def finalise(self, state: State) -> Event: ...
     async def restore(self, state: State) -> Event: ...
-    async def discover(self, state: State) -> tuple[object, ...]: ...
+    async def give_back(self, state: State) -> None: ...
+    async def discover(self, state: State) -> tuple[RouteRecord, ...]: ...
     async def remove(self, objects: tuple[ObjectRef, ...]) -> Removed: ...
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None: ...
 
@@ -182,10 +185,19 @@ class Runner:
                 return await world.remove(plan.remove_new)
 
     async def _clean_up(self, state: State) -> Event:
-        # A route that came after the last look must not be left leading to a pool that is gone.
-        if self._plan.remove_old and await self._world.discover(state):
-            return await self._world.finalise(state)
-        return await self._world.remove(self._plan.remove_old)
+        removed = Removed()
+        if self._plan.remove_old:
+            # No route may be left leading to a pool that is gone: not one that came after the last look, nor one that
+            # somebody has put back.
+            event = await self._world.finalise(state)
+            if isinstance(event, Discovered):
+                return event
+            if isinstance(event, Abort):
+                logger.warning("the old pool is kept: %s", event.reason)
+            else:
+                removed = await self._world.remove(self._plan.remove_old)
+        await self._world.give_back(state)
+        return removed
 
     # ---- what stops a phase
 
@@ -266,6 +278,9 @@ class Runner:
             late = self._clock() - first >= plan.gate_timeout
             reason = not_taken(percent, old.total, new.total) if old.is_apart_from(new) else ""
             if seconds >= plan.interval and reason:
+                # A route that came since gives the old pool all that it gets.
+                if found := await self._latecomers(state):
+                    return Discovered(found)
                 if late:
                     return Abort(reason)
                 logger.warning("%s: looking on", reason)
@@ -274,6 +289,13 @@ class Runner:
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(result, old.total if enough(plan, old.total) else None)
             await self._sleep(min(self._poll, max(0.05, plan.interval - seconds)))
+
+    async def _latecomers(self, state: State) -> tuple[RouteRecord, ...]:
+        try:
+            return await self._world.discover(state)
+        except ApiError as error:
+            logger.warning("routes cannot be looked for: %s", error)
+            return ()
 
     async def _approval(self, state: State) -> Event:
         while True:

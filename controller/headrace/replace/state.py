@@ -149,7 +149,15 @@ def _record(value: Mapping[str, Any]) -> RouteRecord:
         raise ValueError(f"kind: {kind!r}")
     # Nor has it owners, where there is nothing to give back to.
     owners = tuple(
-        Owner(str(owner["manager"]), str(owner["operation"]), str(owner["api_version"]))
+        Owner(*(str(owner[name]) for name in ("manager", "operation", "api_version", "subresource")))
         for owner in value.get("owners") or ()
     )
-    return RouteRecord(str(value["namespace"]), str(value["name"]), str(value["uid"]), rules, kind, owners)
+    return RouteRecord(
+        str(value["namespace"]),
+        str(value["name"]),
+        str(value["uid"]),
+        rules,
+        kind,
+        owners,
+        str(value.get("rest") or ""),
+    )

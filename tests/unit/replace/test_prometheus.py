@@ -100,6 +100,7 @@ def test_a_url_is_a_url() -> None:
     [
         ({"token": "abc\n"}, "Bearer abc"),
         ({"username": "a", "password": "b\n"}, "Basic YTpi"),
+        ({"username": "a", "password": "b "}, "Basic YTpiIA=="),
         ({"token": "abc", "username": "a", "password": "b"}, "Bearer abc"),
     ],
 )
@@ -125,4 +126,4 @@ def test_a_folder_without_credentials_is_refused(tmp_path: Path, files: dict[str
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        Credentials(tmp_path)
+        Credentials(tmp_path).check()

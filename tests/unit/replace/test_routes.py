@@ -222,6 +222,27 @@ def test_rules_that_somebody_else_changed_are_not_given_back() -> None:
     rec = known(route(rule(pool("old", 3)), managedFields=[managed("site")]))
     assert not give_back(route(rule(pool("old", 3), service()), managedFields=[OURS]), rec, PLAN)
     assert not give_back(route(managedFields=[OURS]), rec, PLAN)
+    # Nor where it is something else of the rules: those of a route belong to somebody as a whole.
+    before = route(rule(pool("old", 3)), rule(service(), path="/b"), managedFields=[managed("site")])
+    rec = known(before)
+    for changed in (
+        (rule(pool("new", 3), timeouts={"request": "1s"}), rule(service(), path="/b")),
+        (rule(pool("new", 3)), rule(service(2), path="/b")),
+        (rule(pool("new", 3)), rule(service(), path="/b"), rule(service(), path="/c")),
+    ):
+        assert not give_back(route(*changed, managedFields=[OURS]), rec, PLAN)
+    assert give_back(route(*before["spec"]["rules"], managedFields=[OURS]), rec, PLAN)
+
+
+def test_an_entry_of_a_subresource_is_another_one() -> None:
+    entries = [{**managed("manager"), "subresource": "status", "fieldsV1": {"f:status": {}}}, managed("manager")]
+    rec = known(route(rule(pool("old")), managedFields=entries))
+    assert [owner.subresource for owner in rec.owners] == [""]
+    now = route(rule(pool("new")), managedFields=[entries[0], managed("manager", rules=False, **PARENTS), OURS])
+    now["metadata"]["resourceVersion"] = "1"
+    fields = patched(now, give_back(now, rec, PLAN))["metadata"]["managedFields"]
+    assert fields[0] == entries[0]
+    assert fields[1]["fieldsV1"]["f:spec"] == {**PARENTS, "f:rules": {}}
 
 
 def test_another_namespaces_route_needs_a_grant_for_the_new_pool() -> None:

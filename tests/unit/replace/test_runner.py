@@ -11,10 +11,10 @@ import pytest
 from headrace.kube.client import ApiError
 from headrace.kube.lease import LeaseLost
 from headrace.replace.counters import Counters, Histogram
-from headrace.replace.machine import Event, Finalised, Found, Refused, Removed, Restored, WarmedUp, Written
+from headrace.replace.machine import Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp, Written
 from headrace.replace.measure import PoolReading
-from headrace.replace.plan import Plan, PoolRef
-from headrace.replace.routes import records
+from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.routes import RouteRecord, records
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
 from headrace.replace.store import Record, Request, Unreadable
@@ -46,6 +46,9 @@ class Bench:
         self.counted = {"old": Counters(), "new": Counters()}
         self.reasons: list[str] = []
         self.restored = False
+        # A route that came late and that nobody has moved yet: all its requests go to the old pool.
+        self.late: tuple[RouteRecord, ...] = ()
+        self.unmoved = 0.0
 
     def runner(self) -> Runner:
         return Runner(self.plan, self, self, self, poll_interval=1.0, clock=lambda: self.now, sleep=self.sleep)
@@ -56,7 +59,7 @@ class Bench:
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.at()
-        for which, share in (("old", 100 - self.share), ("new", self.share)):
+        for which, share in (("old", 100 - self.share + self.unmoved), ("new", self.share)):
             count = round(share * seconds / 10, 3)
             bad = count * (self.errors if which == "new" else 0.0)
             shape = Histogram((0.1, 1.0), (count / 2, count / 2, 0.0))
@@ -74,7 +77,9 @@ class Bench:
 
     async def shift(self, state: State, percent: int) -> Event:
         self.may("shift")
-        self.share = percent
+        if found := await self.discover(state):
+            return Discovered(found)
+        self.share, self.unmoved = percent, 0.0
         return Written(percent)
 
     async def warm_up(self, state: State) -> Event:
@@ -90,8 +95,12 @@ class Bench:
         self.share, self.restored = 0, True
         return Restored()
 
-    async def discover(self, state: State) -> tuple[object, ...]:
-        return ()
+    async def give_back(self, state: State) -> None:
+        self.may("give back")
+
+    async def discover(self, state: State) -> tuple[RouteRecord, ...]:
+        known = {record.key for record in state.records}
+        return tuple(record for record in self.late if record.key not in known)
 
     async def remove(self, objects: tuple[Any, ...]) -> Removed:
         return Removed(len(objects))
@@ -150,6 +159,32 @@ async def test_a_window_with_too_little_traffic_waits_and_then_fails() -> None:
     assert state.phase is Phase.ROLLED_BACK
     assert "2000 are needed" in state.reason
     assert 60 <= bench.now - 1000 < 70
+
+
+async def test_a_route_that_comes_while_a_gate_measures_is_taken_along() -> None:
+    bench = Bench(dataclasses.replace(PLAN, steps=(50, 100)))
+    (known,) = records([MIXED], PLAN)
+    late = dataclasses.replace(known, name="late")
+
+    def comes() -> None:
+        if bench.now > 1005 and not bench.late:
+            bench.late, bench.unmoved = (late,), 200.0
+
+    bench.at = comes
+    state = await bench.run()
+    assert state.phase is Phase.DONE, state.reason
+    assert [record.name for record in state.records] == [known.name, "late"]
+    assert [(result.percent, result.verdict) for result in state.history] == [(50, "pass"), (100, "pass")]
+
+
+async def test_what_cannot_be_given_back_or_removed_ends_nothing() -> None:
+    bench = Bench(dataclasses.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
+    calls: list[str] = []
+    bench.fail = lambda what: calls.append(what)  # type: ignore[func-returns-value]
+    assert (await bench.run()).phase is Phase.DONE
+    # Looked at once more before anything is removed.
+    assert calls.count("finalise") == 2
+    assert calls[-3:].count("give back") == 1
 
 
 async def test_a_dead_pool_is_given_its_seconds_and_no_more() -> None:
