@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,21 +34,11 @@ from .replacing import (
 )
 
 
-@pytest.fixture(scope="module")
-def cluster(stack: Stack) -> Iterator[Stack]:
-    """The stack with two pools; the route leads to the old one. One that was kept is taken as it is."""
-    if "HEADRACE_KEEP_CLUSTER" not in os.environ or not stack.kubeconfig.exists():
-        stack.site(*VARIABLES)
-    yield stack
-    if "HEADRACE_KEEP_CLUSTER" not in os.environ:
-        stack.playbook("playbooks/local_cluster_down.yml")
-
-
 @pytest.fixture
-def fresh(cluster: Stack) -> Stack:
+def fresh(two_pools: Stack) -> Stack:
     """Nothing was replaced yet."""
-    forget(cluster)
-    return cluster
+    forget(two_pools)
+    return two_pools
 
 
 def test_a_whole_replacement_under_load_loses_nothing(fresh: Stack) -> None:

@@ -6,12 +6,9 @@ Another set of adapters is what `test_replacement` has throughout. The environme
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from ..e2e.stack import Stack
 from .replacing import (
@@ -29,19 +26,10 @@ from .replacing import (
 )
 
 OTHER_MODEL = "Qwen/Qwen3-8B"
+GA, ALPHA = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
 ENGINE = "inference.networking.k8s.io/engine-type"
 SETTINGS = {"interval": 20, "gate_timeout": 120, "min_sample": 20, "drain_timeout": 60}
 Variables = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def cluster(stack: Stack) -> Iterator[Stack]:
-    """The stack with two pools. One that was kept is taken as it is."""
-    if "HEADRACE_KEEP_CLUSTER" not in os.environ or not stack.kubeconfig.exists():
-        stack.site(*VARIABLES)
-    yield stack
-    if "HEADRACE_KEEP_CLUSTER" not in os.environ:
-        stack.playbook("playbooks/local_cluster_down.yml")
 
 
 def extra(variables: Variables) -> tuple[str, ...]:
@@ -54,8 +42,10 @@ def without_green(stack: Stack) -> None:
     stack.kubectl("wait", "--for=delete", "pod", "-l", "app=green", "-n", "default", "--timeout=120s")
 
 
-def replaced(stack: Stack, variables: Variables) -> dict[str, Any]:
-    """Replace under load what `variables` say, and hold that nobody noticed. Returns the recorded state."""
+def replaced(stack: Stack, variables: Variables, expected: Callable[[Any], Any] = renamed) -> dict[str, Any]:
+    """Replace under load what `variables` say, and hold that nobody noticed. Returns the recorded state.
+
+    `expected` makes what the routes' specs are to be of what they were."""
     before = specs(stack)
     told = json.dumps({**variables, "pool_replacement_settings": SETTINGS})
     with traffic(stack) as load:
@@ -67,106 +57,96 @@ def replaced(stack: Stack, variables: Variables) -> dict[str, Any]:
     found = state(stack)
     assert found["phase"] == "Completed", found["reason"]
     assert "100 % at the new pool: pass" in done.output
-    assert specs(stack) == renamed(before)
+    assert specs(stack) == expected(before)
     return found
 
 
-def test_another_base_model_under_the_name_that_clients_know(cluster: Stack) -> None:
+def test_another_base_model_under_the_name_that_clients_know(two_pools: Stack) -> None:
     variables: Variables = {
         "replace_test_new_servers": {"model": OTHER_MODEL, "adapters": []},
         "replace_test_new_pool": {"model_rewrites": {MODEL: OTHER_MODEL}},
     }
-    forget(cluster)
-    found = replaced(cluster, variables)
+    forget(two_pools)
+    found = replaced(two_pools, variables)
     assert "models that only the old pool serves" in found["facts"]
-    served = cluster.request("/v1/models").json()["data"]
+    served = two_pools.request("/v1/models").json()["data"]
     assert [model["id"] for model in served] == [OTHER_MODEL], "the new pool's servers do not know the old name"
-    answer = cluster.request("/v1/completions", {"model": MODEL, "prompt": "once", "max_tokens": 3})
+    answer = two_pools.request("/v1/completions", {"model": MODEL, "prompt": "once", "max_tokens": 3})
     assert answer.status == 200
     assert answer.pod.startswith("green-")
-    assert cluster.site(*extra({**variables, "replace_test_pool": "green"})).changed == 0
+    assert two_pools.site(*extra({**variables, "replace_test_pool": "green"})).changed == 0
     # Without the rewrite the old name is gone.
-    forget(cluster)
-    assert cluster.objects("inferencemodelrewrites", "-n", "default") == []
+    forget(two_pools)
+    assert two_pools.objects("inferencemodelrewrites", "-n", "default") == []
 
 
-def test_another_engine(cluster: Stack) -> None:
-    forget(cluster)
-    without_green(cluster)
+def test_another_engine(two_pools: Stack) -> None:
+    forget(two_pools)
+    without_green(two_pools)
     servers = {
         "labels": {"app": "green", ENGINE: "sglang"},
         "extra_args": ["--step-milliseconds", "250", "--simulate", "sglang"],
     }
     try:
-        found = replaced(cluster, {"replace_test_new_servers": servers})
+        found = replaced(two_pools, {"replace_test_new_servers": servers})
         # Each engine's own histograms, compared with each other.
         checks = [check for check in found["history"][1]["checks"] if check["name"].startswith(("TTFT", "time per"))]
         assert len(checks) == 2
         assert all(check["old"] and check["new"] for check in checks), checks
-        page = cluster.kubectl(
+        page = two_pools.kubectl(
             "get", "--raw",
-            f"/api/v1/namespaces/default/pods/{cluster.pods('app=green')[0]['metadata']['name']}:8000/proxy/metrics",
+            f"/api/v1/namespaces/default/pods/{two_pools.pods('app=green')[0]['metadata']['name']}:8000/proxy/metrics",
         )  # fmt: skip
         assert "sglang:num_queue_reqs" in page
         assert "vllm:" not in page
     finally:
-        without_green(cluster)
+        without_green(two_pools)
 
 
-def test_another_accelerator_on_a_node_pool_of_its_own(cluster: Stack) -> None:
-    nodes = sorted(node["metadata"]["name"] for node in cluster.objects("nodes"))
+def test_another_accelerator_on_a_node_pool_of_its_own(two_pools: Stack) -> None:
+    nodes = sorted(node["metadata"]["name"] for node in two_pools.objects("nodes"))
     assert len(nodes) > 1
     new = {"name": "faster", "accelerator": "simulated-faster-gpu", "count": 1, "nodes": nodes[-1:]}
     variables: Variables = {
         "replace_node_pools": [new],
         "replace_test_new_servers": {"node_selector": {"headrace.dev/accelerator": "simulated-faster-gpu"}},
     }
-    forget(cluster)
+    forget(two_pools)
     try:
-        replaced(cluster, variables)
-        assert {pod["spec"]["nodeName"] for pod in cluster.pods("app=green")} == {nodes[-1]}
-        labels = {node["metadata"]["name"]: node["metadata"]["labels"] for node in cluster.objects("nodes")}
+        replaced(two_pools, variables)
+        assert {pod["spec"]["nodeName"] for pod in two_pools.pods("app=green")} == {nodes[-1]}
+        labels = {node["metadata"]["name"]: node["metadata"]["labels"] for node in two_pools.objects("nodes")}
         pools = {name: labels[name].get("headrace.dev/gpu-node-pool") for name in nodes}
         assert pools == {**dict.fromkeys(nodes, "simulated"), nodes[-1]: "faster"}
     finally:
-        forget_record(cluster)
-        cluster.site(*VARIABLES, "--tags", "gpu_node_pool")
+        forget_record(two_pools)
+        two_pools.site(*VARIABLES, "--tags", "gpu_node_pool")
 
 
-def test_the_same_pool_in_the_other_api_version(cluster: Stack) -> None:
+def test_the_same_pool_in_the_other_api_version(two_pools: Stack) -> None:
     variables: Variables = {
         "replace_test_old_pool": {"api_version": "v1alpha2"},
         "replace_test_new_pool": {"name": "blue", "selector": {"app": "blue"}, "picker": "blue-v1-epp"},
         "replacement": "blue",
     }
     alpha = {**variables, "replace_test_pool_version": "v1alpha2"}
-    forget(cluster, extra(alpha))
-    before = specs(cluster)
-    assert "inference.networking.x-k8s.io" in str(before)
-    with traffic(cluster) as load:
-        time.sleep(5)
-        cluster.playbook(
-            PLAYBOOK, *arguments("-e", json.dumps({**alpha, "pool_replacement_settings": SETTINGS})), timeout=1200
-        )
-        time.sleep(5)
-    assert not load.faults, load.faults[:5]
-    assert state(cluster)["phase"] == "Completed"
-    expected = json.loads(json.dumps(before).replace("inference.networking.x-k8s.io", "inference.networking.k8s.io"))
-    assert specs(cluster) == expected
-    assert cluster.site(*extra(variables)).changed == 0
-    cluster.kubectl("delete", "inferencepools.inference.networking.x-k8s.io", "blue", "-n", "default")
+    forget(two_pools, extra(alpha))
+    assert ALPHA in str(specs(two_pools))
+    replaced(two_pools, alpha, lambda before: json.loads(json.dumps(before).replace(ALPHA, GA)))
+    assert two_pools.site(*extra(variables)).changed == 0
+    two_pools.kubectl("delete", f"inferencepools.{ALPHA}", "blue", "-n", "default")
 
 
-def test_a_picker_is_upgraded_in_place(cluster: Stack) -> None:
-    forget(cluster)
-    before = {pod["metadata"]["name"] for pod in cluster.pods("app.kubernetes.io/name=blue-epp")}
+def test_a_picker_is_upgraded_in_place(two_pools: Stack) -> None:
+    forget(two_pools)
+    before = {pod["metadata"]["name"] for pod in two_pools.pods("app.kubernetes.io/name=blue-epp")}
     newer = {"inference_pool_resources": {"requests": {"cpu": "90m", "memory": "96Mi"}, "limits": {"memory": "768Mi"}}}
-    with traffic(cluster) as load:
+    with traffic(two_pools) as load:
         time.sleep(5)
-        cluster.site(*extra(newer), "--tags", "inference_pool")
-        cluster.wait_for(
+        two_pools.site(*extra(newer), "--tags", "inference_pool")
+        two_pools.wait_for(
             "the picker is another Pod",
-            lambda: not before & {pod["metadata"]["name"] for pod in cluster.pods("app.kubernetes.io/name=blue-epp")},
+            lambda: not before & {pod["metadata"]["name"] for pod in two_pools.pods("app.kubernetes.io/name=blue-epp")},
         )
         time.sleep(10)
     assert not load.faults, load.faults[:5]

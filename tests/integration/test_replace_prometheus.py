@@ -74,12 +74,9 @@ def _protected(directory: Path, secret: Path) -> Path:
     authority = Authority("prometheus")
     served = authority.issue("127.0.0.1").write(directory / "served")
     secret.mkdir()
-    for name, content in (
-        ("ca.crt", authority.certificate),
-        ("username", b"headrace"),
-        ("password", PASSWORD.encode()),
-    ):
-        (secret / name).write_bytes(content)
+    (secret / "ca.crt").write_bytes(authority.certificate)
+    (secret / "username").write_text("headrace")
+    (secret / "password").write_text(PASSWORD)
     settings = {
         "tls_server_config": {"cert_file": str(served / "tls.crt"), "key_file": str(served / "tls.key")},
         "basic_auth_users": {"headrace": HASHED},

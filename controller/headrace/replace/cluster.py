@@ -21,12 +21,10 @@ from headrace.kube.patch import apply
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, Members, pools_resource
-from headrace.replace.ownership import FIELD_MANAGER, gitops_owner
+from headrace.replace.ownership import FIELD_MANAGER, Object, Operation, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan
 from headrace.replace.routes import (
     Foreign,
-    Object,
-    Operation,
     RouteRecord,
     final_patch,
     give_back,

@@ -252,7 +252,6 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
         logger.info("carrying on: %s, %d %%", state.phase.value, max(0, state.share))
     elif stored is not None and stored.request is not None:
         await store.clear_request()
-    prometheus = None
     if fresh and plan.prometheus_url and options.credentials is not None:
         # One that is under way goes on without, to an end: gates that cannot be measured do not pass.
         try:
@@ -260,6 +259,7 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
         except (OSError, ValueError) as error:
             logger.error("refused: --prometheus-credentials=%s: %s", options.credentials.folder, error)
             return EXIT_REFUSED
+    prometheus = None
     if plan.prometheus_url:
         prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match, options.credentials)
     measure = Measure(client, session, via=options.via, prometheus=prometheus)

@@ -64,19 +64,18 @@ def owners_of(route: Object) -> tuple[Owner, ...]:
 
 def give_back_patch(route: Object, owners: Iterable[Owner]) -> list[Operation]:
     """The operations that make a route's rules theirs again; none where they have them, or where nobody had."""
-    wanted, now = list(owners), _entries(route)
-    ours = [entry for entry in now if entry.get("manager") == FIELD_MANAGER and _has_rules(entry)]
+    wanted, kept = list(owners), [copy.deepcopy(dict(entry)) for entry in _entries(route)]
+    ours = [entry for entry in kept if _owner(entry).manager == FIELD_MANAGER and _has_rules(entry)]
     if not wanted or not ours:
         return []
-    kept = [copy.deepcopy(dict(entry)) for entry in now]
+    for entry in ours:
+        del entry["fieldsV1"]["f:spec"]["f:rules"]
+        if not entry["fieldsV1"]["f:spec"]:
+            del entry["fieldsV1"]["f:spec"]
     for entry in kept:
-        if _owner(entry) in wanted:
+        if (owner := _owner(entry)) in wanted:
             entry.setdefault("fieldsV1", {}).setdefault("f:spec", {})["f:rules"] = {}
-            wanted.remove(_owner(entry))
-        elif entry.get("manager") == FIELD_MANAGER and _has_rules(entry):
-            del entry["fieldsV1"]["f:spec"]["f:rules"]
-            if not entry["fieldsV1"]["f:spec"]:
-                del entry["fieldsV1"]["f:spec"]
+            wanted.remove(owner)
     # One that had nothing else is gone by now.
     kept += [
         {

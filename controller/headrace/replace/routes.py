@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.replace.ownership import Owner, give_back_patch, owners_of
+from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan
 from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
 
@@ -20,8 +20,6 @@ GATEWAY_GROUP = "gateway.networking.k8s.io"
 KINDS = ("HTTPRoute", "GRPCRoute")
 # Marks a route of our own, see `hold`: it leads to the old pool and is none of those to be changed.
 HOLD_LABEL = "headrace.dev/replacement"
-Object = Mapping[str, Any]
-Operation = dict[str, Any]
 
 
 class Foreign(Exception):  # noqa: N818
@@ -215,12 +213,13 @@ def give_back(route: Object, known: RouteRecord, plan: Plan) -> list[Operation]:
     """The operations that make the rules those's again who had them; none where somebody else has changed a rule since:
     then the rules stay ours, and the next server-side apply says so instead of undoing that change."""
     swap, now = swap_of(plan, known.namespace), rules_of(route)
-    places = [_place(route, rule, swap) for rule in known.rules]
-    for rule, at in zip(known.rules, places, strict=True):
+    places = []
+    for rule in known.rules:
+        at = _place(route, rule, swap)
         if at is None or refs_of(now[at]) not in (rule.refs, final_refs(rule.refs, swap)):
             return []
-    same = _rest(route, [at for at in places if at is not None]) == known.rest
-    return give_back_patch(route, known.owners) if same else []
+        places.append(at)
+    return give_back_patch(route, known.owners) if _rest(route, places) == known.rest else []
 
 
 def rule_patch(at: int, current: Refs, wanted: Refs) -> list[Operation]:

@@ -94,8 +94,9 @@ def test_whatever_a_role_makes_teardown_knows() -> None:
 def test_what_set_filters_give_is_sorted(role: Path) -> None:
     # Their order is another in every process: messages and loops would change from run to run.
     for path in sorted(path for folder in ("tasks", "vars") for path in (role / folder).glob("*.yml")):
-        for match in re.finditer(r"\| (?:difference|intersect|union|symmetric_difference)\(", path.read_text()):
-            rest = path.read_text()[match.end() :]
+        text = path.read_text()
+        for match in re.finditer(r"\| (?:difference|intersect|union|symmetric_difference)\(", text):
+            rest = text[match.end() :]
             depth, end = 1, 0
             while depth:
                 depth += {"(": 1, ")": -1}.get(rest[end], 0)

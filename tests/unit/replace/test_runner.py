@@ -177,12 +177,11 @@ async def test_a_route_that_comes_while_a_gate_measures_is_taken_along() -> None
     assert [(result.percent, result.verdict) for result in state.history] == [(50, "pass"), (100, "pass")]
 
 
-async def test_what_cannot_be_given_back_or_removed_ends_nothing() -> None:
+async def test_routes_are_looked_at_once_more_before_the_old_pool_is_removed() -> None:
     bench = Bench(dataclasses.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
     calls: list[str] = []
     bench.fail = lambda what: calls.append(what)  # type: ignore[func-returns-value]
     assert (await bench.run()).phase is Phase.DONE
-    # Looked at once more before anything is removed.
     assert calls.count("finalise") == 2
     assert calls[-3:].count("give back") == 1
 
