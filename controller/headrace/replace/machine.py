@@ -87,9 +87,10 @@ class Finalised:
 
 @dataclass(frozen=True)
 class Removed:
-    """What had to be removed is gone."""
+    """What had to be removed is gone; or it is kept after all, and `kept` says why."""
 
     count: int = 0
+    kept: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,8 @@ def _finalised(state: State, event: Finalised, plan: Plan, now: float) -> State:
 
 def _cleaned_up(state: State, event: Removed, plan: Plan, now: float) -> State:
     kept = f"{event.count} objects of the old pool removed" if plan.remove_old else "the old pool is kept"
+    if event.kept:
+        kept = f"the old pool is kept, remove it by hand once nothing leads to it: {event.kept}"
     return _enter(state, Phase.DONE, now, f"completed; {kept}", reason="")
 
 

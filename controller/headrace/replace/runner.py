@@ -193,7 +193,7 @@ class Runner:
             if isinstance(event, Discovered):
                 return event
             if isinstance(event, Abort):
-                logger.warning("the old pool is kept: %s", event.reason)
+                removed = Removed(kept=event.reason)
             else:
                 removed = await self._world.remove(self._plan.remove_old)
         await self._world.give_back(state)

@@ -11,7 +11,18 @@ import pytest
 from headrace.kube.client import ApiError
 from headrace.kube.lease import LeaseLost
 from headrace.replace.counters import Counters, Histogram
-from headrace.replace.machine import Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp, Written
+from headrace.replace.machine import (
+    Abort,
+    Discovered,
+    Event,
+    Finalised,
+    Found,
+    Refused,
+    Removed,
+    Restored,
+    WarmedUp,
+    Written,
+)
 from headrace.replace.measure import PoolReading
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.routes import RouteRecord, records
@@ -184,6 +195,24 @@ async def test_routes_are_looked_at_once_more_before_the_old_pool_is_removed() -
     assert (await bench.run()).phase is Phase.DONE
     assert calls.count("finalise") == 2
     assert calls[-3:].count("give back") == 1
+
+
+async def test_an_old_pool_that_somebody_leads_a_route_to_again_is_kept() -> None:
+    bench = Bench(dataclasses.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
+    looks, removals = iter((Finalised(), Abort("HTTPRoute serving/r, rule 0: somebody else changed it"))), list[Any]()
+
+    async def finalise(state: State) -> Event:
+        return next(looks)
+
+    async def remove(objects: tuple[Any, ...]) -> Removed:
+        removals.append(objects)
+        return Removed(len(objects))
+
+    bench.finalise, bench.remove = finalise, remove  # type: ignore[method-assign]
+    state = await bench.run()
+    assert (state.phase, removals) == (Phase.DONE, [])
+    assert "the old pool is kept" in state.log[-1].message
+    assert "HTTPRoute serving/r, rule 0: somebody else changed it" in state.log[-1].message
 
 
 async def test_a_dead_pool_is_given_its_seconds_and_no_more() -> None:
