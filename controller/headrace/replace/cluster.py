@@ -22,7 +22,7 @@ from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found,
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, Members, pools_resource
 from headrace.replace.ownership import FIELD_MANAGER, Object, Operation, gitops_owner
-from headrace.replace.plan import ObjectRef, Plan
+from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.routes import (
     Foreign,
     RouteRecord,
@@ -30,6 +30,7 @@ from headrace.replace.routes import (
     give_back,
     granted,
     hold,
+    leading_to,
     records,
     restore_patch,
     shift_patch,
@@ -152,16 +153,16 @@ class Cluster:
 
     async def shift(self, state: State, percent: int) -> Event:
         """Give the new pool its share on every recorded route. Raises ApiError, LeaseLost."""
-        if new := await self.discover(state):
-            return Discovered(new)
+        if event := await self.discover(state):
+            return event
         await self._hold(state)
         foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
         return Abort(foreign) if foreign else WrittenEvent(percent)
 
     async def finalise(self, state: State) -> Event:
         """Put the new pool in the old one's place everywhere. Raises ApiError, LeaseLost."""
-        if new := await self.discover(state):
-            return Discovered(new)
+        if event := await self.discover(state):
+            return event
         foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
         if foreign:
             return Abort(foreign)
@@ -177,7 +178,18 @@ class Cluster:
             if error.status == 0:
                 raise
             logger.warning("the pools are not held in the gateway while weights return: %s", error)
-        await self._patch_all(state, lambda route, record: restore_patch(route, record, self._plan))
+        failed: ApiError | None = None
+        for record in state.records:
+            try:
+                await self._patch(record, lambda route, known: restore_patch(route, known, self._plan))
+            except ApiError as error:
+                if error.status == 0:
+                    raise
+                # One route that cannot be written keeps no other from its way back.
+                logger.warning("%s has not its backends and weights back: %s", record, error)
+                failed = error
+        if failed is not None:
+            raise failed
         await self.give_back(state)
         await self._release(state)
         return Restored()
@@ -194,10 +206,19 @@ class Cluster:
                     raise
                 logger.warning("the rules of %s stay the field manager %s's: %s", record, FIELD_MANAGER, error)
 
-    async def discover(self, state: State) -> tuple[RouteRecord, ...]:
-        """Routes that lead to the old pool and are not recorded. Raises ApiError."""
+    async def discover(self, state: State) -> Discovered | Abort | None:
+        """Routes that lead to the old pool and are not recorded, or why they cannot be taken along. Raises ApiError."""
         known = {record.key for record in state.records}
-        return tuple(record for record in records(await self.routes(), self._plan) if record.key not in known)
+        routes = await self.routes()
+        found = tuple(record for record in records(routes, self._plan) if record.key not in known)
+        if not found:
+            return None
+        problems = await self._of_routes(routes, found)
+        return Abort("; ".join(problems)) if problems else Discovered(found)
+
+    async def leading_to(self, pool: PoolRef) -> tuple[str, ...]:
+        """The names of all routes that name a pool. Raises ApiError."""
+        return leading_to(await self.routes(), pool)
 
     async def _patch_all(self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]) -> str:
         """Patch every recorded route. Returns what somebody else changed, "" for nothing."""
@@ -297,20 +318,20 @@ class Cluster:
 
     async def remove(self, objects: Iterable[ObjectRef]) -> Removed:
         """Delete objects and wait until they are gone. Raises ApiError, LeaseLost."""
-        paths = []
+        paths: dict[str, str] = {}
         for found in objects:
             await self._lease.ensure()
             resource = Resource(found.group, found.version, found.plural, bool(found.namespace))
             path = resource.path(found.namespace or None, found.name)
             if await _delete(self._client, path):
                 logger.info("removed %s", found)
-            paths.append(path)
-        deadline = asyncio.get_running_loop().time() + _DELETED_SECONDS
+            paths[path] = str(found)
+        count, deadline = len(paths), asyncio.get_running_loop().time() + _DELETED_SECONDS
         while paths and asyncio.get_running_loop().time() < deadline:
-            paths = [path for path in paths if await _exists(self._client, path)]
+            paths = {path: name for path, name in paths.items() if await _exists(self._client, path)}
             if paths:
                 await asyncio.sleep(1.0)
-        return Removed(len(list(objects)))
+        return Removed(count - len(paths), left=tuple(paths.values()))
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """An event on the old pool, for `kubectl describe`. A failure is logged and nothing else."""

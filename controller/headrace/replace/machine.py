@@ -87,10 +87,11 @@ class Finalised:
 
 @dataclass(frozen=True)
 class Removed:
-    """What had to be removed is gone; or it is kept after all, and `kept` says why."""
+    """What had to be removed is gone, but for what is `left` to be deleted still; or it is `kept`, and why."""
 
     count: int = 0
     kept: str = ""
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,12 @@ def may_roll_back(state: State, plan: Plan) -> bool:
     """Whether everything can still become as it was."""
     if state.phase in REVERSIBLE or state.phase is Phase.PREFLIGHT:
         return True
-    return state.phase in (Phase.CLEAN_UP, Phase.DONE) and not plan.remove_old
+    return state.phase in (Phase.CLEAN_UP, Phase.DONE) and old_is_kept(state, plan)
+
+
+def old_is_kept(state: State, plan: Plan) -> bool:
+    """Whether the old pool is there still once all is done."""
+    return not plan.remove_old or bool(state.kept)
 
 
 def advance(state: State, event: Event, plan: Plan, now: float) -> State:
@@ -204,7 +210,7 @@ def _written(state: State, event: Written, plan: Plan, now: float) -> State:
         return state
     # After the last gate the routes were only brought in line with a newly found one.
     gated = any(result.percent == event.percent and result.verdict != FAIL for result in state.history)
-    after = Phase.FINALISE if gated and event.percent == 100 else Phase.GATE
+    after = Phase.DRAIN if gated and event.percent == 100 else Phase.GATE
     return _enter(state, after, now, f"{event.percent} % go to the new pool", share=event.percent)
 
 
@@ -223,6 +229,8 @@ def _judged(state: State, event: Judged, plan: Plan, now: float) -> State:
 
 
 def _approved(state: State, event: Approved, plan: Plan, now: float) -> State:
+    # People may take their time: it counts for the approval's own timeout, and not for the replacement's.
+    state = dataclasses.replace(state, waited=state.waited + now - state.since)
     return _next_step(state, plan, now, f"approved{f' by {event.by}' if event.by else ''}")
 
 
@@ -241,10 +249,8 @@ def _finalised(state: State, event: Finalised, plan: Plan, now: float) -> State:
 
 
 def _cleaned_up(state: State, event: Removed, plan: Plan, now: float) -> State:
-    kept = f"{event.count} objects of the old pool removed" if plan.remove_old else "the old pool is kept"
-    if event.kept:
-        kept = f"the old pool is kept, remove it by hand once nothing leads to it: {event.kept}"
-    return _enter(state, Phase.DONE, now, f"completed; {kept}", reason="")
+    fate = _fate(event, "old") if plan.remove_old else "the old pool is kept"
+    return _enter(state, Phase.DONE, now, f"completed; {fate}", reason="", kept=event.kept)
 
 
 def _restored(state: State, event: Restored, plan: Plan, now: float) -> State:
@@ -252,8 +258,15 @@ def _restored(state: State, event: Restored, plan: Plan, now: float) -> State:
 
 
 def _discarded(state: State, event: Removed, plan: Plan, now: float) -> State:
-    kept = f"{event.count} objects of the new pool removed" if plan.remove_new else "the new pool is kept"
-    return _enter(state, Phase.ROLLED_BACK, now, f"rolled back; {kept}")
+    fate = _fate(event, "new") if plan.remove_new else "the new pool is kept"
+    return _enter(state, Phase.ROLLED_BACK, now, f"rolled back; {fate}")
+
+
+def _fate(event: Removed, which: str) -> str:
+    if event.kept:
+        return f"the {which} pool is kept, remove it by hand once nothing leads to it: {event.kept}"
+    left = f"; these are still being deleted: {', '.join(event.left)}" if event.left else ""
+    return f"{event.count} objects of the {which} pool removed{left}"
 
 
 _Handler = Callable[[State, Any, Plan, float], State]

@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace.core import EXTENSION_GROUP
 from headrace.replace.gates import Check, GateResult
+from headrace.replace.machine import old_is_kept
 from headrace.replace.plan import Plan
 from headrace.replace.state import Phase, State, state_as_json
 
@@ -52,7 +53,7 @@ def inventory_change(plan: Plan, state: State) -> list[str]:
         f"inference_gateway_routes, in {routes}: in every rule replace the backend pool: {plan.old.name} by "
         f"pool: {plan.new.name}{changed}; keep its weight."
     ]
-    if plan.remove_old:
+    if not old_is_kept(state, plan):
         lines.append(f"inference_pool_pools: remove {plan.old.name}; vllm_model_server_groups: remove its servers.")
     else:
         lines.append(f"inference_pool_pools: keep {plan.old.name} as long as it is kept for a rollback.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
-from headrace.replace.plan import Plan
+from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
@@ -103,6 +103,19 @@ def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
     return tuple(sorted((one for one in found if one is not None), key=lambda one: one.key))
 
 
+def leading_to(routes: Iterable[Object], pool: PoolRef) -> tuple[str, ...]:
+    """The names of all routes that name a pool, with whatever weight; ours aside."""
+    found = []
+    for route in routes:
+        metadata = route.get("metadata") or {}
+        namespace = str(metadata.get("namespace") or "default")
+        swap = Swap(pool, pool, namespace)
+        named = any(swap.is_old(ref) for rule in rules_of(route) for ref in refs_of(rule))
+        if named and HOLD_LABEL not in (metadata.get("labels") or {}):
+            found.append(f"{route.get('kind') or KINDS[0]} {namespace}/{metadata.get('name')}")
+    return tuple(sorted(found))
+
+
 def unsplittable(found: Iterable[RouteRecord], plan: Plan) -> Iterator[str]:
     """Rules whose weights some step cannot be written with."""
     for route in found:
@@ -177,8 +190,11 @@ def final_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operation
 def _patch(route: Object, known: RouteRecord, plan: Plan, wanted: Sequence[Refs]) -> list[Operation]:
     swap = swap_of(plan, known.namespace)
     operations: list[Operation] = []
-    for rule, refs in zip(known.rules, wanted, strict=True):
-        at = _place(route, rule, swap)
+    places = [_place(route, rule, swap) for rule in known.rules]
+    for number, found in enumerate(rules_of(route)):
+        if number not in places and any(swap.is_old(ref) for ref in refs_of(found)):
+            raise Foreign(f"{known}, rule {number}: somebody else changed it to lead to {plan.old}")
+    for rule, refs, at in zip(known.rules, wanted, places, strict=True):
         if at is None:
             raise Foreign(f"{known}: its rule {rule.index}, which led to the pool, is gone")
         current = refs_of(rules_of(route)[at])
@@ -192,12 +208,26 @@ def restore_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operati
     """The operations that give a route its recorded backends and weights back, whatever became of it since."""
     swap = swap_of(plan, known.namespace)
     operations: list[Operation] = []
-    for rule in known.rules:
-        at = _place(route, rule, swap)
+    places = [_place(route, rule, swap) for rule in known.rules]
+    for number, rule in enumerate(known.rules):
+        if places[number] is None:
+            places[number] = _stray(route, rule, plan, swap, places)
+        at = places[number]
         if at is not None:
             current = refs_of(rules_of(route)[at])
             operations += rule_patch(at, current, restored(current, rule.refs, swap))
     return operations
+
+
+def _stray(route: Object, rule: RuleRecord, plan: Plan, swap: Swap, taken: Sequence[int | None]) -> int | None:
+    """Where a rule is whose matches somebody changed: told by backends that only a replacement writes."""
+    ours = _allowed(rule, plan, swap)
+    found = [
+        at
+        for at, other in enumerate(rules_of(route))
+        if at not in taken and any(swap.is_new(ref) for ref in refs_of(other)) and [*map(dict, refs_of(other))] in ours
+    ]
+    return rule.index if rule.index in found else found[0] if len(found) == 1 else None
 
 
 def _rest(route: Object, places: Iterable[int]) -> str:

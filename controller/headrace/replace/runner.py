@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from headrace.core import InvalidPool
 from headrace.kube.client import ApiError
+from headrace.kube.lease import LeaseLost
 from headrace.replace.counters import Counters, Window
 from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, not_taken, table
 from headrace.replace.machine import (
@@ -35,7 +36,6 @@ from headrace.replace.machine import (
 )
 from headrace.replace.measure import PoolReading
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
-from headrace.replace.routes import RouteRecord
 from headrace.replace.state import Phase, State
 from headrace.replace.store import Record, Request, Unreadable
 
@@ -63,7 +63,8 @@ class World(Protocol):
     async def finalise(self, state: State) -> Event: ...
     async def restore(self, state: State) -> Event: ...
     async def give_back(self, state: State) -> None: ...
-    async def discover(self, state: State) -> tuple[RouteRecord, ...]: ...
+    async def discover(self, state: State) -> Event | None: ...
+    async def leading_to(self, pool: PoolRef) -> tuple[str, ...]: ...
     async def remove(self, objects: tuple[ObjectRef, ...]) -> Removed: ...
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None: ...
 
@@ -122,6 +123,13 @@ class Runner:
             except ApiError as error:
                 event = _refusal(state, error)
                 logger.warning("%s: %s", "giving up" if event else "trying again", error)
+            except LeaseLost:
+                raise
+            except Exception as error:
+                # An error of our own must not leave routes in between, and a process that ends with it would.
+                logger.exception("the step could not be taken")
+                if state.phase in REVERSIBLE or state.phase is Phase.PREFLIGHT:
+                    event = Abort(f"an error of this program: {type(error).__name__}: {error}")
             if event is not None:
                 state = await self._take(state, event)
             else:
@@ -182,7 +190,7 @@ class Runner:
             case Phase.RESTORE:
                 return await world.restore(state)
             case _:
-                return await world.remove(plan.remove_new)
+                return await self._discard()
 
     async def _clean_up(self, state: State) -> Event:
         removed = Removed()
@@ -195,15 +203,24 @@ class Runner:
             if isinstance(event, Abort):
                 removed = Removed(kept=event.reason)
             else:
-                removed = await self._world.remove(self._plan.remove_old)
+                removed = await self._remove(self._plan.old, self._plan.remove_old)
         await self._world.give_back(state)
         return removed
+
+    async def _discard(self) -> Event:
+        return await self._remove(self._plan.new, self._plan.remove_new) if self._plan.remove_new else Removed()
+
+    async def _remove(self, pool: PoolRef, objects: tuple[ObjectRef, ...]) -> Removed:
+        """A pool that a route names is kept, whoever wrote that route."""
+        if names := await self._world.leading_to(pool):
+            return Removed(kept=f"{', '.join(names)} {'leads' if len(names) == 1 else 'lead'} to it")
+        return await self._world.remove(objects)
 
     # ---- what stops a phase
 
     async def _interruption(self, state: State) -> Event | None:
         """What people ask for, and the total time. None while there is nothing."""
-        if state.phase in _TIMED and self._clock() > state.started + self._plan.timeout:
+        if state.phase in _TIMED and self._clock() > state.started + state.waited + self._plan.timeout:
             return Abort(f"not finished after {self._plan.timeout:g} s")
         return await self._asked(state)
 
@@ -279,8 +296,8 @@ class Runner:
             reason = not_taken(percent, old.total, new.total) if old.is_apart_from(new) else ""
             if seconds >= plan.interval and reason:
                 # A route that came since gives the old pool all that it gets.
-                if found := await self._latecomers(state):
-                    return Discovered(found)
+                if (event := await self._latecomers(state)) is not None:
+                    return event
                 if late:
                     return Abort(reason)
                 logger.warning("%s: looking on", reason)
@@ -290,12 +307,12 @@ class Runner:
                 return Judged(result, old.total if enough(plan, old.total) else None)
             await self._sleep(min(self._poll, max(0.05, plan.interval - seconds)))
 
-    async def _latecomers(self, state: State) -> tuple[RouteRecord, ...]:
+    async def _latecomers(self, state: State) -> Event | None:
         try:
             return await self._world.discover(state)
         except ApiError as error:
             logger.warning("routes cannot be looked for: %s", error)
-            return ()
+            return None
 
     async def _approval(self, state: State) -> Event:
         while True:

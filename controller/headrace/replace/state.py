@@ -69,6 +69,10 @@ class State:
     finished: float = 0.0
     reason: str = ""
     facts: str = ""
+    # Why the old pool is there still though it was to be removed.
+    kept: str = ""
+    # Seconds that people took to approve.
+    waited: float = 0.0
     records: tuple[RouteRecord, ...] = ()
     history: tuple[GateResult, ...] = ()
     # The last window in which the old pool had traffic enough to be compared with.
@@ -99,6 +103,8 @@ def state_as_json(state: State) -> dict[str, Any]:
         "finished": state.finished,
         "reason": state.reason,
         "facts": state.facts,
+        "kept": state.kept,
+        "waited": state.waited,
         "records": [dataclasses.asdict(record) for record in state.records],
         "history": [result.as_json() for result in state.history],
         "reference": None if state.reference is None else counters_as_json(state.reference),
@@ -126,6 +132,9 @@ def parse_state(value: object) -> State:
             finished=float(value["finished"]),
             reason=str(value["reason"]),
             facts=str(value["facts"]),
+            # What a record of before had no word for.
+            kept=str(value.get("kept") or ""),
+            waited=float(value.get("waited") or 0.0),
             records=tuple(_record(record) for record in value["records"]),
             history=tuple(result_of_json(result) for result in value["history"]),
             reference=None if value["reference"] is None else counters_of_json(value["reference"]),

@@ -8,7 +8,7 @@ from typing import Any
 from headrace.kube.client import ApiError, request
 from headrace.kube.lease import LEASES, holder_of
 from headrace.replace.gates import table
-from headrace.replace.machine import Found, Refused, percent_of
+from headrace.replace.machine import Found, Refused, old_is_kept, percent_of
 from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.routes import swap_of
 from headrace.replace.state import Phase, State
@@ -39,7 +39,7 @@ async def read(client: Any, pool: PoolRef) -> dict[str, Any]:
         "share": percent_of(state, plan) if state.phase is Phase.APPROVAL else state.share,
         "reason": state.reason,
         "plan": plan.as_json(),
-        "old_is_kept": not plan.remove_old,
+        "old_is_kept": old_is_kept(state, plan),
         "milestones": milestones(state),
         "routes": [f"{record.namespace}/{record.name}" for record in state.records],
         "lines": lines(plan, state),

@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.kube.client import MERGE_PATCH, ApiError, Resource, request
+from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, Resource, request
 from headrace.kube.lease import LeaseLost
 from headrace.replace.plan import Plan, PoolRef, parse_plan
 from headrace.replace.state import InvalidState, State, parse_state, state_as_json
@@ -68,6 +68,9 @@ class Store:
         self._namespace = pool.namespace
         self.name = object_name(pool)
         self._version = ""
+        # Of the last look: who wrote, and what somebody asked for.
+        self._epoch = 0
+        self._asked: str | None = None
 
     async def load(self) -> Record | None:
         """What is stored; None if nothing is. Raises ApiError, InvalidPlan, InvalidState, Unreadable."""
@@ -75,11 +78,12 @@ class Store:
             found = await request(self._client, "GET", CONFIG_MAPS.path(self._namespace, self.name))
         except ApiError as error:
             if error.status == 404:
-                self._version = ""
+                self._version, self._asked = "", None
                 return None
             raise
         data = found.get("data") or {}
         self._version = str(found["metadata"].get("resourceVersion") or "")
+        self._asked = data.get("request")
         if "state.json" not in data:
             return None
         try:
@@ -87,7 +91,8 @@ class Store:
             epoch = int(data.get("epoch") or 0)
         except (InvalidState, json.JSONDecodeError) as error:
             raise Unreadable(f"ConfigMap {self._namespace}/{self.name}: {error}") from error
-        return Record(plan, state, epoch, self._version, _request(data.get("request")))
+        self._epoch = epoch
+        return Record(plan, state, epoch, self._version, _request(self._asked))
 
     async def save(self, plan: Plan, state: State, epoch: int) -> None:
         """Write plan and state. Raises LeaseLost, ApiError."""
@@ -98,15 +103,18 @@ class Store:
             "epoch": str(epoch),
         }
         for _ in range(10):
+            # Looking for requests is enough to have seen a successor's writing, and its version.
+            if self._epoch > epoch:
+                raise LeaseLost(f"ConfigMap {self.name} was written by a later holder of the Lease")
             try:
                 await self._write(data)
             except ApiError as error:
                 if error.status not in (404, 409):
                     raise
-                # Somebody asked for something meanwhile, made it first, or took over.
-                stored = await self.load()
-                if stored is not None and stored.epoch > epoch:
-                    raise LeaseLost(f"ConfigMap {self.name} was written by a later holder of the Lease") from error
+                # Somebody asked for something meanwhile, made it first, or took over. What they ask for is new.
+                asked = self._asked
+                await self.load()
+                self._asked = asked
             else:
                 return
         raise ApiError(409, "Conflict", f"ConfigMap {self.name} changes all the time")
@@ -130,10 +138,23 @@ class Store:
         await request(self._client, "PATCH", path, body={"data": {"request": text}}, content_type=MERGE_PATCH)
 
     async def clear_request(self) -> None:
-        """The request was dealt with. Raises ApiError."""
+        """The request that was seen last was dealt with; one that came since stays. Raises ApiError."""
+        if self._asked is None:
+            return
+        operations = [
+            {"op": "test", "path": "/data/request", "value": self._asked},
+            {"op": "remove", "path": "/data/request"},
+        ]
         path = CONFIG_MAPS.path(self._namespace, self.name)
-        found = await request(self._client, "PATCH", path, body={"data": {"request": None}}, content_type=MERGE_PATCH)
-        self._version = str(found["metadata"].get("resourceVersion") or "")
+        try:
+            found = await request(self._client, "PATCH", path, body=operations, content_type=JSON_PATCH)
+        except ApiError as error:
+            # It is another one now, or gone.
+            if error.status not in (404, 422):
+                raise
+        else:
+            self._version = str(found["metadata"].get("resourceVersion") or "")
+        self._asked = None
 
 
 def _request(text: object) -> Request | None:

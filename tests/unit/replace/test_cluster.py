@@ -1,4 +1,4 @@
-"""Giving a route's rules back: what the API server says to it ends no replacement, unless nobody answers."""
+"""What a replacement does to routes where the API server refuses, and which late routes it takes along."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from headrace.kube.client import ApiError
 from headrace.replace import cluster
 from headrace.replace.cluster import Cluster
+from headrace.replace.machine import Abort, Discovered
 from headrace.replace.ownership import FIELD_MANAGER
-from headrace.replace.routes import records
+from headrace.replace.routes import HOLD_LABEL, records
 from headrace.replace.state import State
 
-from .test_routes import MIXED, PLAN
+from .test_routes import MIXED, PLAN, pool, route, rule
 
 
 class _Lease:
@@ -59,3 +60,69 @@ async def test_a_refusal_to_give_rules_back_ends_nothing(
         await world.give_back(state)
     assert "PATCH" in asked
     assert f"the rules of HTTPRoute serving/{MIXED['metadata']['name']} stay the field manager" in caplog.text
+
+
+def world(
+    monkeypatch: pytest.MonkeyPatch, routes: list[dict[str, Any]], refused: str = ""
+) -> tuple[Cluster, list[str]]:
+    """The cluster with these routes; patches of the one of a name are refused. And the names of those patched."""
+    written: list[str] = []
+
+    async def request(client: Any, method: str, path: str, **more: Any) -> Any:
+        name = path.rsplit("/", 1)[-1]
+        if method == "PATCH":
+            if name == refused:
+                raise ApiError(403, "Forbidden", "a webhook says no")
+            written.append(name)
+            return {}
+        if name in ("httproutes", "grpcroutes", "referencegrants"):
+            return {"items": routes if name == "httproutes" else []}
+        found = next((one for one in routes if one["metadata"]["name"] == name), None)
+        if found is None or method == "DELETE":
+            raise ApiError(404, "NotFound", path)
+        return {**found, "kind": "HTTPRoute"}
+
+    async def apply(*given: Any, **more: Any) -> Any:
+        raise ApiError(403, "Forbidden", "no canary here")
+
+    monkeypatch.setattr(cluster, "request", request)
+    monkeypatch.setattr(cluster, "apply", apply)
+    return Cluster(None, None, PLAN, _Lease(), None), written  # type: ignore[arg-type]
+
+
+def shifted(name: str) -> dict[str, Any]:
+    return route(rule(pool("old", 1), pool("new", 1)), name=name)
+
+
+async def test_a_route_that_cannot_be_written_keeps_no_other_from_its_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = records([route(rule(pool("old")), name=name) for name in ("a", "b", "c")], PLAN)
+    state = State(run="1", started=0.0, since=0.0, records=found)
+    there, written = world(monkeypatch, [shifted(name) for name in ("a", "b", "c")], refused="a")
+    with pytest.raises(ApiError, match="a webhook says no"):
+        await there.restore(state)
+    assert written == ["b", "c"]
+
+
+async def test_a_late_route_is_looked_at_as_the_others_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = route(rule(pool("old")))
+    state = State(run="1", started=0.0, since=0.0, records=records([known], PLAN))
+    there, _ = world(monkeypatch, [known])
+    assert await there.discover(state) is None
+    fine = route(rule(pool("old", 3)), name="late")
+    there, _ = world(monkeypatch, [known, fine])
+    assert await there.discover(state) == Discovered(records([fine], PLAN))
+    for late, reason in (
+        (route(rule(pool("old", namespace="serving")), name="late", namespace="other"), "ReferenceGrant"),
+        (route(rule(pool("old", 1), pool("third", 999_999)), name="late"), "leave no room"),
+    ):
+        there, _ = world(monkeypatch, [known, late])
+        event = await there.discover(state)
+        assert isinstance(event, Abort)
+        assert reason in event.reason
+
+
+async def test_who_leads_to_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    zero = route(rule(pool("third"), pool("new", 0)), name="zero")
+    own = route(rule(pool("new")), name="own", labels={HOLD_LABEL: "old"})
+    there, _ = world(monkeypatch, [zero, own, route(rule(pool("old")), name="other")])
+    assert await there.leading_to(PLAN.new) == ("HTTPRoute serving/zero",)

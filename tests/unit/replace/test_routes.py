@@ -340,3 +340,37 @@ def test_a_grant_is_for_one_kind_of_route() -> None:
     one = known(grpc(pool("old", namespace="serving"), namespace="elsewhere"))
     assert granted(one, PLAN, [grant("GRPCRoute")])
     assert not granted(one, PLAN, [grant("HTTPRoute")])
+
+
+def rematched(found: dict[str, Any], at: int, path: str) -> dict[str, Any]:
+    """The route with other matches of a rule, as somebody else may leave them."""
+    found = copy.deepcopy(found)
+    found["spec"]["rules"][at]["matches"] = [{"path": {"type": "PathPrefix", "value": path}}]
+    return found
+
+
+def test_a_rule_whose_matches_somebody_changed_gets_its_backends_back() -> None:
+    found = route(rule(pool("old", 3), path="/a"), rule(pool("old", 2), path="/b"), rule(pool("new"), path="/own"))
+    one = known(found)
+    for moved in (
+        patched(found, shift_patch(found, one, PLAN, 25)),
+        patched(found, final_patch(found, one, PLAN)),
+    ):
+        changed = rematched(moved, 1, "/c")
+        with pytest.raises(Foreign):
+            shift_patch(changed, one, PLAN, 50)
+        assert patched(changed, restore_patch(changed, one, PLAN)) == rematched(found, 1, "/c")
+        # Without a place to go by, and two that it may be, none is guessed.
+        gone = copy.deepcopy(changed)
+        del gone["spec"]["rules"][1]
+        assert patched(gone, restore_patch(gone, one, PLAN))["spec"]["rules"][1]["backendRefs"] == [pool("new")]
+
+
+def test_a_rule_that_comes_to_lead_to_the_old_pool_is_noticed() -> None:
+    found = route(rule(pool("old")), rule(pool("third"), path="/x"))
+    one = known(found)
+    found["spec"]["rules"][1]["backendRefs"] = [pool("old")]
+    for patch in (lambda: shift_patch(found, one, PLAN, 50), lambda: final_patch(found, one, PLAN)):
+        with pytest.raises(Foreign, match="rule 1: somebody else changed it to lead to"):
+            patch()
+    assert restore_patch(found, one, PLAN) == []

@@ -60,6 +60,7 @@ class Bench:
         # A route that came late and that nobody has moved yet: all its requests go to the old pool.
         self.late: tuple[RouteRecord, ...] = ()
         self.unmoved = 0.0
+        self.leading: dict[str, tuple[str, ...]] = {}
 
     def runner(self) -> Runner:
         return Runner(self.plan, self, self, self, poll_interval=1.0, clock=lambda: self.now, sleep=self.sleep)
@@ -88,8 +89,8 @@ class Bench:
 
     async def shift(self, state: State, percent: int) -> Event:
         self.may("shift")
-        if found := await self.discover(state):
-            return Discovered(found)
+        if event := await self.discover(state):
+            return event
         self.share, self.unmoved = percent, 0.0
         return Written(percent)
 
@@ -109,9 +110,13 @@ class Bench:
     async def give_back(self, state: State) -> None:
         self.may("give back")
 
-    async def discover(self, state: State) -> tuple[RouteRecord, ...]:
+    async def discover(self, state: State) -> Event | None:
         known = {record.key for record in state.records}
-        return tuple(record for record in self.late if record.key not in known)
+        found = tuple(record for record in self.late if record.key not in known)
+        return Discovered(found) if found else None
+
+    async def leading_to(self, pool: PoolRef) -> tuple[str, ...]:
+        return self.leading.get(pool.name, ())
 
     async def remove(self, objects: tuple[Any, ...]) -> Removed:
         return Removed(len(objects))
@@ -213,6 +218,74 @@ async def test_an_old_pool_that_somebody_leads_a_route_to_again_is_kept() -> Non
     assert (state.phase, removals) == (Phase.DONE, [])
     assert "the old pool is kept" in state.log[-1].message
     assert "HTTPRoute serving/r, rule 0: somebody else changed it" in state.log[-1].message
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+async def test_a_pool_that_some_route_names_is_not_removed(which: str) -> None:
+    objects = (ObjectRef("", "v1", "services", "serving", f"{which}-epp"),)
+    bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": objects}))
+    bench.errors = 1.0 if which == "new" else 0.0
+    bench.leading = {which: ("HTTPRoute elsewhere/theirs",)}
+    state = await bench.run()
+    assert state.phase is (Phase.DONE if which == "old" else Phase.ROLLED_BACK)
+    assert "kept, remove it by hand once nothing leads to it: HTTPRoute elsewhere/theirs" in state.log[-1].message
+    bench.request = Request("rollback", "me")
+    if which == "old":
+        state = await bench.run(state)
+        assert state.phase is Phase.ROLLED_BACK, "what is there can be gone back to"
+
+
+@pytest.mark.parametrize("what", ["shift", "read new", "finalise"])
+async def test_an_error_of_its_own_is_rolled_back_not_died_of(what: str) -> None:
+    bench = Bench()
+    bench.fail = lambda asked: KeyError("matches") if asked == what and bench.share >= 10 else None
+    state = await bench.run()
+    assert state.phase is Phase.ROLLED_BACK
+    assert bench.restored
+    assert "an error of this program: KeyError: 'matches'" in state.reason
+
+
+async def test_an_error_of_its_own_ends_no_rollback() -> None:
+    bench = Bench()
+    bench.errors = 1.0
+    bench.fail = lambda what: KeyError("matches") if what == "restore" and bench.now < 1500 else None
+    state = await bench.run()
+    assert state.phase is Phase.ROLLED_BACK
+    assert bench.now >= 1500
+
+
+async def test_a_route_that_comes_late_and_cannot_be_taken_along_is_a_reason_to_go_back() -> None:
+    bench = Bench()
+
+    async def discover(state: State) -> Event | None:
+        return Abort("HTTPRoute other/late may not refer to serving/new") if bench.share == 10 else None
+
+    bench.discover = discover  # type: ignore[method-assign]
+    state = await bench.run()
+    assert state.phase is Phase.ROLLED_BACK
+    assert state.reason == "HTTPRoute other/late may not refer to serving/new"
+
+
+async def test_the_old_pool_drains_once_more_after_a_route_that_came_late() -> None:
+    bench = Bench()
+    (known,) = records([MIXED], PLAN)
+    late, looks = dataclasses.replace(known, name="late"), iter([0])
+
+    async def finalise(state: State) -> Event:
+        return Discovered((late,)) if next(looks, None) is not None else Finalised()
+
+    bench.finalise = finalise  # type: ignore[method-assign]
+    state = await bench.run()
+    assert state.phase is Phase.DONE
+    drains = [entry.message for entry in state.log if entry.message.startswith("the old pool is idle")]
+    assert len(drains) == 2
+
+
+async def test_people_may_take_longer_to_approve_than_all_the_rest_may_take() -> None:
+    bench = Bench(dataclasses.replace(PLAN, manual=(10,), approval_timeout=5000.0, timeout=600.0))
+    bench.at = lambda: setattr(bench, "request", Request("approve", "me", 10) if bench.now > 4000 else None)
+    state = await bench.run()
+    assert state.phase is Phase.DONE, state.reason
 
 
 async def test_a_dead_pool_is_given_its_seconds_and_no_more() -> None:
