@@ -153,6 +153,36 @@ def test_killed_anywhere_the_next_one_carries_on(stage: Stage) -> None:
     assert stage.specs() == replaced(stage, before)
 
 
+@pytest.mark.parametrize("end", ["RolledBack", "Completed"])
+def test_killed_again_and_again_on_its_way_out(stage: Stage, end: str) -> None:
+    before = many_routes(stage)
+    discarded = {"group": "", "version": "v1", "plural": "services", "namespace": stage.namespace}
+    which = "new" if end == "RolledBack" else "old"
+    stage.api.apply({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "discarded", "namespace": stage.namespace},
+        "spec": {"ports": [{"port": 80}]},
+    })  # fmt: skip
+    plan = stage.plan(**{f"remove_{which}": [{**discarded, "name": "discarded"}]})
+    process = stage.start(plan)
+    stage.wait_for("Gating", share=50 if end == "RolledBack" else 100)
+    stage.new.behaviour.errors = 1.0 if end == "RolledBack" else 0.0
+    # Lives of other lengths, so that they end anywhere. Each but the first begins when its predecessor's Lease is over.
+    seen, lives = set[str](), 0
+    while process.poll() is None and lives < 12:
+        time.sleep((3.5 if lives else 0.0) + lives % 8 * 0.4)
+        kill(process)
+        lives += 1
+        seen.add(stage.kept()["phase"])
+        process = stage.start(plan)
+    code, output = stage.finish(process)
+    assert code == (3 if end == "RolledBack" else 0), output
+    assert stage.kept()["phase"] == end, (lives, seen)
+    assert stage.specs() == (before if end == "RolledBack" else replaced(stage, before))
+    left = [service["metadata"]["name"] for service in stage.api.get("services", "-n", stage.namespace)["items"]]
+    assert "discarded" not in left
+    print(f"{lives} lives, killed in {sorted(seen)}")
+
+
 def test_a_killed_run_can_be_rolled_back_by_the_next(stage: Stage) -> None:
     before = many_routes(stage)
     plan = stage.plan()
