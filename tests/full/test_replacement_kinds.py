@@ -6,9 +6,13 @@ Another set of adapters is what `test_replacement` has throughout. The environme
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..e2e.stack import Stack
 from .replacing import (
@@ -123,7 +127,16 @@ def test_another_accelerator_on_a_node_pool_of_its_own(two_pools: Stack) -> None
         two_pools.site(*VARIABLES, "--tags", "gpu_node_pool")
 
 
-def test_the_same_pool_in_the_other_api_version(two_pools: Stack) -> None:
+def is_part(some: Any, whole: Any) -> bool:
+    """Whether every field of the one is so in the other, which has the API's defaults beside."""
+    if isinstance(some, dict):
+        return isinstance(whole, dict) and all(is_part(value, whole.get(key)) for key, value in some.items())
+    if isinstance(some, list):
+        return isinstance(whole, list) and len(some) == len(whole) and all(map(is_part, some, whole))
+    return bool(some == whole)
+
+
+def test_the_same_pool_in_the_other_api_version(two_pools: Stack, tmp_path: Path) -> None:
     variables: Variables = {
         "replace_test_old_pool": {"api_version": "v1alpha2"},
         "replace_test_new_pool": {"name": "blue", "selector": {"app": "blue"}, "picker": "blue-v1-epp"},
@@ -134,6 +147,15 @@ def test_the_same_pool_in_the_other_api_version(two_pools: Stack) -> None:
     assert ALPHA in str(specs(two_pools))
     replaced(two_pools, alpha, lambda before: json.loads(json.dumps(before).replace(ALPHA, GA)))
     assert two_pools.site(*extra(variables)).changed == 0
+    # And what `headrace pool migrate` makes of the old one is what the inventory made.
+    manifest = tmp_path / "blue.json"
+    manifest.write_text(two_pools.kubectl("get", f"inferencepools.{ALPHA}", "blue", "-n", "default", "-o", "json"))
+    command = [str(two_pools.repository / ".venv/bin/headrace"), "pool", "migrate", str(manifest)]
+    migrated = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (there,) = two_pools.objects(f"inferencepools.{GA}", "-n", "default", "--field-selector=metadata.name=blue")
+    migrated["spec"]["endpointPickerRef"]["name"] = "blue-v1-epp"
+    assert migrated["apiVersion"] == there["apiVersion"]
+    assert is_part(migrated["spec"], there["spec"]), (migrated["spec"], there["spec"])
     two_pools.kubectl("delete", f"inferencepools.{ALPHA}", "blue", "-n", "default")
 
 
