@@ -111,11 +111,12 @@ test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
 	$(PYTEST) tests/integration -m "not slow" --durations=5
 
 .PHONY: test-cluster
-test-cluster: $(STAMP) $(ENVOY) ## One bring-up of a cluster of the tests' own, the molecule scenarios and the end-to-end tests on it
+test-cluster: $(STAMP) $(ENVOY) ## One bring-up of the whole stack with the end-to-end tests on it, then the molecule scenarios
 	trap '$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER)' EXIT; \
 	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report; \
-	$(PYTEST) tests/e2e --durations=10
+	$(PYTEST) tests/e2e --durations=10; \
+	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report
 
 .PHONY: test-full
 test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing

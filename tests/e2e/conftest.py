@@ -1,4 +1,4 @@
-"""The whole stack on a cluster of the tests' own: brought up once, by the playbook a user runs."""
+"""The whole stack on a cluster of the tests' own: brought up once from nothing, by the playbook a user runs."""
 
 from __future__ import annotations
 
