@@ -14,9 +14,12 @@ short_description: Load and unload LoRA adapters on every replica of a group of 
 version_added: "0.1.0"
 description:
   - Asks every ready Pod, through the API server, which adapters it has. Loads and unloads what differs, by its own API.
-  - One replica after the other. Where one refuses, everything that this run did is undone, and the run fails.
+  - One replica after the other. Where one refuses, or does not answer for an adapter of O(probe), everything that this
+    run did is undone, and the run fails.
   - An adapter of the same name and another source is unloaded and loaded anew.
-  - With O(probe) each replica must answer a completion for each of these adapters; nothing is loaded then.
+  - With O(probe) each replica must answer a completion for each of these adapters, once all are loaded.
+  - Pods whose label says that they run another engine than vLLM are refused. SGLang has another API for adapters, and
+    its base model answers for the name of one alone.
 author: The Headrace authors
 options:
   namespace:
@@ -100,11 +103,16 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 try:
     import kubernetes
+    import urllib3
     from kubernetes.dynamic import DynamicClient
 
     IMPORT_ERROR = None
 except ImportError:
     IMPORT_ERROR = traceback.format_exc()
+
+
+# Pod labels that name the engine; the first one found counts. Without one it is vLLM.
+ENGINE_LABELS = ("inference.networking.k8s.io/engine-type", "llm-d.ai/engine-type")
 
 
 class Failed(Exception):  # noqa: N818
@@ -178,21 +186,27 @@ def ask(call, pod):
     return answer
 
 
-def converge(call, pods, adapters, check):
-    """Make every replica what it should be. Returns the actions; raises Failed once everything is undone."""
+def converge(call, pods, adapters, check, names=()):
+    """Make every replica what it should be, and have it answer for the adapters `names`.
+
+    Returns the actions; raises Failed once everything is undone.
+    """
     steps = [step for pod in pods for step in plan(pod, loaded(ask(call, pod)), adapters)]
     if check:
         return [do for do, _ in steps]
-    undo = []
+    undo, made = [], 0
     try:
         for do, back in steps:
-            act(call, do)
+            # What fails may have been done all the same, such as a load that takes longer than is waited for it.
             undo.append(back)
+            act(call, do)
+            made += 1
         for pod in pods:
             has = loaded(ask(call, pod))
             for adapter in adapters:
                 if (adapter["name"] in has) != (adapter.get("state", "present") == "present"):
                     raise Failed(f"Pod {pod} is not as it was made: adapter {adapter['name']}.")
+        probe(call, pods, names)
     except Failed as error:
         left = []
         for back in reversed(undo):
@@ -200,9 +214,9 @@ def converge(call, pods, adapters, check):
                 act(call, back)
             except Failed as again:
                 left.append(str(again))
-        result = (
-            "Not all could be undone: " + " ".join(left) if left else f"{len(undo)} changes of this run were undone."
-        )
+        if not undo:
+            raise
+        result = "Not all could be undone: " + " ".join(left) if left else f"{made} changes of this run were undone."
         raise Failed(f"{error} {result}") from error
     return [do for do, _ in steps]
 
@@ -234,7 +248,9 @@ class Cluster:
         labels = ",".join("{}={}".format(*item) for item in sorted(selector.items()))
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         answer = self.client.request("get", path, query_params=[("labelSelector", labels)], serialize=False)
-        return sorted(pod["metadata"]["name"] for pod in json.loads(answer.data)["items"] if serves(pod))
+        found = [pod for pod in json.loads(answer.data)["items"] if serves(pod)]
+        refuse_other_engines(found)
+        return sorted(pod["metadata"]["name"] for pod in found)
 
     def call(self, pod, method, path, body):
         """(status, JSON or text) of a request to a Pod."""
@@ -246,6 +262,8 @@ class Cluster:
             status, data = 200, answer.data
         except kubernetes.client.exceptions.ApiException as error:
             status, data = error.status, error.body or ""
+        except urllib3.exceptions.HTTPError as error:
+            return 0, f"no answer within {self.timeout} s: {error}"
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data)
         try:
             return status, json.loads(text)
@@ -257,6 +275,18 @@ def serves(pod):
     """Whether a Pod is ready and not about to end."""
     conditions = {one["type"]: one["status"] for one in pod.get("status", {}).get("conditions") or []}
     return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
+def refuse_other_engines(pods):
+    """Raises Failed for a Pod that says it runs another engine than vLLM."""
+    for pod in pods:
+        labels = pod["metadata"].get("labels") or {}
+        engine = next((labels[label] for label in ENGINE_LABELS if label in labels), "vllm")
+        if engine != "vllm":
+            raise Failed(
+                f"Pod {pod['metadata']['name']} runs engine {engine}, into which this loads no adapters at run time. "
+                "Fix: name them in adapters of its group of vllm_model_server_groups, or take engine vllm."
+            )
 
 
 def main():
@@ -304,9 +334,7 @@ def main():
                 f"{len(pods)} ready Pods in namespace {options['namespace']} have the labels {options['selector']}, "
                 f"and {options['minimum']} are needed. Fix: selector, or wait until the model servers are ready."
             )
-        actions = converge(cluster.call, pods, options["adapters"], module.check_mode)
-        if options["probe"] and not module.check_mode:
-            probe(cluster.call, pods, options["probe"])
+        actions = converge(cluster.call, pods, options["adapters"], module.check_mode, options["probe"])
     except Failed as error:
         module.fail_json(msg=str(error))
     except kubernetes.config.ConfigException as error:

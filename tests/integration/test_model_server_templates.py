@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,20 @@ GROUPS: list[dict[str, Any]] = [
         "pod_monitor": True,
         "autoscaling": {"by": "hpa", "max": 2},
     },
-    {"name": "cpu", "model": "m", "gpus": 0, "tolerations": [], "cpu_kv_cache_gib": 4, "network_policy": False},
+    {
+        "name": "cpu",
+        "model": "m",
+        "gpus": 0,
+        "tolerations": [],
+        "cpu_kv_cache_gib": 4,
+        "network_policy": False,
+        "drain_seconds": 0,
+    },
+    {
+        "name": "keda.long",
+        "model": "m",
+        "autoscaling": {"by": "keda", "max": 4, "prometheus": "http://p:9090"},
+    },
     {"name": "simulated", "engine": "simulator", "image": "example.com/headrace:1", "model": "m", "gpus": 0},
 ]
 VARIABLES: dict[str, Any] = {
@@ -115,6 +129,9 @@ def test_grace_is_derived_from_sleep_and_drain(objects: Objects) -> None:
     spec, container, _ = pod(objects, "full")
     assert container["lifecycle"]["preStop"] == {"sleep": {"seconds": 20}}
     assert spec["terminationGracePeriodSeconds"] == 91
+    assert flag(pod(objects, "full")[2], "--shutdown-timeout") == "40"
+    # vLLM's own default, which versions before the flag have as well.
+    assert "--shutdown-timeout" not in pod(objects, "cpu")[2]
     assert objects["Deployment", "full"]["spec"]["progressDeadlineSeconds"] > 1200
 
 
@@ -146,8 +163,9 @@ def test_vllms_command_line(objects: Objects) -> None:
     line = pod(objects, "full")[2]
     assert line == (
         "vllm serve meta-llama/Llama-3.1-70B --port 8000 --tensor-parallel-size 4 --pipeline-parallel-size 2 "
-        "--served-model-name llama llama-70b --max-model-len 8192 --enable-lora --max-loras 4 --max-lora-rank 16 "
-        "--max-cpu-loras 8 --lora-modules sql=/adapters/sql chat=org/chat --gpu-memory-utilization=0.92"
+        "--served-model-name llama llama-70b --max-model-len 8192 --shutdown-timeout 40 --enable-lora --max-loras 4 "
+        "--max-lora-rank 16 --max-cpu-loras 8 --lora-modules sql=/adapters/sql chat=org/chat "
+        "--gpu-memory-utilization=0.92"
     )
 
 
@@ -234,15 +252,47 @@ def test_a_scaler_owns_the_number_of_replicas(objects: Objects) -> None:
     assert keda["scaleTargetRef"]["name"] == "keda"
     assert keda["triggers"][0]["metadata"] == {
         "serverAddress": "http://p:9090",
-        "query": 'sum(vllm:num_requests_waiting{namespace="llms",pod=~"keda-.*"})',
+        "query": keda["triggers"][0]["metadata"]["query"],
         "threshold": "5",
     }
+
+
+@pytest.mark.parametrize(
+    ("pod", "counts"),
+    [
+        ("keda-6d4b75cb6d-7xk2p", True),
+        ("keda-758c5b6f8-zzzzz", True),
+        # Of a group whose name begins with this one's, of a StatefulSet, and of an older name.
+        ("keda-green-6d4b75cb6d-7xk2p", False),
+        ("keda-24-6d4b75cb6d-7xk2p", False),
+        ("keda-0", False),
+        ("keda-green-0", False),
+        ("blue-keda-6d4b75cb6d-7xk2p", False),
+        ("keda", False),
+    ],
+)
+def test_a_scaler_counts_its_own_servers_alone(objects: Objects, pod: str, counts: bool) -> None:
+    selected = re.fullmatch(
+        r'sum\(vllm:num_requests_waiting\{namespace="llms",pod=~"([^"]+)"\}\)', trigger(objects)["query"]
+    )
+    assert selected
+    # Prometheus takes a pattern for the whole value.
+    assert bool(re.fullmatch(selected[1], pod)) is counts
+
+
+def test_a_dot_in_a_groups_name_is_a_dot(objects: Objects) -> None:
+    query = objects["ScaledObject", "keda.long"]["spec"]["triggers"][0]["metadata"]["query"]
+    assert 'pod=~"keda[.]long-' in query
 
 
 def test_cpu_mode(objects: Objects) -> None:
     spec, container, _ = pod(objects, "cpu")
     assert environment(container)["VLLM_CPU_KVCACHE_SPACE"] == "4"
     assert spec["tolerations"] == []
+    # The other image of vLLM finds no CUDA there, and does not start.
+    assert container["image"].startswith("docker.io/vllm/vllm-openai-cpu:v")
+    assert pod(objects, "hpa")[1]["image"].startswith("docker.io/vllm/vllm-openai:v")
+    assert container["image"].rpartition(":")[2] == pod(objects, "hpa")[1]["image"].rpartition(":")[2]
 
 
 def flag(line: str, name: str) -> str:
@@ -271,7 +321,11 @@ CHECKLIST: list[tuple[str, str, Callable[[Objects], bool]]] = [
             ("a restart takes five failures", lambda o, n=name: probe(o, n, "liveness")["failureThreshold"] == 5),
             (
                 "grace outlasts sleep and drain by half",
-                lambda o, n=name: pod(o, n)[0]["terminationGracePeriodSeconds"] >= 1.5 * (60 if n == "full" else 90),
+                lambda o, n=name: pod(o, n)[0]["terminationGracePeriodSeconds"] >= 1.5 * sum(ending(n)),
+            ),
+            (
+                "endpoints have time to leave before the server is told to end",
+                lambda o, n=name: pod(o, n)[1]["lifecycle"]["preStop"] == {"sleep": {"seconds": ending(n)[0]}},
             ),
             ("no variables of Services", lambda o, n=name: pod(o, n)[0]["enableServiceLinks"] is False),
             (
@@ -317,6 +371,14 @@ CHECKLIST: list[tuple[str, str, Callable[[Objects], bool]]] = [
             in [one["topologyKey"] for one in pod(o, "full")[0]["topologySpreadConstraints"]]
         ),
     ),
+    *(
+        (
+            name,
+            "requests are answered to the end, for as long as the grace period leaves",
+            lambda o, n=name: flag(pod(o, n)[2], "--shutdown-timeout") == str(ending(n)[1]),
+        )
+        for name in ("full", "hpa", "keda")
+    ),
     ("full", "GPUs are tensor by pipeline parallel", lambda o: gpus(o, "full") == 4 * 2),
     ("sglang", "GPUs are tensor by data parallel", lambda o: gpus(o, "sglang") == 2 * 2),
     ("trtllm", "GPUs are tensor parallel", lambda o: gpus(o, "trtllm") == 2),
@@ -345,6 +407,11 @@ CHECKLIST: list[tuple[str, str, Callable[[Objects], bool]]] = [
     ("keda", "five waiting requests are a replica's", lambda o: trigger(o)["threshold"] == "5"),
     ("keda", "waiting requests scale", lambda o: "vllm:num_requests_waiting" in trigger(o)["query"]),
 ]
+
+
+def ending(name: str) -> tuple[int, int]:
+    """Seconds that a group sleeps before it is told to end, and drains after that."""
+    return {"full": (20, 40), "cpu": (30, 0)}.get(name, (30, 60))
 
 
 def probe(objects: Objects, name: str, kind: str) -> dict[str, Any]:
@@ -376,15 +443,25 @@ def group(**keys: Any) -> dict[str, Any]:
     return {"vllm_model_server_groups": [{"name": "g", "model": "m", **keys}]}
 
 
+KEDA = {"by": "keda", "max": 2, "prometheus": "http://p:9090"}
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "tensor": (group(gpus=8, tensor_parallel=4), ["gpus of that number", "tensor_parallel 4"]),
     "pipeline": (group(gpus=4, pipeline_parallel=3), ["has 4 GPUs", "pipeline_parallel 3"]),
     "vllm-flag": (group(extra_args=["--tensor-parallel-size=2"]), ["gives --tensor-parallel-size=2 in extra_args"]),
     "vllm-short": (group(extra_args=["-tp", "2"]), ["gives -tp in extra_args"]),
+    "vllm-drain": (group(extra_args=["--shutdown-timeout=5"]), ["gives --shutdown-timeout=5 in extra_args"]),
     "vllm-lora": (group(extra_args=["--max-cpu-loras", "2"]), ["gives --max-cpu-loras in extra_args"]),
     "sglang-flag": (
         group(engine="sglang", image="i", extra_args=["--enable-metrics"]),
         ["gives --enable-metrics in extra_args"],
+    ),
+    "sglang-names": (
+        group(engine="sglang", image="i", served_model_names=["a", "b"]),
+        ["for 2 served_model_names", "one name in served_model_names"],
+    ),
+    "sglang-lora": (
+        group(engine="sglang", image="i", runtime_lora_updating=True),
+        ["no way to load adapters into it at run time", "name its adapters in adapters"],
     ),
     "trtllm-flag": (
         group(engine="trtllm", image="i", extra_args=["--tp_size", "2"]),
@@ -399,6 +476,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "sync": (group(adapter_sync=True), ["has adapter_sync, and not what it needs"]),
     "no-max": (group(autoscaling={"by": "hpa", "max": 0}), ["1 <= min <= max"]),
     "keda-where": (group(autoscaling={"by": "keda", "max": 2}), ["keda names prometheus"]),
+    "keda-name": (
+        {"vllm_model_server_groups": [{"name": "n" * 47, "model": "m", "autoscaling": KEDA}]},
+        ["a name of at most 46 characters"],
+    ),
     "both": (group(replicas=3, autoscaling={"by": "hpa", "max": 4}), ["the number is the scaler's"]),
     "one-volume": (
         group(replicas=2, cache_size="1Gi", cache_access_mode="ReadWriteOnce"),
@@ -413,6 +494,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 FINE = {
     "plain": group(),
     "scaled": group(autoscaling={"by": "hpa", "max": 4}),
+    "keda": {"vllm_model_server_groups": [{"name": "n" * 46, "model": "m", "autoscaling": KEDA}]},
+    "sglang": group(engine="sglang", image="i", served_model_names=["a"], adapters=[{"name": "a", "source": "b"}]),
     "split": group(gpus=8, pipeline_parallel=2, data_parallel=2),
     "digest": {**group(image=DIGEST), "vllm_model_server_require_digest": True},
     "other-flags": group(extra_args=["--max-num-seqs=256", "--port-range=1"]),

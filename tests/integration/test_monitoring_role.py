@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from headrace.datalayer.engines import ENGINES
 
 from .apiserver import ApiServer, running
 from .roles import render, run_role, validate
@@ -52,6 +56,32 @@ def test_every_object_is_valid_to_the_letter(operated: ApiServer, tmp_path: Path
     objects = render(tmp_path, ROLE, template, {**VARIABLES, "inference_monitoring_namespace": "dry"})
     assert objects
     assert validate(operated, objects) == ""
+
+
+def scraped(endpoint: dict[str, Any], labels: dict[str, str]) -> str:
+    """The path that Prometheus asks of a Pod with these labels, by its rules of relabelling (action replace)."""
+    found = {f"__meta_kubernetes_pod_label_{re.sub('[^a-zA-Z0-9_]', '_', name)}": labels[name] for name in labels}
+    found["__metrics_path__"] = endpoint["path"]
+    for rule in endpoint.get("relabelings", []):
+        assert set(rule) == {"sourceLabels", "regex", "targetLabel", "replacement"}
+        if re.fullmatch(rule["regex"], ";".join(found.get(name, "") for name in rule["sourceLabels"])):
+            found[rule["targetLabel"]] = rule["replacement"]
+    return found["__metrics_path__"]
+
+
+def test_every_engine_is_scraped_where_its_metrics_are(repository: Path, tmp_path: Path) -> None:
+    objects = {one["metadata"]["name"]: one for one in render(tmp_path, ROLE, "monitors.yaml.j2", VARIABLES)}
+    [endpoint] = objects["headrace-model-servers"]["spec"]["podMetricsEndpoints"]
+    servers = yaml.safe_load((repository / "roles/vllm_model_server/vars/main.yml").read_text())
+    engines = servers["__vllm_model_server_engines"]
+    assert {engine["metrics"] for engine in engines.values()} == {"/metrics", "/prometheus/metrics"}
+    for engine in engines.values():
+        labels = {"inference.networking.k8s.io/engine-type": engine["label"]}
+        assert scraped(endpoint, labels) == engine["metrics"] == ENGINES[engine["label"]].path
+    # Servers of vLLM carry no such label.
+    assert scraped(endpoint, {"app": "servers"}) == "/metrics"
+    for name in ("headrace-endpoint-pickers", "headrace-gateway-controllers"):
+        assert "relabelings" not in objects[name]["spec"]["podMetricsEndpoints"][0]
 
 
 def test_a_run_makes_everything_and_a_second_one_nothing(operated: ApiServer, tmp_path: Path) -> None:

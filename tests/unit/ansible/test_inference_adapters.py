@@ -19,6 +19,10 @@ class Replicas:
     def __init__(self, **adapters: dict[str, str]) -> None:
         self.servers = {pod: Models(model="base", served_names=(), adapters=found) for pod, found in adapters.items()}
         self.broken: set[tuple[str, str]] = set()
+        # Adapters that load, and do not answer.
+        self.mute: set[tuple[str, str]] = set()
+        # Adapters that load after the time that their answer is waited for.
+        self.slow: set[tuple[str, str]] = set()
         self.calls: list[tuple[str, str]] = []
 
     def call(self, pod: str, method: str, path: str, body: Any) -> tuple[int, Any]:
@@ -31,10 +35,12 @@ class Replicas:
             return 500, "out of memory"
         try:
             if path == "/v1/load_lora_adapter":
-                return 200, server.load(body)
+                said = server.load(body)
+                return (0, "no answer within 1 s") if (pod, name) in self.slow else (200, said)
             if path == "/v1/unload_lora_adapter":
                 return 200, server.unload(body)
-            return 200, {"model": server.find(name).name, "choices": [{"text": "x"}]}
+            found = server.find(name).name
+            return (500, "no such weights") if (pod, name) in self.mute else (200, {"model": found, "choices": ["x"]})
         except ApiError as error:
             return error.status, str(error)
 
@@ -94,6 +100,51 @@ def test_where_one_replica_refuses_all_is_undone(adapters: ModuleType) -> None:
     assert replicas.state() == before
 
 
+def test_where_one_does_not_answer_all_is_undone(adapters: ModuleType) -> None:
+    replicas = Replicas(a={"old": "/old", "sql": "/v1"}, b={"old": "/old", "sql": "/v1"})
+    before = replicas.state()
+    replicas.mute.add(("b", "new"))
+    wanted = [absent("old"), present("sql", "/v2"), present("new", "/new")]
+    with pytest.raises(adapters.Failed) as caught:
+        adapters.converge(replicas.call, ["a", "b"], wanted, False, ["sql", "new"])
+    assert "Pod b does not answer for adapter new: status 500: no such weights" in str(caught.value)
+    assert "8 changes of this run were undone." in str(caught.value)
+    assert replicas.state() == before
+
+
+def test_what_was_there_before_stays_where_it_does_not_answer(adapters: ModuleType) -> None:
+    replicas = Replicas(a={"sql": "/v1"})
+    replicas.mute.add(("a", "sql"))
+    with pytest.raises(adapters.Failed, match=r"status 500: no such weights$"):
+        adapters.converge(replicas.call, ["a"], [present("sql", "/v1")], False, ["sql"])
+    assert replicas.state() == {"a": {"sql": "/v1"}}
+
+
+def test_check_mode_asks_no_adapter_for_an_answer(adapters: ModuleType) -> None:
+    replicas = Replicas(a={})
+    assert len(adapters.converge(replicas.call, ["a"], [present("new", "/new")], True, ["new"])) == 1
+    assert replicas.calls == []
+
+
+def test_a_load_that_ended_unheard_is_undone_as_well(adapters: ModuleType) -> None:
+    replicas = Replicas(a={}, b={})
+    replicas.slow.add(("b", "new"))
+    with pytest.raises(adapters.Failed, match="status 0: no answer within 1 s 1 changes of this run were undone"):
+        adapters.converge(replicas.call, ["a", "b"], [present("new", "/new")], False)
+    assert replicas.state() == {"a": {}, "b": {}}
+
+
+def test_a_server_that_breaks_off_is_no_end_of_the_run(adapters: ModuleType) -> None:
+    class Client:
+        def request(self, *arguments: Any, **more: Any) -> None:
+            raise adapters.urllib3.exceptions.ReadTimeoutError(None, "/", "read timed out")
+
+    cluster = adapters.Cluster.__new__(adapters.Cluster)
+    cluster.client, cluster.namespace, cluster.port, cluster.timeout = Client(), "n", 8000, 7
+    status, said = cluster.call("a", "POST", "/v1/load_lora_adapter", {})
+    assert (status, said) == (0, "no answer within 7 s: None: read timed out")
+
+
 def test_what_cannot_be_undone_is_told(adapters: ModuleType) -> None:
     replicas = Replicas(a={"old": "/old"}, b={})
     replicas.broken |= {("b", "new"), ("a", "old")}
@@ -144,26 +195,37 @@ def test_pods_that_end_or_are_not_ready_do_not_serve(adapters: ModuleType) -> No
     assert not adapters.serves({"metadata": {}, "status": {}})
 
 
+@pytest.mark.parametrize("label", ["inference.networking.k8s.io/engine-type", "llm-d.ai/engine-type"])
+def test_servers_with_another_api_are_refused_by_name(adapters: ModuleType, label: str) -> None:
+    adapters.refuse_other_engines([{"metadata": {"name": "a"}}, {"metadata": {"name": "b", "labels": {label: "vllm"}}}])
+    with pytest.raises(adapters.Failed, match=r"Pod c runs engine sglang.*Fix: name them in adapters"):
+        adapters.refuse_other_engines([{"metadata": {"name": "c", "labels": {label: "sglang"}}}])
+
+
 NAMES = st.sampled_from(["a", "b", "c"])
 HELD = st.dictionaries(NAMES, st.sampled_from(["/1", "/2"]))
 WANTED = st.dictionaries(NAMES, st.sampled_from(["/1", "/2", ""]))
 
 
-@given(first=HELD, second=HELD, wanted=WANTED, broken=st.sets(st.tuples(st.sampled_from(["p", "q"]), NAMES)))
+SOME = st.sets(st.tuples(st.sampled_from(["p", "q"]), NAMES))
+
+
+@given(first=HELD, second=HELD, wanted=WANTED, broken=SOME, mute=SOME)
 def test_all_or_nothing(
     adapters: ModuleType,
     first: dict[str, str],
     second: dict[str, str],
     wanted: dict[str, str],
     broken: set[tuple[str, str]],
+    mute: set[tuple[str, str]],
 ) -> None:
-    """Whatever replicas hold and whichever refuse: in the end all are as wanted, or the run has failed."""
+    """Whatever replicas hold, whichever refuse or say nothing: in the end all are as wanted, or the run has failed."""
     replicas = Replicas(p=first, q=second)
     before = replicas.state()
-    replicas.broken = broken
+    replicas.broken, replicas.mute = broken, mute
     items = [present(name, source) if source else absent(name) for name, source in wanted.items()]
     try:
-        adapters.converge(replicas.call, ["p", "q"], items, False)
+        adapters.converge(replicas.call, ["p", "q"], items, False, [name for name, source in wanted.items() if source])
     except adapters.Failed as error:
         assert replicas.state() == before or "Not all could be undone" in str(error)
     else:
