@@ -177,6 +177,38 @@ def problems(
     return list(dict.fromkeys(found))
 
 
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+def summary(values: Values) -> list[str]:
+    """What the inventory asks for, a line for each kind of thing; what is not there is said as well."""
+    replicas = values.get("vllm_model_server_replicas", 1)
+    servers = []
+    for one in _entries(values, "vllm_model_server_groups"):
+        scaled = one.get("autoscaling", values.get("vllm_model_server_autoscaling"))
+        count = "scaled" if scaled else f"replicas: {one.get('replicas', replicas)}"
+        servers.append(f"{_named(one)} ({count})")
+    nodes = _entries(values, "gpu_node_pools") or _entries(values, "gpu_node_pool_pools")
+    kinds = {
+        "GPU node pools": [_named(one) for one in nodes],
+        "Model servers": servers,
+        "Pools": [_named(one) for one in _entries(values, "inference_pool_pools")],
+        "Gateways": [_named(one) for one in _entries(values, "inference_gateway_gateways")],
+        "Routes": [_named(one) for one in _entries(values, "inference_gateway_routes")],
+    }
+    return [f"{kind}: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
+
+
+def _entries(values: Values, name: str) -> list[Mapping[str, Any]]:
+    found = values.get(name)
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    name = str(entry.get("name", "?"))
+    return f"{entry['namespace']}/{name}" if entry.get("namespace") else name
+
+
 # ---- Ansible ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +235,7 @@ class ActionModule(ActionBase):
         else:
             values = {name: value for name in names if (value := self._resolve(variables[name])) is not UNRESOLVED}
             found = problems(values, names, specs, facts, removed)
+            result["summary"] = summary(values)
         result.update(changed=False, problems=found)
         if found:
             count = "one problem" if len(found) == 1 else f"{len(found)} problems"
@@ -212,7 +245,7 @@ class ActionModule(ActionBase):
                 msg="\n".join([f"{whose} has {count}; nothing was applied.", *(f"- {one}" for one in found)]),
             )
         else:
-            result["msg"] = f"{len(names)} variables looked at, none is wrong."
+            result["msg"] = f"{len(names)} variables looked at: nothing is wrong."
         return result
 
     def _resolve(self, value: Any) -> Any:

@@ -26,4 +26,9 @@ problems:
   type: list
   elements: str
   returned: always
+summary:
+  description: What the inventory asks for, a line for each kind of thing.
+  type: list
+  elements: str
+  returned: when no role is named
 """

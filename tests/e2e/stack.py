@@ -66,7 +66,7 @@ class Stack:
         The environment's HEADRACE_TEST_CLUSTER names another cluster's file of extra variables."""
         variables_file = variables_file or os.environ.get("HEADRACE_TEST_CLUSTER", cls.variables_file)
         names = [
-            f"local_cluster_{name}" for name in ("kubeconfig", "publish_address", "name", "cache_dir")
+            f"local_cluster_{name}" for name in ("kubeconfig", "context", "publish_address", "name", "cache_dir")
         ]  # fmt: skip
         template = "{{ {" + ", ".join(f"'{name}': {name}" for name in names) + "} | to_json }}"
         command = [

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import yaml
 
 from ..shares import is_likely
+from ..stranger import PLAYBOOK, install, play
 from .stack import Stack
 
 GROUP = "inference.networking.k8s.io"
@@ -97,9 +99,23 @@ def test_the_share_of_a_missing_pool_is_answered_500(stack: Stack) -> None:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(stack: Stack) -> Iterator[Stack]:
-    """A pool of a namespace of its own, which a ReferenceGrant opens to routes of the default one."""
-    stack.playbook("tests/e2e/elsewhere.yml")
+def elsewhere(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A pool of a namespace of its own, which a ReferenceGrant opens to routes of the default one.
+
+    It is made as a stranger would make it: by a playbook of two roles of the installed collection, from a folder that
+    has nothing of the checkout, in a cluster that is there."""
+    environment = install(stack.repository, tmp_path_factory.mktemp("home"))
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "play.yml").write_text(PLAYBOOK)
+    (picker,) = stack.objects("deployment", f"{LLAMA['name']}-epp", "-n", "default")
+    given = {
+        **yaml.safe_load((stack.repository / "tests/e2e/elsewhere.yml").read_text()),
+        "headrace_kubeconfig": str(stack.kubeconfig),
+        "headrace_context": stack.variables["local_cluster_context"],
+        "headrace_controller_image": picker["spec"]["template"]["spec"]["containers"][0]["image"],
+    }
+    done = play(folder, environment, "play.yml", "-e", json.dumps(given))
+    assert done.returncode == 0, done.stdout[-6000:]
     yield stack
     stack.kubectl("delete", "namespace", "elsewhere", "--wait=false")
 
@@ -125,6 +141,15 @@ def test_a_pool_of_another_namespace_needs_a_grant(elsewhere: Stack) -> None:
                 f"{status} after {verb}", lambda want=status: elsewhere.request(f"{path}/v1/models").status == want
             )
         assert answered(elsewhere, path, 5) == {"elsewhere": 5}
+
+
+def test_a_strangers_playbook_serves_traffic(elsewhere: Stack) -> None:
+    elsewhere.kubectl("apply", "-f", "-", stdin=json.dumps(grant()))
+    with routed(elsewhere, "stranger", [ELSEWHERE]) as path:
+        answer = elsewhere.request(f"{path}/v1/completions", {"model": "elsewhere", "prompt": "Hi", "max_tokens": 3})
+    assert answer.status == 200, answer.body
+    assert answer.json()["choices"][0]["text"]
+    assert answer.pod in {pod["metadata"]["name"] for pod in elsewhere.pods("app=elsewhere", "elsewhere")}
 
 
 def test_a_dead_endpoint_costs_no_request(elsewhere: Stack) -> None:

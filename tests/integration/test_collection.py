@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from .apiserver import ApiServer
-
-BIN = Path(sys.executable).parent
+from ..stranger import PLAYBOOK, install, play
+from .apiserver import ApiServer, running
 
 
 @pytest.fixture(scope="module")
 def environment(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which Ansible knows the installed collection and nothing of the checkout."""
-    home = tmp_path_factory.mktemp("home")
-    galaxy = [str(BIN / "ansible-galaxy"), "collection"]
-    subprocess.run([*galaxy, "build", str(repository), "--output-path", str(home)], check=True, capture_output=True)
-    tarball = str(next(home.glob("*.tar.gz")))
-    installed = subprocess.run([*galaxy, "install", "--offline", "-p", str(home), tarball], capture_output=True)
-    assert installed.returncode == 0, installed.stderr
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
-    return {**kept, "ANSIBLE_COLLECTIONS_PATH": str(home), "ANSIBLE_NOCOLOR": "1"}
+    return install(repository, tmp_path_factory.mktemp("home"))
 
 
-def test_the_whole_stack_is_planned_from_an_empty_folder(
-    api: ApiServer, repository: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server of its own: the whole stack would be in other tests' way."""
+    with running(repository / "build/bin", tmp_path_factory.mktemp("cluster")) as server:
+        yield server
+
+
+def variables(api: ApiServer, repository: Path) -> dict[str, Any]:
+    """An inventory: one of everything. Nothing is waited for, as nothing runs."""
     group = {"name": "servers", "model": "meta/llama", "replicas": 2, "labels": {"app": "servers"}}
-    variables = {
+    return {
         "headrace_context": "test",
         "headrace_kubeconfig": str(api.kubeconfig),
         "headrace_controller_image": "registry.example.com/headrace/controller:1",
@@ -42,18 +39,55 @@ def test_the_whole_stack_is_planned_from_an_empty_folder(
         "inference_crds_envoy_gateway_source": str(repository / "build/bin/crds/envoy-gateway"),
         "envoy_gateway_chart": str(repository / "build/bin/charts/gateway-helm"),
         "envoy_gateway_chart_version": "",
+        "vllm_model_server_wait": False,
         "vllm_model_server_groups": [group],
+        "inference_pool_wait": False,
         "inference_pool_pools": [{"name": "llama", "selector": {"app": "servers"}, "picker": "llama-epp"}],
+        "inference_gateway_wait": False,
         "inference_gateway_gateways": [{"name": "gw", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}],
         "inference_gateway_routes": [{"name": "r", "gateway": "gw", "rules": [{"backends": [{"pool": "llama"}]}]}],
     }
-    (tmp_path / "mine.yml").write_text(yaml.safe_dump(variables))
-    before = api.get("all", "-A")["items"]
-    done = subprocess.run(
-        [str(BIN / "ansible-playbook"), "headrace.inference.site", "--check", "-e", "@mine.yml"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+
+
+def test_the_whole_stack_is_planned_and_made_from_an_empty_folder(
+    cluster: ApiServer, repository: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(variables(cluster, repository)))
+    site = ("headrace.inference.site", "-e", "@mine.yml")
+    before = cluster.get("all", "-A")["items"]
+    done = play(tmp_path, environment, *site, "--check")
+    assert done.returncode == 0, done.stdout[-6000:]
     assert "headrace.inference.vllm_model_server : Deploy" in done.stdout
     assert "failed=0" in done.stdout
-    assert json.dumps(api.get("all", "-A")["items"]) == json.dumps(before), "check mode has changed something"
+    assert json.dumps(cluster.get("all", "-A")["items"]) == json.dumps(before), "check mode has changed something"
+
+    # Without Envoy Gateway's chart, whose jobs nothing runs here.
+    done = play(tmp_path, environment, *site, "--skip-tags", "envoy_gateway")
+    assert done.returncode == 0, done.stdout[-6000:]
+    for kind, name in (
+        ("deployment", "servers"),
+        ("deployment", "llama-epp"),
+        ("inferencepools.inference.networking.k8s.io", "llama"),
+        ("backendtlspolicy", "llama-epp"),
+        ("gateway", "gw"),
+        ("httproute", "r"),
+    ):
+        assert cluster.get(kind, name)["metadata"]["name"] == name
+
+
+def test_a_strangers_playbook_by_full_names_makes_servers_and_pool(
+    gateway_api: ApiServer, repository: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """tests/e2e sends requests to what it makes; here nothing runs."""
+    namespaced = {"vllm_model_server_namespace": "stranger", "inference_pool_namespace": "stranger"}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({**variables(gateway_api, repository), **namespaced}))
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
+    done = play(tmp_path, environment, "play.yml", "-e", "@mine.yml")
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "headrace.inference.inference_pool : Picker" in done.stdout
+    for kind, name in (
+        ("deployment", "servers"),
+        ("deployment", "llama-epp"),
+        ("inferencepools.inference.networking.k8s.io", "llama"),
+    ):
+        assert gateway_api.get(kind, name, "-n", "stranger")["metadata"]["name"] == name

@@ -155,6 +155,8 @@ def test_the_gpu_operator(cluster: ApiServer, charts: Path, repository: Path, tm
     made = run(cluster, tmp_path, given)
     assert made.returncode == 0, made.output[-6000:]
     assert values(cluster, repository, "gpu-operator") == {
+        # By which teardown knows the release.
+        "global": {"partOf": "headrace"},
         "driver": {"enabled": True, "version": "580"},
         "toolkit": {"enabled": True},
         "devicePlugin": {"enabled": True, "config": {"name": "headrace-time-slicing"}},
@@ -200,7 +202,9 @@ def test_the_device_plugin_alone(cluster: ApiServer, charts: Path, repository: P
     plugin = values(cluster, repository, "nvidia-device-plugin")
     assert plugin["config"] == {"name": "", "fallbackStrategies": ["empty"]}
     assert plugin["migStrategy"] == "single"
-    assert values(cluster, repository, "dcgm-exporter")["serviceMonitor"] == {"enabled": False}
+    exporter = values(cluster, repository, "dcgm-exporter")
+    assert exporter["serviceMonitor"] == {"enabled": False}
+    assert plugin["global"] == exporter["global"] == {"partOf": "headrace"}
     daemon = cluster.get("daemonset", "nvidia-device-plugin", "-n", NAMESPACE)["spec"]["template"]["spec"]
     terms = daemon["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert terms == [{"matchExpressions": [{"key": "headrace.dev/gpu-node-pool", "operator": "Exists"}]}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -141,6 +142,63 @@ def test_what_controllers_made_goes(cluster: ApiServer, variables: dict[str, Any
     assert differences(before, found(cluster)) == ["+ Namespace /used", "+ Secret used/theirs"]
     assert cluster.kubectl("delete", "namespace", "used", "--wait=false").returncode == 0
     assert cluster.kubectl("delete", "secret", "theirs", "-n", "used").returncode == 0
+
+
+EXTENSION = ("config", "envoyGateway", "extensionManager", "service", "fqdn", "hostname")
+HELM_CHART = {
+    "Chart.yaml": {"apiVersion": "v2", "name": "named", "version": "1.0.0"},
+    "templates/config.yaml": {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "of-{{ .Release.Name }}"}},
+}
+
+
+def nested(path: tuple[str, ...], value: str) -> dict[str, Any]:
+    inner: Any = value
+    for key in reversed(path):
+        inner = {key: inner}
+    return dict(inner)
+
+
+def test_a_release_of_the_same_name_stays_if_it_is_somebody_elses(
+    cluster: ApiServer, variables: dict[str, Any], repository: Path, tmp_path: Path
+) -> None:
+    """`eg` is what Envoy Gateway's own documentation calls its release, and `gpu-operator` what NVIDIA's does."""
+    before = found(cluster)
+    (tmp_path / "templates").mkdir()
+    for name, content in HELM_CHART.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "gpu-operator"}})
+    # Envoy Gateway writes it, and Helm knows nothing of it.
+    written = {"name": "envoy", "namespace": "envoy-gateway-system", "labels": {"control-plane": "envoy-gateway"}}
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": written})
+
+    def helm(*arguments: str, content: dict[str, Any] | None = None) -> None:
+        command = [str(repository / "build/bin/helm"), "--kubeconfig", str(cluster.kubeconfig), *arguments]
+        done = subprocess.run(command, input=json.dumps(content or {}), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def released(name: str, namespace: str, content: dict[str, Any]) -> None:
+        helm("upgrade", "--install", name, str(tmp_path), "-n", namespace, "--values", "-", content=content)
+
+    given = {**variables, "gpu_node_pool_software": "operator"}
+    released("gpu-operator", "gpu-operator", {"driver": {"enabled": True}})
+    for content in ({}, nested(EXTENSION, "theirs.example.com"), {"config": "text"}):
+        released("eg", "envoy-gateway-system", content)
+        # Another revision is another Secret of Helm's.
+        theirs = found(cluster)
+        kept = run("teardown", given, headrace_confirm=True)
+        assert kept.returncode == 0, kept.output[-6000:]
+        assert "Kept: Helm release envoy-gateway-system/eg, which is not ours" in kept.said
+        assert "Kept: Helm release gpu-operator/gpu-operator, which is not ours" in kept.said
+        assert differences(theirs, found(cluster)) == []
+
+    released("eg", "envoy-gateway-system", nested(EXTENSION, "headrace-gateway.envoy-gateway-system.svc.cluster.local"))
+    released("gpu-operator", "gpu-operator", {"global": {"partOf": "headrace"}})
+    gone = run("teardown", given, headrace_confirm=True)
+    assert gone.returncode == 0, gone.output[-6000:]
+    assert "Helm release of Envoy Gateway" in gone.said
+    assert "Helm release of the GPU Operator" in gone.said
+    assert cluster.kubectl("delete", "namespace", "gpu-operator", "--wait=false").returncode == 0
+    assert differences(before, found(cluster)) == []
 
 
 def test_life_of_a_stack(cluster: ApiServer, variables: dict[str, Any]) -> None:

@@ -143,6 +143,96 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
     ),
 }
 
+# Recorded series -> series that it is made of, and its samples: labels and value. Of two Pods each, as a rule that
+# forgot to sum would give one too many; with a label of other models, as one that summed too much would give one only.
+DURATIONS = "inference_objective_request_duration_seconds_bucket"
+ONE, OTHER = {"namespace": "n", "model_name": "m"}, {"namespace": "n", "model_name": "o"}
+VALUES: dict[str, tuple[dict[str, str], list[tuple[dict[str, str], float]]]] = {
+    # 60 and 120 a minute are 3 a second.
+    "headrace:requests:rate5m": (
+        {
+            'inference_objective_request_total{namespace="n",model_name="m",pod="p"}': "0+60x60",
+            'inference_objective_request_total{namespace="n",model_name="m",pod="q"}': "0+120x60",
+            'inference_objective_request_total{namespace="n",model_name="o",pod="p"}': "0+30x60",
+        },
+        [(ONE, 3), (OTHER, 0.5)],
+    ),
+    "headrace:request_errors:ratio_rate5m": (
+        {
+            'inference_objective_request_total{namespace="n",model_name="m",pod="p"}': "0+60x60",
+            'inference_objective_request_total{namespace="n",model_name="m",pod="q"}': "0+60x60",
+            'inference_objective_request_error_total{namespace="n",model_name="m",pod="p",error_code="503"}': "0+6x60",
+            'inference_objective_request_error_total{namespace="n",model_name="m",pod="q",error_code="429"}': "0+24x60",
+            # No requests at all: no ratio, and none that is not a number.
+            'inference_objective_request_total{namespace="n",model_name="o",pod="p"}': "5x60",
+            'inference_objective_request_error_total{namespace="n",model_name="o",pod="p",error_code="503"}': "5x60",
+        },
+        [(ONE, 0.25)],
+    ),
+    # 190 of 200 took at most a second, and they are 95 of 100: exactly its bound.
+    "headrace:request_duration_seconds:p95_5m": (
+        {
+            DURATIONS + '{namespace="n",model_name="m",pod="p",le="1"}': "0+95x60",
+            DURATIONS + '{namespace="n",model_name="m",pod="q",le="1"}': "0+95x60",
+            DURATIONS + '{namespace="n",model_name="m",pod="p",le="4"}': "0+100x60",
+            DURATIONS + '{namespace="n",model_name="m",pod="q",le="4"}': "0+100x60",
+            DURATIONS + '{namespace="n",model_name="m",pod="p",le="+Inf"}': "0+100x60",
+            DURATIONS + '{namespace="n",model_name="m",pod="q",le="+Inf"}': "0+100x60",
+        },
+        [(ONE, 1)],
+    ),
+    # All within one bucket, of which 99 of 100 are below 99 hundredths of the way.
+    "headrace:decision_duration_seconds:p99_5m": (
+        {
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",pod="p",le="0.1"}': "0+60x60",
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",pod="q",le="0.1"}': "0+60x60",
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",pod="p",le="+Inf"}': "0+60x60",
+            'inference_extension_scheduler_e2e_duration_seconds_bucket{namespace="n",pod="q",le="+Inf"}': "0+60x60",
+        },
+        [({"namespace": "n"}, 0.099)],
+    ),
+    "headrace:time_to_first_token_seconds:p95_5m": (
+        {
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",pod="p",le="2"}': "0+60x60",
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",pod="q",le="2"}': "0+60x60",
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",pod="p",le="+Inf"}': "0+60x60",
+            'vllm:time_to_first_token_seconds_bucket{namespace="n",model_name="m",pod="q",le="+Inf"}': "0+60x60",
+        },
+        [(ONE, 1.9)],
+    ),
+    # Half below 20 ms, half between 20 and 40 ms: 95 of 100 are below nine tenths of the way between.
+    "headrace:inter_token_latency_seconds:p95_5m": (
+        {
+            'vllm:inter_token_latency_seconds_bucket{namespace="n",model_name="m",pod="p",le="0.02"}': "0+60x60",
+            'vllm:inter_token_latency_seconds_bucket{namespace="n",model_name="m",pod="p",le="0.04"}': "0+60x60",
+            'vllm:inter_token_latency_seconds_bucket{namespace="n",model_name="m",pod="p",le="+Inf"}': "0+60x60",
+            'vllm:inter_token_latency_seconds_bucket{namespace="n",model_name="m",pod="q",le="0.02"}': "0x60",
+            'vllm:inter_token_latency_seconds_bucket{namespace="n",model_name="m",pod="q",le="0.04"}': "0+60x60",
+            'vllm:inter_token_latency_seconds_bucket{namespace="n",model_name="m",pod="q",le="+Inf"}': "0+60x60",
+        },
+        [(ONE, 0.038)],
+    ),
+    "headrace:prefix_cache_hits:ratio_rate5m": (
+        {
+            'vllm:prefix_cache_queries_total{namespace="n",model_name="m",pod="p"}': "0+600x60",
+            'vllm:prefix_cache_queries_total{namespace="n",model_name="m",pod="q"}': "0+200x60",
+            'vllm:prefix_cache_hits_total{namespace="n",model_name="m",pod="p"}': "0+500x60",
+            'vllm:prefix_cache_hits_total{namespace="n",model_name="m",pod="q"}': "0+100x60",
+            'vllm:prefix_cache_queries_total{namespace="n",model_name="o",pod="p"}': "7x60",
+            'vllm:prefix_cache_hits_total{namespace="n",model_name="o",pod="p"}': "7x60",
+        },
+        [(ONE, 0.75)],
+    ),
+    "headrace:generated_tokens:rate5m": (
+        {
+            'vllm:generation_tokens_total{namespace="n",model_name="m",pod="p"}': "0+6000x60",
+            'vllm:generation_tokens_total{namespace="n",model_name="m",pod="q"}': "0+3000x60",
+            'vllm:generation_tokens_total{namespace="n",model_name="o",pod="q"}': "0+60x60",
+        },
+        [(ONE, 150), (OTHER, 1)],
+    ),
+}
+
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = TOOLS / "promtool"
@@ -175,6 +265,35 @@ def test_promtool_takes_the_rules() -> None:
 
 def test_every_alert_has_a_case() -> None:
     assert {alert["alert"] for alert in ALERTS} == set(CASES)
+
+
+def test_every_recording_rule_has_a_value() -> None:
+    assert set(RECORDED) == set(VALUES)
+
+
+@pytest.mark.parametrize("record", VALUES)
+def test_recording_rules_record_the_right_value(tmp_path: Path, record: str) -> None:
+    series, samples = VALUES[record]
+    expected = []
+    for labels, value in samples:
+        text = ",".join(f'{key}="{label}"' for key, label in labels.items())
+        expected.append({"labels": f"{record}{{{text}}}", "value": value})
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": record, "eval_time": "40m", "exp_samples": expected}],
+    }
+    file = tmp_path / "test.yml"
+    document = {
+        "rule_files": [str(FILES / "rules.yml")],
+        "evaluation_interval": "1m",
+        # Rates and quantiles are sums of fractions.
+        "fuzzy_compare": True,
+        "tests": [test],
+    }
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("fires", [True, False], ids=["fires", "stays silent"])
