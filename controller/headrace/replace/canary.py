@@ -1,4 +1,4 @@
-"""Names of the routes of our own, and the Gateways that a route is attached to. Pure.
+"""Names of the routes of our own, and the Gateways (or what else) that a route is attached to. Pure.
 
 A replacement has one such route for each Gateway that its routes are attached to, see `routes.hold`. Their names are
 known beforehand, so that the right to delete them can be given by name: role pool_replacement makes the same ones."""
@@ -11,40 +11,39 @@ from dataclasses import dataclass
 
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef
-from headrace.replace.routes import GATEWAY_GROUP, HOLD_LABEL, RouteRecord, hold_label
+from headrace.replace.routes import HOLD_LABEL, RouteRecord, hold_label
 
 # Routes of our own in a namespace, at most.
 MOST = 8
 _MAX_NAME = 253
 
 
-@dataclass(frozen=True, order=True)
-class GatewayRef:
-    """A Gateway, and the listener ("": any) that a route asks for."""
+@dataclass(frozen=True)
+class ParentRef:
+    """What a route is attached to, a Gateway as a rule, and the listener ("": any) that it asks for."""
 
+    kind: str
     namespace: str
     name: str
     section: str = ""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """(namespace, name): its configuration is one, whatever the listener."""
-        return (self.namespace, self.name)
+    def key(self) -> tuple[str, str, str]:
+        """(kind, namespace, name): its configuration is one, whatever the listener."""
+        return (self.kind, self.namespace, self.name)
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.kind} {self.namespace}/{self.name}"
 
 
-def gateways_of(route: Object) -> tuple[GatewayRef, ...]:
-    """The Gateways that a route is attached to, each once."""
+def parents_of(route: Object) -> tuple[ParentRef, ...]:
+    """What a route is attached to, each once."""
     own = str((route.get("metadata") or {}).get("namespace") or "default")
-    found: dict[tuple[str, str], GatewayRef] = {}
+    found: dict[tuple[str, str, str], ParentRef] = {}
     for parent in (route.get("spec") or {}).get("parentRefs") or ():
-        group, kind = parent.get("group", GATEWAY_GROUP), parent.get("kind", "Gateway")
-        if (group, kind) == (GATEWAY_GROUP, "Gateway"):
-            section = str(parent.get("sectionName") or "")
-            ref = GatewayRef(str(parent.get("namespace") or own), str(parent.get("name") or ""), section)
-            found.setdefault(ref.key, ref)
+        kind, namespace = str(parent.get("kind") or "Gateway"), str(parent.get("namespace") or own)
+        ref = ParentRef(kind, namespace, str(parent.get("name") or ""), str(parent.get("sectionName") or ""))
+        found.setdefault(ref.key, ref)
     return tuple(found.values())
 
 

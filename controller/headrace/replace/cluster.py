@@ -16,7 +16,7 @@ import aiohttp
 
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
 from headrace.kube.lease import Lease
-from headrace.replace.canary import best_first, free_names, gateways_of, is_ours
+from headrace.replace.canary import best_first, free_names, is_ours, parents_of
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, pools_resource
@@ -221,7 +221,7 @@ class Cluster:
         addresses: dict[object, Address] = {}
         without: list[str] = []
         for route in held:
-            for ref in gateways_of(route) if route["kind"] == "HTTPRoute" else ():
+            for ref in parents_of(route) if route["kind"] == "HTTPRoute" else ():
                 # A given URL leads to one of them.
                 key = self._plan.gateway_url or ref.key
                 if key in addresses:
@@ -229,6 +229,8 @@ class Cluster:
                 gateway: Object = {}
                 try:
                     if not self._plan.gateway_url:
+                        if ref.kind != "Gateway":
+                            raise NoWarmUp("set gateway_url to where it is reached")
                         gateway = await request(self._client, "GET", GATEWAYS.path(ref.namespace, ref.name))
                     addresses[key] = address_of(route, gateway, ref.section, self._plan.gateway_url)
                 except NoWarmUp as error:
@@ -236,7 +238,7 @@ class Cluster:
                 except ApiError as error:
                     if error.status != 404:
                         raise
-                    without.append(f"there is no Gateway {ref}")
+                    without.append(f"there is no {ref}")
         return list(addresses.values()), without
 
     async def _hold(self, state: State) -> list[Object]:
@@ -244,14 +246,14 @@ class Cluster:
         Envoys get a moment to take."""
         pool, routes = self._plan.old, await self.routes()
         held = [route for route in routes if is_ours(route, pool)]
-        covered = {gateway.key for route in held for gateway in gateways_of(route)}
+        covered = {parent.key for route in held for parent in parents_of(route)}
         by_key = {_key(route): route for route in routes}
         made: list[Object] = []
         refused: ApiError | None = None
         for record in best_first(state.records, pool):
             route = by_key.get(record.key)
-            gateways = {gateway.key for gateway in gateways_of(route)} if route is not None else set()
-            if route is None or gateways <= covered:
+            parents = {parent.key for parent in parents_of(route)} if route is not None else set()
+            if route is None or parents <= covered:
                 continue
             names = free_names(pool, {name for kind, namespace, name in by_key if (kind, namespace) == record.key[:2]})
             wanted = hold(route, record, self._plan, next(names, ""), CANARY_HEADER, secrets.token_hex(16))
@@ -269,7 +271,7 @@ class Cluster:
                 refused = error
                 logger.warning("no route of our own in %s: %s", record.namespace, error)
                 continue
-            covered |= gateways
+            covered |= parents
             by_key[_key(made[-1])] = made[-1]
         if refused is not None and not held and not made:
             raise refused

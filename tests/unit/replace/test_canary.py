@@ -9,7 +9,7 @@ import pytest
 
 from headrace.kube.client import ApiError
 from headrace.replace import cluster
-from headrace.replace.canary import MOST, gateways_of, stem
+from headrace.replace.canary import MOST, parents_of, stem
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import WarmedUp
 from headrace.replace.plan import PoolRef
@@ -80,8 +80,8 @@ async def test_every_gateway_has_a_route_of_ours_once(monkeypatch: pytest.Monkey
     names = [f"{stem(PLAN.old)}0", f"{stem(PLAN.old)}1"]
     # A Gateway that is named without a namespace is in the route's own.
     assert api.ours() == [("far", names[0]), ("serving", names[0]), ("serving", names[1])]
-    gateways = sorted(str(gateway) for each in held for gateway in gateways_of(each))
-    assert gateways == ["far/one", "serving/one", "serving/two"]
+    parents = sorted(str(parent) for each in held for parent in parents_of(each))
+    assert parents == ["Gateway far/one", "Gateway serving/one", "Gateway serving/two"]
     assert len({each["spec"]["rules"][0]["matches"][0]["headers"][-1]["value"] for each in held}) == 3
     assert sorted(each["metadata"]["name"] for each in await found._hold(state)) == sorted([names[0], *names])
     await found._release(state)
@@ -123,7 +123,9 @@ async def test_a_namespace_where_nothing_may_be_made_is_done_without(monkeypatch
 
 
 async def test_the_warm_up_goes_through_every_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
-    api = Api(attached("a", "one"), attached("c", "two"), attached("gone", "none"))
+    mesh = attached("mesh", "own")
+    mesh["spec"]["parentRefs"][0] |= {"group": "", "kind": "Service"}
+    api = Api(attached("a", "one"), attached("c", "two"), attached("gone", "none"), mesh)
     for number, name in enumerate(("one", "two")):
         api.gateways[name] = {
             "metadata": {"name": name, "namespace": "serving"}, "spec": {"listeners": [{"name": "http", "port": 80}]},
@@ -139,5 +141,6 @@ async def test_the_warm_up_goes_through_every_gateway(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cluster, "warm_up", warm_up)
     done = await found.warm_up(state)
     assert sorted(asked) == ["http://10.0.0.0:80", "http://10.0.0.1:80"]
-    assert done == WarmedUp("answered; answered; no warm-up: there is no Gateway serving/none")
+    without = "no warm-up: Service serving/own: set gateway_url to where it is reached"
+    assert done == WarmedUp(f"answered; answered; no warm-up: there is no Gateway serving/none; {without}")
     assert all(HOLD_LABEL in api.routes[key]["metadata"]["labels"] for key in api.ours())
