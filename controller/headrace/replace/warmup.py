@@ -45,7 +45,8 @@ def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: st
     Raises NoWarmUp where no match of it can be asked, and WarmUpFailed for a Gateway without an address."""
     rule = route["spec"]["rules"][0]
     usable = ((match, _api_path(match, rule.get("filters") or ())) for match in rule["matches"] if _is_askable(match))
-    match, api = next(((match, api) for match, api in usable if api is not None), ({}, None))
+    nothing: tuple[Mapping[str, Any], str | None] = ({}, None)
+    match, api = next((found for found in usable if found[1] is not None), nothing)
     if api is None:
         raise NoWarmUp("no match of the rule lets both the models and a completion be asked for")
     headers = {str(header["name"]): str(header["value"]) for header in match.get("headers") or ()}
