@@ -88,7 +88,7 @@ def specs(stack: Stack) -> dict[str, Any]:
     return {
         route["metadata"]["name"]: route["spec"]
         for route in stack.objects("httproutes", "-n", "default")
-        if not route["metadata"]["name"].endswith("-canary")
+        if "headrace.dev/replacement" not in route["metadata"].get("labels", {})
     }
 
 

@@ -204,6 +204,24 @@ def test_the_old_pools_nodes_are_cordoned_and_drained(stage: Stage, repository: 
     assert stage.specs() == replaced(stage, route)
 
 
+def test_nothing_is_made_for_what_cannot_be_done(stage: Stage, repository: Path) -> None:
+    simple(stage)
+    made = {"name": "fresh", "selector": {"app": "fresh"}, "picker": "fresh-epp"}
+    inventory = json.dumps({"replacement": "fresh", "inference_pool_pools": [made]})
+    code, output = play(stage, repository, "-e", inventory, "--check")
+    assert code == 0, output
+    assert "before the new pool is made: there is no new pool" in " ".join(output.split())
+    assert "make it first" not in output
+    mark = "argocd.argoproj.io/tracking-id=x"
+    assert stage.api.kubectl("annotate", "httproute", "one", "-n", stage.namespace, mark).returncode == 0
+    code, output = play(stage, repository, "-e", inventory)
+    assert code != 0
+    assert "is managed by Argo CD" in " ".join(output.split()), output
+    for kind, name in (("inferencepools", "fresh"), ("deployments", "fresh-epp"), ("serviceaccounts", "fresh-epp")):
+        names = [one["metadata"]["name"] for one in stage.api.get(kind, "-n", stage.namespace)["items"]]
+        assert name not in names, kind
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

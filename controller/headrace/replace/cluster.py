@@ -14,15 +14,15 @@ from typing import Any
 
 import aiohttp
 
-from headrace.core import InvalidPool
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
 from headrace.kube.lease import Lease
-from headrace.kube.patch import apply
+from headrace.replace.canary import best_first, free_names, is_ours, parents_of
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
-from headrace.replace.measure import Measure, Members, pools_resource
+from headrace.replace.measure import Measure, pools_resource
 from headrace.replace.ownership import FIELD_MANAGER, Object, Operation, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.preflight import of_pools
 from headrace.replace.routes import (
     Foreign,
     RouteRecord,
@@ -37,8 +37,7 @@ from headrace.replace.routes import (
     unsplittable,
 )
 from headrace.replace.state import State
-from headrace.replace.store import object_name
-from headrace.replace.warmup import Address, WarmUpFailed, address_of, warm_up
+from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -81,50 +80,16 @@ class Cluster:
                     raise
         return found
 
-    async def preflight(self) -> Refused | Found:
-        """Whether the replacement can begin, and with which routes. Changes nothing. Raises ApiError."""
-        plan, problems, facts = self._plan, list[str](), list[str]()
-        members: dict[str, Members] = {}
-        for what, ref in (("old", plan.old), ("new", plan.new)):
-            try:
-                members[what] = await self._measure.members(ref)
-            except InvalidPool as error:
-                problems.append(f"{what} pool {ref}: {error}")
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-                problems.append(f"there is no {what} pool {ref}: make it first (role inference_pool), or name another")
+    async def preflight(self, *, new_is_made: bool = False) -> Refused | Found:
+        """Whether the replacement can begin, and with which routes. Changes nothing. Raises ApiError.
+
+        With `new_is_made` whoever asks makes the new pool next: what it lacks is told, and is in nobody's way."""
+        plan = self._plan
+        problems, facts = await of_pools(plan, self._measure, new_is_made=new_is_made)
         routes = await self.routes()
         found = records(routes, plan)
-        problems += self._of_pools(members, facts)
         problems += await self._of_routes(routes, found)
-        facts += await self._of_models(members)
         return Refused(tuple(problems), found, "; ".join(facts)) if problems else Found(found, "; ".join(facts))
-
-    def _of_pools(self, members: dict[str, Members], facts: list[str]) -> Iterable[str]:
-        plan = self._plan
-        for what, pool in members.items():
-            ref = plan.old if what == "old" else plan.new
-            facts.append(f"{what} pool: {pool.ready_servers} ready endpoints, {pool.ready_pickers} ready pickers")
-            if not pool.ready_pickers:
-                yield f"the endpoint picker of the {what} pool {ref} has no ready Pod: see its Deployment"
-        if len(members) < 2:
-            return
-        needed = max(1, round(members["old"].ready_servers * plan.capacity_ratio + 0.499))
-        if members["new"].ready_servers < needed:
-            yield (
-                f"the new pool {plan.new} has {members['new'].ready_servers} ready endpoints, {needed} are needed for "
-                f"the {members['old'].ready_servers} of the old one: add some, or lower capacity_ratio "
-                f"({plan.capacity_ratio:g}) where the new ones are stronger"
-            )
-
-    async def _of_models(self, members: dict[str, Members]) -> list[str]:
-        """What only the old pool serves: no problem where requests are rewritten, a 404 where they are not."""
-        served = {what: await self._measure.models(pool) for what, pool in members.items()}
-        missing = sorted(served.get("old", frozenset()) - served.get("new", frozenset()))
-        if not missing or not served.get("new"):
-            return []
-        return [f"models that only the old pool serves (rewrite them, or requests for them fail): {', '.join(missing)}"]
 
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
         plan, problems = self._plan, list[str]()
@@ -256,59 +221,90 @@ class Cluster:
     # ---- a route of our own, and the warm-up through it
 
     async def warm_up(self, state: State) -> Event:
-        """Ask the new pool alone, through a route of its own. Raises ApiError, LeaseLost."""
+        """Ask the new pool alone, through each Gateway by a route of its own. Raises ApiError, LeaseLost."""
         plan = self._plan
         if plan.warmup_requests == 0:
             return WarmedUp("no warm-up was asked for")
         try:
-            address = await self._address(await self._hold(state))
-            if address is None:
-                return WarmedUp("no warm-up: no rule has a path prefix that completions can be asked under")
-            return WarmedUp(await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout))
+            addresses, without = await self._addresses(await self._hold(state))
+            done = [
+                await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout)
+                for address in addresses
+            ]
         except WarmUpFailed as error:
             return Abort(f"the warm-up failed: {error}")
+        if not done and not without:
+            without = ["no HTTPRoute leads to the pool"]
+        return WarmedUp("; ".join([*done, *(f"no warm-up: {reason}" for reason in without)]))
 
-    async def _address(self, held: Object | None) -> Address | None:
-        if held is None or held["kind"] != "HTTPRoute":
-            return None
-        parent = (held["spec"].get("parentRefs") or [{}])[0]
-        gateway: Object = {}
-        if not self._plan.gateway_url:
-            where = GATEWAYS.path(parent.get("namespace") or held["metadata"]["namespace"], parent.get("name"))
-            gateway = await request(self._client, "GET", where)
-        return address_of(held, gateway, str(parent.get("sectionName") or ""), self._plan.gateway_url)
-
-    async def _hold(self, state: State) -> Object | None:
-        """Our own route to both pools: the one that is there, else a new one, which Envoys get a moment to take."""
-        for record in _own_namespace_first(state.records, self._plan):
-            try:
-                return await request(self._client, "GET", _path(record, self._hold_name))
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-            try:
-                route = await request(self._client, "GET", _path(record))
-            except ApiError as error:
-                if error.status == 404:
+    async def _addresses(self, held: Iterable[Object]) -> tuple[list[Address], list[str]]:
+        """Where our own routes are reached, each Gateway once, and why some cannot be asked. Raises WarmUpFailed."""
+        addresses: dict[object, Address] = {}
+        without: list[str] = []
+        for route in held:
+            for ref in parents_of(route) if route["kind"] == "HTTPRoute" else ():
+                # A given URL leads to one of them.
+                key = self._plan.gateway_url or ref.key
+                if key in addresses:
                     continue
-                raise
-            wanted = hold(route, record, self._plan, self._hold_name, CANARY_HEADER, secrets.token_hex(16))
-            if wanted is not None:
-                await self._lease.ensure()
-                made = await apply(self._client, ROUTES[record.kind], wanted, force=True)
-                await asyncio.sleep(_TAKEN_SECONDS)
-                return made
-        return None
+                gateway: Object = {}
+                try:
+                    if not self._plan.gateway_url:
+                        if ref.kind != "Gateway":
+                            raise NoWarmUp("set gateway_url to where it is reached")
+                        gateway = await request(self._client, "GET", GATEWAYS.path(ref.namespace, ref.name))
+                    addresses[key] = address_of(route, gateway, ref.section, self._plan.gateway_url)
+                except NoWarmUp as error:
+                    without.append(f"{ref}: {error}")
+                except ApiError as error:
+                    if error.status != 404:
+                        raise
+                    without.append(f"there is no {ref}")
+        return list(addresses.values()), without
 
-    @property
-    def _hold_name(self) -> str:
-        return f"{object_name(self._plan.old)[:245]}-canary"
+    async def _hold(self, state: State) -> list[Object]:
+        """Our own routes to both pools, so many that each Gateway has one: those that are there, and new ones, which
+        Envoys get a moment to take."""
+        pool, routes = self._plan.old, await self.routes()
+        held = [route for route in routes if is_ours(route, pool)]
+        covered = {parent.key for route in held for parent in parents_of(route)}
+        by_key = {_key(route): route for route in routes}
+        made: list[Object] = []
+        refused: ApiError | None = None
+        for record in best_first(state.records, pool):
+            route = by_key.get(record.key)
+            parents = {parent.key for parent in parents_of(route)} if route is not None else set()
+            if route is None or parents <= covered:
+                continue
+            names = free_names(pool, {name for kind, namespace, name in by_key if (kind, namespace) == record.key[:2]})
+            wanted = hold(route, record, self._plan, next(names, ""), CANARY_HEADER, secrets.token_hex(16))
+            if wanted is None or not wanted["metadata"]["name"]:
+                continue
+            await self._lease.ensure()
+            try:
+                # Made, never applied: what has this name already is not ours to change.
+                where = ROUTES[record.kind].path(record.namespace)
+                made.append(await request(self._client, "POST", where, body=wanted, content_type="application/json"))
+            except ApiError as error:
+                # A route that came since, in a namespace where we may make none.
+                if error.status != 403:
+                    raise
+                refused = error
+                logger.warning("no route of our own in %s: %s", record.namespace, error)
+                continue
+            covered |= parents
+            by_key[_key(made[-1])] = made[-1]
+        if refused is not None and not held and not made:
+            raise refused
+        if made:
+            await asyncio.sleep(_TAKEN_SECONDS)
+        return [*held, *made]
 
     async def _release(self, state: State) -> None:
-        """Remove our own route, wherever it was made."""
-        for record in {(record.kind, record.namespace): record for record in state.records}.values():
+        """Remove our own routes, wherever they were made."""
+        for kind, namespace, name in [_key(route) for route in await self.routes() if is_ours(route, self._plan.old)]:
             try:
-                await _delete(self._client, _path(record, self._hold_name))
+                await _delete(self._client, ROUTES[kind].path(namespace, name))
             except ApiError as error:
                 # Where we may not make one there is none of ours.
                 if error.status != 403:
@@ -362,19 +358,13 @@ class Cluster:
             logger.warning("no event %s: %s", reason, error)
 
 
-def _own_namespace_first(found: Iterable[RouteRecord], plan: Plan) -> list[RouteRecord]:
-    """The canary is best made beside an HTTPRoute, as the warm-up speaks HTTP, and in the pool's own namespace."""
-    return sorted(found, key=lambda record: (record.kind != "HTTPRoute", record.namespace != plan.old.namespace))
-
-
 def _key(route: Object) -> tuple[str, str, str]:
     metadata = route["metadata"]
     return (str(route["kind"]), str(metadata.get("namespace") or "default"), str(metadata["name"]))
 
 
-def _path(record: RouteRecord, name: str = "") -> str:
-    """Of a recorded route, or of another one of its kind and namespace."""
-    return ROUTES[record.kind].path(record.namespace, name or record.name)
+def _path(record: RouteRecord) -> str:
+    return ROUTES[record.kind].path(record.namespace, record.name)
 
 
 async def _list(client: Any, resource: Resource) -> list[Object]:

@@ -29,6 +29,7 @@ from headrace.replace import report, status
 from headrace.replace.cluster import Cluster
 from headrace.replace.measure import Measure
 from headrace.replace.plan import InvalidPlan, Plan, parse_plan
+from headrace.replace.preflight import lacks_to_serve
 from headrace.replace.prometheus import Credentials, Prometheus
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
@@ -65,6 +66,7 @@ class Options:
     timeout: float
     output: Path
     by: str
+    new_is_made: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_seconds, default=3600.0, help="follow: seconds to wait for news")
     add("--output", type=Path, default=Path(), help="report: folder to write it to")
     add("--by", default="", help="rollback, approve: who asks")
+    made = "plan: the replacement is made next, and what it lacks now is in nobody's way"
+    add("--replacement-is-made", action="store_true", help=made)
 
 
 def _seconds(text: str) -> float:
@@ -156,6 +160,7 @@ def read_options(args: argparse.Namespace) -> Options:
         timeout=args.timeout,
         output=args.output,
         by=args.by or who(),
+        new_is_made=args.replacement_is_made,
     )
 
 
@@ -176,6 +181,9 @@ def run(args: argparse.Namespace) -> int:
             logger.info("stopped; whoever is started next carries on from here")
         except (ConfigurationError, ApiError, LeaseLost, Unreadable, InvalidPlan, OSError) as error:
             logger.error("%s", error)
+        except ValueError:
+            # Not what was asked for, which is read above: an accident, and the next process may fare better.
+            logger.exception("stopped by an unexpected error")
     return EXIT_FAILED
 
 
@@ -191,7 +199,7 @@ async def _connected(options: Options, plan: Plan) -> int:
             "follow": lambda: _follow(options, plan, client),
             "report": lambda: _report(options, plan, client),
         }
-        act = actions.get(options.action, lambda: _ask(options, plan, client))
+        act = actions.get(options.action, lambda: _ask(options, plan, client, session))
         return await act()
 
 
@@ -310,7 +318,7 @@ def _exit_code(state: State) -> int:
 async def _plan(options: Options, plan: Plan, client: Any, session: aiohttp.ClientSession) -> int:
     lease = Lease(client, plan.old.namespace, object_name(plan.old), options.identity)
     measure = Measure(client, session, via=options.via)
-    found = await Cluster(client, session, plan, lease, measure).preflight()
+    found = await Cluster(client, session, plan, lease, measure).preflight(new_is_made=options.new_is_made)
     shown = status.plan_as_json(plan, found)
     _print({**shown, "text": status.plan_lines(shown)})
     return EXIT_REFUSED if shown["problems"] else EXIT_OK
@@ -329,7 +337,7 @@ async def _follow(options: Options, plan: Plan, client: Any) -> int:
         try:
             found = await status.read(client, plan.old)
         except ApiError as error:
-            if error.status != 0 or loop.time() >= deadline:
+            if not _passes(error) or loop.time() >= deadline:
                 raise
             await asyncio.sleep(1.0)
             continue
@@ -339,7 +347,12 @@ async def _follow(options: Options, plan: Plan, client: Any) -> int:
         await asyncio.sleep(1.0)
 
 
-async def _ask(options: Options, plan: Plan, client: Any) -> int:
+def _passes(error: ApiError) -> bool:
+    """An API server that is away, restarts, or has too much to do."""
+    return error.status in (0, 429) or error.status >= 500
+
+
+async def _ask(options: Options, plan: Plan, client: Any, session: aiohttp.ClientSession) -> int:
     found = await status.read(client, plan.old)
     if found["phase"] == "":
         logger.error("no replacement of %s is recorded: there is nothing to %s", plan.old, options.action)
@@ -347,6 +360,11 @@ async def _ask(options: Options, plan: Plan, client: Any) -> int:
     if options.action == "approve" and found["phase"] != Phase.APPROVAL.value:
         logger.error("nothing waits for an approval: the replacement is %s", found["phase"])
         return EXIT_REFUSED
+    if options.action == "rollback" and found["phase"] == Phase.DONE.value:
+        old = parse_plan(found["plan"]).old
+        if lacks := await lacks_to_serve(Measure(client, session, via=options.via), old):
+            logger.error("refused: all traffic would go back to %s, and %s: bring it up, then ask again", old, lacks)
+            return EXIT_REFUSED
     await Store(client, plan.old).ask(Request(options.action, options.by, max(0, found["share"])))
     _print({**found, "asked": options.action})
     return EXIT_OK
@@ -366,7 +384,9 @@ async def _report(options: Options, plan: Plan, client: Any) -> int:
         path = options.output / f"{object_name(plan.old)}.{suffix}"
         path.write_text(content, encoding="utf-8")
         written.append(str(path))
-    _print({"files": written, "inventory": report.inventory_change(stored.plan, stored.state)})
+    plan, state = stored.plan, stored.state
+    shown = report.commit_lines(plan, state) if plan.gitops == "paused" else []
+    _print({"files": written, "inventory": report.inventory_change(plan, state), "commit": shown})
     return EXIT_OK
 
 

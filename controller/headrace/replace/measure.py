@@ -202,20 +202,33 @@ class Measure:
                     continue
         return frozenset()
 
+    async def asks_who_reads(self, members: Members) -> bool:
+        """Whether an endpoint picker gives its metrics to those alone who say who they are."""
+        answers = await asyncio.gather(*(self._get(found, found.path) for found in members.pickers if found.ready))
+        return any(status in (401, 403) for status, _ in answers)
+
     async def text(self, target: Target, path: str) -> bytes | None:
         """Any page of a process; None if it does not answer with 200 in time."""
+        status, page = await self._get(target, path)
+        return page if status == 200 else None
+
+    async def _get(self, target: Target, path: str) -> tuple[int, bytes]:
+        """Status and body; status 0 where there was no answer in time."""
         async with self._slots:
             with contextlib.suppress(ApiError, aiohttp.ClientError, TimeoutError, OSError):
                 async with asyncio.timeout(_PAGE_SECONDS):
                     if self._via == "proxy":
                         where = f"{PODS.path(target.namespace, f'{target.pod}:{target.port}')}/proxy{path}"
-                        answer = await open_response(self._client, "GET", where)
-                        return await answer.read()
+                        try:
+                            answer = await open_response(self._client, "GET", where)
+                        except ApiError as error:
+                            return error.status, b""
+                        return answer.status, await answer.read()
                     async with self._session.get(
                         f"http://{endpoint_key(target.address, target.port)}{path}"
                     ) as response:
-                        return await response.read() if response.status == 200 else None
-        return None
+                        return response.status, await response.read()
+        return 0, b""
 
     async def _page(self, target: Target) -> bytes | None:
         return await self.text(target, target.path)

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import yaml
+
 from headrace.core import EXTENSION_GROUP
 from headrace.replace.gates import Check, GateResult
 from headrace.replace.machine import old_is_kept
 from headrace.replace.plan import Plan
+from headrace.replace.routes import swap_of
 from headrace.replace.state import Phase, State, state_as_json
+from headrace.replace.weights import final_refs
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --soft: #667; --line: #ccd3da; --old: #8a94a0; --new: #0b6bcb;
@@ -37,6 +41,7 @@ def as_json(plan: Plan, state: State) -> dict[str, Any]:
         "reason": state.reason,
         "seconds": _seconds(state),
         "inventory": inventory_change(plan, state),
+        "routes": routes_to_commit(plan, state),
         "plan": plan.as_json(),
         "state": state_as_json(state),
     }
@@ -57,6 +62,28 @@ def inventory_change(plan: Plan, state: State) -> list[str]:
         lines.append(f"inference_pool_pools: remove {plan.old.name}; vllm_model_server_groups: remove its servers.")
     else:
         lines.append(f"inference_pool_pools: keep {plan.old.name} as long as it is kept for a rollback.")
+    return lines
+
+
+def routes_to_commit(plan: Plan, state: State) -> list[dict[str, Any]]:
+    """The backends that each recorded rule has to have in whatever the routes are kept in, Git say."""
+    found = []
+    for record in state.records:
+        swap = swap_of(plan, record.namespace)
+        for rule in record.rules:
+            refs = final_refs(rule.refs, swap) if state.phase is Phase.DONE else rule.refs
+            backends = [dict(ref) for ref in refs]
+            found.append({"route": str(record), "rule": rule.index, "name": rule.name, "backendRefs": backends})
+    return found
+
+
+def commit_lines(plan: Plan, state: State) -> list[str]:
+    """The same as YAML, a document for each rule; nothing for a replacement that has not ended."""
+    lines: list[str] = []
+    for entry in routes_to_commit(plan, state) if state.is_finished else ():
+        name = f" ({entry['name']})" if entry["name"] else ""
+        lines += ["---", f"# {entry['route']}, rule {entry['rule']}{name}"]
+        lines += yaml.safe_dump({"backendRefs": entry["backendRefs"]}, sort_keys=False).splitlines()
     return lines
 
 
@@ -86,6 +113,9 @@ def as_html(plan: Plan, state: State) -> str:
             refs = ", ".join(f"{ref.get('name')}={ref.get('weight', 1)}" for ref in rule.refs)
             parts.append(f"<tr><td>{_text(str(record))}<td>{rule.index}<td>{_text(refs)}")
     parts.append("</table>")
+    if lines := commit_lines(plan, state):
+        parts.append("<h2>Backends to commit</h2><p class=soft>For routes that are kept in Git, before it goes on.</p>")
+        parts.append(f"<pre>{_text(chr(10).join(lines))}</pre>")
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"

@@ -280,6 +280,11 @@ def _shown(refs: Refs, swap: Swap) -> str:
     return ", ".join(f"{identity(ref, swap.route_namespace)[3]}={weight_of(ref)}" for ref in refs) or "nothing"
 
 
+def hold_label(pool: PoolRef) -> str:
+    """The value of HOLD_LABEL: a pool's name may be longer than a label's value."""
+    return pool.name[:63].rstrip("-.")
+
+
 def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, token: str) -> dict[str, Any] | None:
     """A route of our own to each of the pools, for requests with a header that no client sends.
 
@@ -313,7 +318,7 @@ def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, 
             "metadata": {
                 "name": name,
                 "namespace": known.namespace,
-                "labels": {"app.kubernetes.io/part-of": "headrace", HOLD_LABEL: plan.old.name[:63]},
+                "labels": {"app.kubernetes.io/part-of": "headrace", HOLD_LABEL: hold_label(plan.old)},
             },
             "spec": {**spec, "rules": rules},
         }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -23,32 +23,39 @@ class WarmUpFailed(Exception):  # noqa: N818
     """The new pool does not answer as it should; the message says how it answers."""
 
 
+class NoWarmUp(Exception):  # noqa: N818
+    """A route that completions cannot be asked through; the message says why. It says nothing about the pool."""
+
+
 @dataclass(frozen=True)
 class Address:
-    """Where the canary route is reached: the Gateway's URL, and what requests carry."""
+    """Where the canary route is reached: the Gateway's URL, and what requests carry.
+
+    `api` is the path of what the model servers call `/v1`."""
 
     url: str
-    prefix: str
+    api: str
     headers: Mapping[str, str]
+    query: Mapping[str, str] = field(default_factory=dict)
 
 
-def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: str, given_url: str) -> Address | None:
-    """Where the first rule of a route is reached behind a Gateway; None if no match of it has a path prefix.
+def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: str, given_url: str) -> Address:
+    """Where the first rule of a route is reached behind a Gateway.
 
-    Raises WarmUpFailed for a Gateway without an address."""
-    matches = route["spec"]["rules"][0]["matches"]
-    paths = [match.get("path") or {"type": "PathPrefix", "value": "/"} for match in matches]
-    at = next((at for at, path in enumerate(paths) if path.get("type", "PathPrefix") == "PathPrefix"), None)
-    if at is None:
-        return None
-    exact = [header for header in matches[at]["headers"] if header.get("type") != "RegularExpression"]
-    headers = {str(header["name"]): str(header["value"]) for header in exact}
+    Raises NoWarmUp where no match of it can be asked, and WarmUpFailed for a Gateway without an address."""
+    rule = route["spec"]["rules"][0]
+    usable = ((match, _api_path(match, rule.get("filters") or ())) for match in rule["matches"] if _is_askable(match))
+    nothing: tuple[Mapping[str, Any], str | None] = ({}, None)
+    match, api = next((found for found in usable if found[1] is not None), nothing)
+    if api is None:
+        raise NoWarmUp("no match of the rule lets both the models and a completion be asked for")
+    headers = {str(header["name"]): str(header["value"]) for header in match.get("headers") or ()}
+    query = {str(parameter["name"]): str(parameter["value"]) for parameter in match.get("queryParams") or ()}
     hostnames = route["spec"].get("hostnames") or []
     if hostnames:
         headers["Host"] = str(hostnames[0]).replace("*.", "warm-up.", 1)
-    prefix = str(paths[at].get("value") or "/").rstrip("/")
     if given_url:
-        return Address(given_url.rstrip("/"), prefix, headers)
+        return Address(given_url.rstrip("/"), api, headers, query)
     metadata, spec = gateway.get("metadata") or {}, gateway.get("spec") or {}
     name = f"{metadata.get('namespace')}/{metadata.get('name')}"
     addresses = (gateway.get("status") or {}).get("addresses") or []
@@ -58,7 +65,34 @@ def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: st
     scheme = "https" if listeners[0].get("protocol") == "HTTPS" else "http"
     value = str(addresses[0].get("value"))
     host = f"[{value}]" if ":" in value else value
-    return Address(f"{scheme}://{host}:{listeners[0].get('port')}", prefix, headers)
+    return Address(f"{scheme}://{host}:{listeners[0].get('port')}", api, headers, query)
+
+
+def _is_askable(match: Mapping[str, Any]) -> bool:
+    """Whether a request can be made for a match: models are asked for with GET and completions with POST, and a value
+    cannot be made of a regular expression."""
+    wanted = [*(match.get("headers") or ()), *(match.get("queryParams") or ())]
+    return not match.get("method") and all(entry.get("type") != "RegularExpression" for entry in wanted)
+
+
+def _api_path(match: Mapping[str, Any], filters: Iterable[Mapping[str, Any]]) -> str | None:
+    """The path under which a request reaches the servers' `/v1`, as far as rule and filters say; None if none does."""
+    path = match.get("path") or {}
+    if path.get("type", "PathPrefix") != "PathPrefix":
+        return None
+    prefix = str(path.get("value") or "/").rstrip("/")
+    # What stands in the prefix's place once the gateway has rewritten the path.
+    reached = prefix
+    for entry in filters:
+        rewritten = (entry.get("urlRewrite") or {}).get("path") or {}
+        if rewritten.get("type") == "ReplaceFullPath":
+            return None
+        if rewritten.get("type") == "ReplacePrefixMatch":
+            reached = str(rewritten.get("replacePrefixMatch") or "/").rstrip("/")
+    if reached.endswith("/v1"):
+        return prefix
+    # Narrower than `/v1`: models and completions are not both below it.
+    return None if "/v1/" in reached else f"{prefix}/v1"
 
 
 async def warm_up(session: aiohttp.ClientSession, address: Address, requests: int, timeout: float) -> str:  # noqa: ASYNC109
@@ -96,7 +130,7 @@ async def _until_served(session: aiohttp.ClientSession, address: Address) -> lis
     models: list[str] = []
     try:
         while good < _GOOD_ANSWERS:
-            status, body = await _send(session, "GET", address, "/v1/models", None)
+            status, body = await _send(session, "GET", address, "/models", None)
             if status == 200:
                 models = _models(body)
                 good += 1
@@ -105,7 +139,7 @@ async def _until_served(session: aiohttp.ClientSession, address: Address) -> lis
                 await asyncio.sleep(_POLL_SECONDS)
     except asyncio.CancelledError:
         if good == 0:
-            raise WarmUpFailed(f"the new pool's route never answered {address.prefix}/v1/models: {seen}") from None
+            raise WarmUpFailed(f"the new pool's route never answered {address.api}/models: {seen}") from None
         raise
     return models
 
@@ -122,11 +156,11 @@ def _models(body: bytes) -> list[str]:
 
 async def _complete(session: aiohttp.ClientSession, address: Address, model: str) -> None:
     body = {"model": model, "prompt": _PROMPT, "max_tokens": 8}
-    status, answer = await _send(session, "POST", address, "/v1/completions", body)
+    status, answer = await _send(session, "POST", address, "/completions", body)
     if status == 404:
         # Some servers have the chat endpoint alone.
         chat = {"model": model, "messages": [{"role": "user", "content": _PROMPT}], "max_tokens": 8}
-        status, answer = await _send(session, "POST", address, "/v1/chat/completions", chat)
+        status, answer = await _send(session, "POST", address, "/chat/completions", chat)
     if status != 200:
         shown = answer[:200].decode("utf-8", "replace")
         raise WarmUpFailed(f"a completion of {model} from the new pool: status {status}: {shown}")
@@ -136,11 +170,12 @@ async def _send(
     session: aiohttp.ClientSession, method: str, address: Address, path: str, body: object
 ) -> tuple[int, bytes]:
     """Status and body; status 0 where there was no answer."""
-    url = f"{address.url}{address.prefix}{path}"
+    url = f"{address.url}{address.api}{path}"
     try:
         async with session.request(
-            method, url, json=body, headers=dict(address.headers), timeout=_REQUEST_TIMEOUT, ssl=False
-        ) as response:
+            method, url, json=body, headers=dict(address.headers), params=dict(address.query),
+            timeout=_REQUEST_TIMEOUT, ssl=False,
+        ) as response:  # fmt: skip
             return response.status, await response.read()
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return 0, f"{type(error).__name__}: {error}".encode()

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from headrace.replace.canary import free_names
 from headrace.replace.plan import parse_plan
 
 GA, ALPHA = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
@@ -22,6 +23,8 @@ def rendered(repository: Path, folder: Path, cases: list[dict[str, Any]]) -> lis
         f"'{name}': lookup('ansible.builtin.template', '{role / 'templates' / name}')"
         for name in ("guard.json.j2", "job.yaml.j2", "rbac.yaml.j2")
     ]
+    inventory = repository / "playbooks/templates/replacement.json.j2"
+    lookups.append(f"'inventory': lookup('ansible.builtin.template', '{inventory}')")
     # One task for each case: tasks are what takes time.
     content = "{{ {" + ", ".join([*lookups, "'plan': __pool_replacement_plan"]) + "} | to_json }}"
     given = {
@@ -55,6 +58,7 @@ def rendered(repository: Path, folder: Path, cases: list[dict[str, Any]]) -> lis
             "job": yaml.safe_load(one["job.yaml.j2"]),
             "rbac": [part for part in yaml.safe_load_all(one["rbac.yaml.j2"]) if part],
             "plan": one["plan"],
+            "inventory": _parsed(one["inventory"]),
         }
         for one in found
     ]
@@ -87,15 +91,87 @@ def test_the_plan_is_one_that_the_command_takes_and_removal_needs_rights(reposit
     (given,) = [argument for argument in container["args"] if argument.startswith("--plan=")]
     assert json.loads(given.removeprefix("--plan=")) == found["plan"]
     rules = [rule for one in found["rbac"] if one["kind"] == "Role" for rule in one["rules"]]
+    of_cluster = [rule for one in found["rbac"] if one["kind"] == "ClusterRole" for rule in one["rules"]]
     for gone in plan.remove_old:
         assert any(
             gone.group in rule["apiGroups"] and gone.plural in rule["resources"] and "delete" in rule["verbs"]
             and rule.get("resourceNames") == [gone.name]
-            for rule in rules
+            for rule in (rules if gone.namespace else of_cluster)
         ), gone  # fmt: skip
+    removed = [(gone.plural, gone.namespace, gone.name) for gone in plan.remove_old]
+    for made in (
+        ("horizontalpodautoscalers", "default", "blue-server"), ("scaledobjects", "default", "blue-server"),
+        ("podmonitors", "default", "blue-server"), ("configmaps", "default", "blue-server-adapter-sync"),
+        ("certificates", "default", "blue-epp"), ("certificates", "default", "blue-epp-peers"),
+        ("clusterroles", "", "headrace-metrics-auth-default-blue-epp"),
+        ("clusterrolebindings", "", "headrace-metrics-auth-default-blue-epp"),
+    ):  # fmt: skip
+        assert made in removed
+    assert not [gone for gone in removed if gone[0] == "persistentvolumeclaims"], "a cache is kept"
+    # What would make another one anew goes before it.
+    order = [(plural, name) for plural, _, name in removed]
+    assert order.index(("certificates", "blue-epp")) < order.index(("secrets", "blue-epp-tls"))
+    scaler, server = ("horizontalpodautoscalers", "blue-server"), ("deployments", "blue-server")
+    assert order.index(scaler) < order.index(server)
+    # As `headrace pool replace` calls its own routes.
+    of_routes = [rule for rule in rules if "httproutes" in rule["resources"] and "delete" in rule["verbs"]]
+    (canary,) = [rule["resourceNames"] for rule in of_routes]
+    assert canary == list(free_names(plan.old, ()))
     # Whatever it may change or delete is named, but for what it makes.
     for rule in rules:
         assert rule.get("resourceNames") or not {"patch", "update", "delete"} & set(rule["verbs"]), rule
+
+
+def test_what_the_other_pool_has_as_well_is_not_removed(repository: Path, tmp_path: Path) -> None:
+    both = {"pool_replacement_old": "remove", "pool_replacement_new_on_rollback": "remove"}
+    same = {
+        "pool_replacement_pool": "blue", "pool_replacement_new": "blue", "pool_replacement_old_api_version": "v1alpha2",
+        "pool_replacement_old_model_servers": ["shared", "own"], "pool_replacement_new_model_servers": ["shared"],
+    }  # fmt: skip
+    (found, none) = rendered(repository, tmp_path, [{**both, **same}, {**both, "pool_replacement_old_picker": ""}])
+    plan = parse_plan(found["plan"])
+    for removed in (plan.remove_old, plan.remove_new):
+        names = {gone.name for gone in removed}
+        assert "shared" not in names
+        # Both pickers are blue-epp.
+        assert not [name for name in names if "epp" in name]
+        assert [gone.name for gone in removed if gone.plural == "inferencepools"] == ["blue"]
+    assert plan.remove_old[0].group != plan.remove_new[0].group
+    assert "own" in {gone.name for gone in plan.remove_old}
+    plan = parse_plan(none["plan"])
+    assert {gone.name for gone in plan.remove_old} == {"blue", "blue-v1"}
+    assert "green-epp" in {gone.name for gone in plan.remove_new}
+
+
+BLUE, GREEN = {"name": "blue", "selector": {"app": "blue"}}, {"name": "green", "selector": {"app": "green"}}
+SERVERS = [{"name": "blue"}, {"name": "green"}, {"name": "elsewhere", "namespace": "far", "labels": {"app": "blue"}}]
+ALPHA_BLUE = {**BLUE, "api_version": "v1alpha2"}
+BY_INSTANCE = {"name": "third", "selector": {"app.kubernetes.io/instance": "blue"}}
+INVENTORIES: list[tuple[list[dict[str, Any]], str, tuple[list[str], str], tuple[list[str], str]]] = [
+    ([BLUE, GREEN], "green", (["blue"], "blue-epp"), (["green"], "green-epp")),
+    # Another API version of a pool: its servers and its picker serve on.
+    ([ALPHA_BLUE, BLUE], "blue", ([], ""), ([], "")),
+    ([{**ALPHA_BLUE, "picker": "old-epp"}, BLUE], "blue", ([], "old-epp"), ([], "blue-epp")),
+    # A third pool's.
+    ([BLUE, GREEN, {**BLUE, "name": "third"}], "green", ([], "blue-epp"), (["green"], "green-epp")),
+    ([BLUE, GREEN, BY_INSTANCE], "green", ([], "blue-epp"), (["green"], "green-epp")),
+    ([BLUE, GREEN, {"name": "third", "picker": "green-epp"}], "green", (["blue"], "blue-epp"), (["green"], "")),
+    ([BLUE, GREEN, {**BLUE, "namespace": "far"}], "green", (["blue"], "blue-epp"), (["green"], "green-epp")),
+]
+
+
+def test_the_inventory_says_what_nobody_else_uses(repository: Path, tmp_path: Path) -> None:
+    cases = [
+        {"pool": "blue", "replacement": new, "inference_pool_pools": pools, "vllm_model_server_groups": SERVERS}
+        for pools, new, *_ in INVENTORIES
+    ]
+    for (pools, new, *wanted), found in zip(INVENTORIES, rendered(repository, tmp_path, cases), strict=True):
+        inventory = found["inventory"]
+        got = [
+            (inventory["remove"][which]["servers"], inventory["remove"][which]["picker"]) for which in ("old", "new")
+        ]
+        assert got == wanted, pools
+        assert [group["name"] for group in inventory["new_servers"]] == [new]
 
 
 GUARDED: list[tuple[list[dict[str, Any]], str, str]] = [

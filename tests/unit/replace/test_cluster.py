@@ -75,6 +75,8 @@ def world(
                 raise ApiError(403, "Forbidden", "a webhook says no")
             written.append(name)
             return {}
+        if method == "POST":
+            raise ApiError(403, "Forbidden", "no route of our own here")
         if name in ("httproutes", "grpcroutes", "referencegrants"):
             return {"items": routes if name == "httproutes" else []}
         found = next((one for one in routes if one["metadata"]["name"] == name), None)
@@ -82,11 +84,7 @@ def world(
             raise ApiError(404, "NotFound", path)
         return {**found, "kind": "HTTPRoute"}
 
-    async def apply(*given: Any, **more: Any) -> Any:
-        raise ApiError(403, "Forbidden", "no canary here")
-
     monkeypatch.setattr(cluster, "request", request)
-    monkeypatch.setattr(cluster, "apply", apply)
     return Cluster(None, None, PLAN, _Lease(), None), written  # type: ignore[arg-type]
 
 

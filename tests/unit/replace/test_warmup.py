@@ -1,0 +1,71 @@
+"""Where completions are asked for: what rules match and rewrite decides, and some cannot be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.replace.warmup import NoWarmUp, address_of
+
+OWN = {"type": "Exact", "name": "headrace-replace", "value": "token-new"}
+
+
+def rewrite(**path: str) -> list[dict[str, Any]]:
+    return [{"type": "URLRewrite", "urlRewrite": {"path": path}}]
+
+
+def to(prefix: str) -> list[dict[str, Any]]:
+    return rewrite(type="ReplacePrefixMatch", replacePrefixMatch=prefix)
+
+
+def route(*matches: dict[str, Any], filters: Any = None) -> dict[str, Any]:
+    rule = {"matches": [{**match, "headers": [*match.get("headers", ()), OWN]} for match in matches]}
+    return {"spec": {"rules": [{**rule, **({"filters": filters} if filters else {})}]}}
+
+
+def prefix(value: str, **more: Any) -> dict[str, Any]:
+    return {"path": {"type": "PathPrefix", "value": value}, **more}
+
+
+@pytest.mark.parametrize(
+    ("value", "filters", "api"),
+    [
+        ("/", None, "/v1"),
+        ("/v1", None, "/v1"),
+        ("/v1/", None, "/v1"),
+        ("/llm", None, "/llm/v1"),
+        ("/llm/v1", None, "/llm/v1"),
+        ("/llm", to("/"), "/llm/v1"),
+        ("/llm", to("/v1"), "/llm"),
+        ("/v1", to("/"), "/v1/v1"),
+        ("/v1", to("/v1"), "/v1"),
+        ("/", to("/v1"), ""),
+        ("/v1", [{"type": "RequestHeaderModifier", "requestHeaderModifier": {}}], "/v1"),
+    ],
+)
+def test_the_api_is_reached_as_the_rule_rewrites_it(value: str, filters: Any, api: str) -> None:
+    found = address_of(route(prefix(value), filters=filters), {}, "", "http://gateway/")
+    assert (found.url, found.api, found.headers) == ("http://gateway", api, {"headrace-replace": "token-new"})
+
+
+@pytest.mark.parametrize(
+    ("match", "filters"),
+    [
+        (prefix("/v1/completions"), None),
+        (prefix("/llm"), to("/v1/completions")),
+        (prefix("/"), rewrite(type="ReplaceFullPath", replaceFullPath="/x")),
+        ({"path": {"type": "Exact", "value": "/v1/completions"}}, None),
+        (prefix("/", method="POST"), None),
+        (prefix("/", headers=[{"type": "RegularExpression", "name": "x", "value": ".*"}]), None),
+        (prefix("/", queryParams=[{"type": "RegularExpression", "name": "x", "value": ".*"}]), None),
+    ],
+)
+def test_what_cannot_be_asked_is_no_fault_of_the_pool(match: dict[str, Any], filters: Any) -> None:
+    with pytest.raises(NoWarmUp, match="no match of the rule"):
+        address_of(route(match, filters=filters), {}, "", "http://gateway")
+    # Another match of the same rule will do.
+    if filters is None:
+        parameter = {"name": "team", "value": "a"}
+        found = address_of(route(match, prefix("/", queryParams=[parameter])), {}, "", "http://gateway")
+        assert (found.api, found.query) == ("/v1", {"team": "a"})
