@@ -12,6 +12,10 @@ import keys
 import pytest
 import requirements
 import wheels
+from local_cluster import images
+from local_cluster.settings import parse
+
+from .test_settings import GOOD
 
 CONSTRAINTS = """\
 aiohttp==3.14.5 \\
@@ -177,3 +181,10 @@ def test_references_archives_and_bases(request_: dict[str, Any], tmp_path: Path)
     }
     assert "python" not in pulled
     assert (pulled["envoy"]["base"], pulled["envoy"]["base_archive"]) == ("docker.io/library/python:3.11-slim", "")
+
+
+def test_in_check_mode_a_node_that_does_not_run_may_need_every_image(tmp_path: Path) -> None:
+    settings, _ = parse({**GOOD, "state_dir": str(tmp_path)})
+    assert settings
+    changes = images.load(settings, [{"name": "localhost/a:1", "content": "x", "archive": "a.tar"}], check=True)
+    assert changes == ["import localhost/a:1 into n1", "import localhost/a:1 into n2"]
