@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ def test_smoke_shows_who_served_each_request_and_why(stack: Stack) -> None:
     assert result.failed == 0
     for word in ("vllm-llama3-8b-instruct", "vllm-qwen3-8b", "sql-lora", "TTFT"):
         assert word in result.output
+    assert "its endpoint picker does not say" not in result.output, "who served it is not enough: why is asked too"
 
 
 def test_second_run_changes_nothing(stack: Stack) -> None:
@@ -35,9 +37,15 @@ def test_check_mode_without_a_cluster_says_what_it_would_create(stack: Stack) ->
         "local_cluster_pod_network": "10.247.0.0/16",
         "local_cluster_service_network": "10.99.0.0/16",
     }
+    namespaces = set(Path("/run/netns").iterdir())
     result = stack.site("--check", "--diff", "-e", json.dumps(elsewhere))
-    assert result.failed == 0
-    assert "would create" in result.output
+    assert (result.changed, result.failed) == (0, 0), result.output[-8000:]
+    said = " ".join(result.output.split())
+    assert "would create one" in said
+    assert "There is no cluster hrnone that runs" in said and "They are skipped here" in said
+    assert "TASK [inference_pool" not in result.output
+    assert set(Path("/run/netns").iterdir()) == namespaces
+    assert not stack.kubeconfig.parents[2].joinpath("hrnone").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+# Rules count what they match: the numbers are no part of what a rule is.
+COUNTERS = re.compile(r"counter packets \d+ bytes \d+")
+
+
+def _said(*command: str) -> str:
+    # A program that is missing or fails must not look like a machine without routes or rules.
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
 
 def _lines(*command: str) -> frozenset[str]:
-    return frozenset(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
+    return frozenset(_said(*command).splitlines())
 
 
-def _cgroups() -> frozenset[str]:
-    root = Path("/sys/fs/cgroup")
-    depth_two = [path for controller in root.iterdir() if controller.is_dir() for path in controller.iterdir()]
-    return frozenset(str(path) for path in depth_two if path.is_dir())
+def rules(ruleset: str) -> frozenset[str]:
+    """The lines of a firewall's rules, each behind the table and the chain that it is in, without what they counted."""
+    found, inside = [], []
+    for line in filter(None, map(str.strip, ruleset.splitlines())):
+        if line == "}":
+            inside.pop()
+            continue
+        found.append(" ".join([*inside, COUNTERS.sub("counter", line)]))
+        if line.endswith("{"):
+            inside.append(line)
+    return frozenset(found)
+
+
+def cgroups(root: Path) -> frozenset[str]:
+    """The groups directly below the root of each hierarchy: one on cgroup v2, one for each controller on v1."""
+    roots = [root] if (root / "cgroup.controllers").exists() else [path for path in root.iterdir() if path.is_dir()]
+    return frozenset(str(path) for hierarchy in roots for path in hierarchy.iterdir() if path.is_dir())
 
 
 def processes_that_name(word: str) -> dict[int, str]:
@@ -51,8 +73,8 @@ class Machine:
             namespaces=frozenset(line.split()[0] for line in _lines("ip", "netns", "list")),
             links=frozenset(line.split(": ")[1].split("@")[0] for line in _lines("ip", "-o", "link")),
             routes=_lines("ip", "route"),
-            firewall=frozenset(line for line in _lines("nft", "list", "ruleset") if "counter packets" not in line),
+            firewall=rules(_said("nft", "list", "ruleset")),
             mounts=frozenset(line.split()[1] for line in _lines("cat", "/proc/mounts")),
-            cgroups=_cgroups(),
+            cgroups=cgroups(Path("/sys/fs/cgroup")),
             forwarding=Path("/proc/sys/net/ipv4/ip_forward").read_text().strip(),
         )

@@ -1,6 +1,7 @@
 #!/bin/bash
 # build.sh IMAGE REFERENCE ARCHIVE: builds an image with buildah and leaves it as a docker-archive, whole or not at all.
 # Inputs, by environment: BINARIES (folder of the local cluster's programs), SOURCE (the checkout), PYTHON (with pip), STORAGE_DRIVER;
+# BASE_PYTHON (version of the base image's Python: wheels are taken for that one, whatever PYTHON is);
 # KEEP (archives of each image that stay in the cache);
 # BASE (reference of the image it is built on, if any) and BASE_ARCHIVE (where that lies; empty: it is pulled); DEBIAN_SUITE, DEBIAN_MIRROR.
 set -euo pipefail
@@ -16,7 +17,12 @@ mkdir -p "$context"
 # Chroot isolation: no OCI runtime, no network of its own, so neither bridges nor firewall rules are left behind.
 b() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver "${STORAGE_DRIVER:-overlay}" "$@"; }
 
-download() { "$PYTHON" -m pip --quiet --disable-pip-version-check download --only-binary=:all: --no-deps --require-hashes --dest "$context/wheels" --requirement "$1"; }
+download() {
+  local target
+  mapfile -t target < <("$PYTHON" "$here/wheels.py" "$BASE_PYTHON" "$(uname -m)")
+  "$PYTHON" -m pip --quiet --disable-pip-version-check download --only-binary=:all: "${target[@]}" --no-deps --require-hashes \
+    --dest "$context/wheels" --requirement "$1"
+}
 
 containerfile=$here/$image.Containerfile
 arguments=()
@@ -50,7 +56,7 @@ envoy)
   ;;
 dependencies)
   containerfile=$SOURCE/Containerfile
-  "$PYTHON" "$here/requirements.py" "$SOURCE/pyproject.toml" "$SOURCE/constraints.txt" >"$work/requirements.txt"
+  "$PYTHON" "$here/requirements.py" "$SOURCE/pyproject.toml" "$SOURCE/constraints.txt" "$BASE_PYTHON" >"$work/requirements.txt"
   download "$work/requirements.txt"
   "$PYTHON" -c 'import pathlib, pip, shutil, sys; shutil.copytree(pathlib.Path(pip.__file__).parent, sys.argv[1], ignore=shutil.ignore_patterns("__pycache__"))' "$context/pip"
   arguments=(--target dependencies --build-arg "BASE=$BASE")

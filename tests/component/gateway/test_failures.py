@@ -25,7 +25,7 @@ KEYS = (f"{ipv4(51)}:8000", f"{ipv4(52)}:8000")
 SMALL = b'{"model":"base","prompt":"hi"}'
 LARGE = b'{"model":"base","prompt":"%s"}' % (b"x" * 5_000_000)
 STREAM = b'{"model":"base","prompt":"hi","stream":true}'
-# The limit for FailClose, and what Envoy takes at most to notice a stopped picker: interval plus timeout.
+# How soon FailClose has to answer, and what Envoy takes at most to notice a stopped picker: interval plus timeout.
 CLOSED_SECONDS = 2.0
 NOTICED_SECONDS = 2.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -84,6 +85,47 @@ def test_a_log_that_grew_is_emptied_under_its_writer(tmp_path: Path, monkeypatch
         writer.write(b"new")
     assert log.read_bytes() == b"new"
     assert (tmp_path / "kubelet.log.1").read_bytes() == b"shortand too long"
+
+
+@pytest.fixture
+def unified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cgroup v2 tree as far as files can fake one: the kernel's files of each group are there beforehand."""
+    monkeypatch.setattr(node, "CGROUPS", tmp_path)
+    for group in (tmp_path, tmp_path / "headrace", tmp_path / "headrace" / "n1"):
+        group.mkdir(exist_ok=True)
+        (group / "cgroup.controllers").write_text("cpuset cpu io memory pids rdma\n")
+        (group / "cgroup.subtree_control").write_text("")
+    return tmp_path
+
+
+def test_on_cgroup_v2_every_group_above_a_node_hands_its_controllers_down(unified: Path) -> None:
+    node.make_cgroups("headrace", "n1")
+    wanted = "+cpuset +cpu +io +memory +pids"
+    assert (unified / "cgroup.subtree_control").read_text() == wanted
+    assert (unified / "headrace" / "cgroup.subtree_control").read_text() == wanted
+    assert (unified / "headrace" / "n1" / "cgroup.subtree_control").read_text() == "", "the kubelet's business"
+
+
+def test_on_cgroup_v2_a_root_with_processes_is_a_message_with_the_fix(
+    unified: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path, text: str) -> int:
+        raise OSError(errno.EBUSY, f"Device or resource busy: {path} {text}")
+
+    monkeypatch.setattr(Path, "write_text", busy)
+    with pytest.raises(SystemExit, match=r"has processes in it.*Fix: .*cgroup/init"):
+        node.make_cgroups("headrace", "n1")
+
+
+def test_on_cgroup_v1_a_node_has_a_group_in_each_hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "CGROUPS", tmp_path)
+    for name in ("memory", "cpuset"):
+        (tmp_path / name).mkdir()
+    for name, value in (("cpuset.cpus", "0-1"), ("cpuset.mems", "0")):
+        (tmp_path / "cpuset" / name).write_text(value)
+    node.make_cgroups("headrace", "n1")
+    assert (tmp_path / "memory/headrace/n1").is_dir()
+    assert (tmp_path / "cpuset/headrace/n1/cpuset.cpus").read_text() == "0-1"
 
 
 def test_a_node_is_what_its_scripts_its_configuration_and_their_programs_are(tmp_path: Path) -> None:

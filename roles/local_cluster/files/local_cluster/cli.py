@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import binaries, host, images, node, nodes, ready
-from .network import CommandError, Network
+from .network import CommandError, Network, stranger
 from .processes import node_processes
 from .settings import Settings, parse
 
@@ -47,11 +47,11 @@ def inspect(arguments: argparse.Namespace) -> dict[str, Any]:
         answer["plan"] = settings.plan()
         answer["exists"] = (settings.state_dir / "cluster.json").exists()
         answer["running"] = sorted(node_processes(settings.state_dir))
-        if raw["preflight"]:
-            problems = host.problems(
-                settings,
-                host.Needs(cache, build, missing if not (host.is_debian() and raw["install_packages"]) else []),
-            )
+        if raw["preflight"] == "namespaces":
+            lacking = [] if host.is_debian() and raw["install_packages"] else missing
+            problems = host.problems(settings, host.Needs(cache, build, lacking))
+        elif raw["preflight"] == "kind":
+            problems = host.problems_of_kind(host.Needs(cache, build, missing))
     return {**answer, "problems": [str(problem) for problem in problems]}
 
 
@@ -82,11 +82,13 @@ def files(arguments: argparse.Namespace) -> dict[str, Any]:
 def up(arguments: argparse.Namespace) -> dict[str, Any]:
     """Network and nodes: create what is missing, start what does not run."""
     raw, settings = _settings(arguments)
+    saved = settings.state_dir / "cluster.json"
+    if not saved.exists() and (strangers := Network(settings, check=True).strangers()):
+        raise nodes.NodeError("\n".join(str(stranger(found)) for found in strangers))
     changes = [f"stop node {name}" for name in nodes.superfluous(settings)]
     if changes and not arguments.check:
         nodes.stop(settings, nodes.superfluous(settings))
     # Written before anything is made: `down` must find it if we are cut off.
-    saved = settings.state_dir / "cluster.json"
     if not arguments.check and (not saved.exists() or json.loads(saved.read_text()) != raw):
         saved.write_text(json.dumps(raw, indent=2) + "\n")
     changes += Network(settings, arguments.check).up()
@@ -120,7 +122,9 @@ def down(arguments: argparse.Namespace) -> dict[str, Any]:
     changes = [f"stop node {name}" for name in running]
     if not arguments.check:
         nodes.stop(settings, running)
-    changes += nodes.remove_cgroups(settings, arguments.check)
+    # Cgroups carry no mark: they go with the state folder, or with the network namespaces that were theirs.
+    if saved.exists() or Network(settings, check=True).marked():
+        changes += nodes.remove_cgroups(settings, arguments.check)
     changes += Network(settings, arguments.check).down()
     if settings.state_dir.exists():
         changes.append(f"remove {settings.state_dir}")

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import node_processes, owner
+from . import binaries, network, node
+from .processes import PROGRAM_PATH, node_processes, owner
 from .settings import Problem, Settings
 
-# A program that each Debian package brings, where a machine without dpkg is asked.
+# The program for which each Debian package is wanted.
+# One that lies there needs no package of that name: it may come from another, such as Docker's.
 PROGRAMS = {
     "containerd": "containerd",
     "runc": "runc",
@@ -29,13 +32,18 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "iproute2": "ip",
     "gcc": "gcc",
-    "libc6-dev": "gcc",
 }
+CNI_PLUGINS = "containernetworking-plugins"
+# From this version on, Go fetches a newer one where GOTOOLCHAIN lets it.
+FETCHES_ITSELF = (1, 21)
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep its output; what it means is the caller's business."""
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """Run a command and keep its output; what it means is the caller's business. One that is missing ends with 127."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
 
 
 def is_debian() -> bool:
@@ -44,21 +52,42 @@ def is_debian() -> bool:
 
 
 def missing_packages(wanted: Iterable[str], cni_bin_dir: Path) -> list[str]:
-    """The Debian packages that are not installed; elsewhere those whose program is not there."""
-    wanted = list(wanted)
-    if is_debian():
+    """The Debian packages of which neither the program nor, on Debian, the package itself is there."""
+    wanted = [package for package in wanted if not _is_there(package, cni_bin_dir)]
+    if is_debian() and wanted:
         listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted).stdout
         installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
         return [package for package in wanted if package not in installed]
-    missing = [package for package in wanted if package in PROGRAMS and not shutil.which(PROGRAMS[package])]
-    if not (cni_bin_dir / "ptp").exists():
-        missing.append("containernetworking-plugins")
-    return missing
+    return [package for package in wanted if package in PROGRAMS or package == CNI_PLUGINS]
+
+
+def _is_there(package: str, cni_bin_dir: Path) -> bool:
+    if package == CNI_PLUGINS:
+        return (cni_bin_dir / "ptp").exists()
+    # A node's processes look for programs where these paths say, not where this user's do.
+    return package in PROGRAMS and shutil.which(PROGRAMS[package], path=PROGRAM_PATH) is not None
 
 
 def go_version() -> str:
-    """The Go toolchain's version; empty where there is none."""
-    return run("go", "env", "GOVERSION").stdout.strip() if shutil.which("go") else ""
+    """The Go toolchain's version, such as go1.26.8; empty where there is none."""
+    return run("go", "env", "GOVERSION").stdout.strip()
+
+
+def go_needed() -> str:
+    """The version of Go that the newest of the local cluster's modules asks for."""
+    asked = [
+        line.removeprefix("go ").strip()
+        for path in sorted(binaries.SOURCES.glob("*/go.mod"))
+        for line in path.read_text().splitlines()
+        if line.startswith("go ")
+    ]
+    return max(asked, key=_numbers)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of go1.26.8, of 1.26, or of a version with words around them."""
+    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return tuple(int(number or 0) for number in found.groups()) if found else ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,14 @@ class Needs:
     cache_dir: Path
     build: bool
     missing_packages: list[str]
+
+
+def problems_of_kind(needs: Needs) -> list[Problem]:
+    """What a cluster by kind needs of this machine besides kind: what is built here, and what it is built with."""
+    found = _go() if needs.build else []
+    if needs.missing_packages:
+        found += _packages(needs.missing_packages)
+    return found
 
 
 def problems(settings: Settings, needs: Needs) -> list[Problem]:
@@ -106,21 +143,49 @@ def _privileges() -> list[Problem]:
 
 
 def _programs(needs: Needs) -> list[Problem]:
-    found = []
-    if needs.build and not shutil.which("go"):
-        fix = "install Go (go.dev/dl), and have `go` on PATH"
-        found.append(
-            Problem("go", "the local cluster's programs are built from Go modules, and there is no `go` on PATH", fix)
-        )
+    found = _go() if needs.build else []
     if needs.missing_packages:
-        missing = " ".join(needs.missing_packages)
-        fix = (
-            f"apt-get install {missing}"
-            if is_debian()
-            else f"install what your distribution calls the Debian packages {missing}"
-        )
-        found.append(Problem("packages", f"{missing} missing", fix))
-    return found
+        found += _packages(needs.missing_packages)
+    return found + _cgroups()
+
+
+def _go() -> list[Problem]:
+    needed, version = go_needed(), go_version()
+    fix = f"install Go {needed} or newer (go.dev/dl), and have its `go` first on PATH"
+    if not version:
+        why = "the local cluster's programs are built from Go modules, and there is no `go` on PATH"
+        return [Problem("go", why, fix)]
+    if _numbers(version) >= _numbers(needed):
+        return []
+    if _numbers(version) >= FETCHES_ITSELF:
+        if run("go", "env", "GOTOOLCHAIN").stdout.strip().endswith("auto"):
+            return []
+        fix += "; or set GOTOOLCHAIN=auto, with which this one fetches it"
+    return [Problem("go", f"`go` on PATH is {version}, and the local cluster's programs need Go {needed}", fix)]
+
+
+def _packages(packages: list[str]) -> list[Problem]:
+    missing = " ".join(packages)
+    fix = (
+        f"apt-get install {missing}"
+        if is_debian()
+        else f"install what your distribution calls the Debian packages {missing}"
+    )
+    return [Problem("packages", f"{missing} missing", fix)]
+
+
+def _cgroups() -> list[Problem]:
+    """On cgroup v2 a group with processes in it hands nothing down. The machine's own root may, a container's not."""
+    root = node.CGROUPS
+    if node.cgroup_hierarchies() != [root] or not (root / "cgroup.type").exists():
+        return []
+    available = (root / "cgroup.controllers").read_text().split()
+    handed_down = (root / "cgroup.subtree_control").read_text().split()
+    lacking = [name for name in node.V2_CONTROLLERS if name in available and name not in handed_down]
+    if not lacking or not (root / "cgroup.procs").read_text().split():
+        return []
+    why = f"{root} has processes in it, so the nodes' cgroups would have no {', '.join(lacking)}"
+    return [Problem("cgroups", why, node.EMPTY_THE_ROOT)]
 
 
 def _disk(settings: Settings, needs: Needs) -> list[Problem]:
@@ -142,33 +207,42 @@ def _disk(settings: Settings, needs: Needs) -> list[Problem]:
 def _name(settings: Settings) -> list[Problem]:
     """Two clusters of one name would share network namespaces and cgroups."""
     other = owner(Path("/run/netns", settings.control_plane.namespace))
-    if other in (None, settings.state_dir):
+    if other not in (None, settings.state_dir):
+        why = f"the cluster in {other} has the name {settings.name}"
+        return [Problem("local_cluster_name", why, "choose another name")]
+    if (settings.state_dir / "cluster.json").exists():
         return []
-    return [
-        Problem("local_cluster_name", f"the cluster in {other} has the name {settings.name}", "choose another name")
-    ]
+    return [network.stranger(found) for found in network.Network(settings, check=True).strangers()]
 
 
 def _addresses(settings: Settings) -> list[Problem]:
     found = []
-    taken = [
-        (ipaddress.IPv4Network(route["dst"]), route.get("dev", ""))
-        for route in json.loads(run("ip", "-j", "-4", "route", "show", "table", "main").stdout or "[]")
-        if route.get("dst", "default") != "default"
-    ]
+    taken = routes(Path("/proc/net/route").read_text())
     for variable in ("node_network", "pod_network", "service_network", "load_balancer_network"):
         wanted: ipaddress.IPv4Network = getattr(settings, variable)
-        for network, device in taken:
-            if device != settings.host_link and network.overlaps(wanted):
+        for taken_network, device in taken:
+            if device != settings.host_link and taken_network.overlaps(wanted):
                 fix = f"set local_cluster_{variable} to a range that is free on this machine"
                 found.append(
                     Problem(
                         f"local_cluster_{variable}",
-                        f"{wanted} overlaps this machine's route to {network} (device {device})",
+                        f"{wanted} overlaps this machine's route to {taken_network} (device {device})",
                         fix,
                     )
                 )
                 break
+    return found
+
+
+def routes(table: str) -> list[tuple[ipaddress.IPv4Network, str]]:
+    """Networks and devices of /proc/net/route, without default routes. Not by ip(8), which may not be installed yet."""
+    found = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        # Hexadecimal, in the order of bytes that the machine has.
+        address, mask = (ipaddress.IPv4Address(socket.ntohl(int(fields[column], 16))) for column in (1, 7))
+        if int(mask):
+            found.append((ipaddress.IPv4Network(f"{address}/{mask}"), fields[0]))
     return found
 
 

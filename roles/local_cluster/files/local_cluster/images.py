@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import nodes
+from .processes import node_processes
 from .settings import Settings
 
 # Which build of an image a node has: an image name alone (docker.io/envoyproxy/gateway:v1.9.1) does not say.
@@ -34,7 +35,8 @@ def load(settings: Settings, images: Iterable[Mapping[str, str]], check: bool) -
 
 
 def _load_node(settings: Settings, node: str, images: Iterable[Mapping[str, str]], check: bool) -> list[str]:
-    there = present(settings, node)
+    # In check mode a node need not run: what it has is then not known, and all of it may be imported.
+    there = {} if check and node not in node_processes(settings.state_dir) else present(settings, node)
     changes = []
     for image in images:
         name, content = image["name"], image["content"]

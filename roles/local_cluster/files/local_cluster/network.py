@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .settings import Node, Settings
+from .settings import Node, Problem, Settings
 
 BRIDGE = "nodes"
 HOST_PORT = "host"
+PACKAGES = {"ip": "iproute2"}
+# A device's alias is what says whose it is; longer ones the kernel refuses.
+LONGEST_ALIAS = 255
 
 
 class CommandError(Exception):
@@ -29,12 +32,22 @@ def command(*argv: str) -> str:
     Raises:
         CommandError: it ended with another code than 0.
     """
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise CommandError(f"`{argv[0]}` is not installed. Fix: install {PACKAGES.get(argv[0], argv[0])}") from None
     if done.returncode:
         raise CommandError(
             f"`{' '.join(argv)}` ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
         )
     return done.stdout
+
+
+def stranger(found: str) -> Problem:
+    """The refusal to take what somebody else made, such as `netns a-n1`, for the cluster's own."""
+    why = f"`ip {found.split()[0]} show` has {found.split()[1]}, and no cluster in the state folder made it"
+    fix = f"choose another name; or remove it if it is a lost cluster's: ip {found.replace(' ', ' del ', 1)}"
+    return Problem("local_cluster_name", why, fix)
 
 
 @dataclass
@@ -51,11 +64,13 @@ class Network:
         switch = settings.control_plane
         for node in (switch, *settings.nodes):
             self._namespace(node)
+            self._mark(node.namespace, "lo")
         if self.check and not Path("/run/netns", switch.namespace).exists():
             return self.changes
         self._bridge(switch)
         self._cable(None, settings.host_link, switch, HOST_PORT)
         self._address(None, settings.host_link, settings.host_address)
+        self._mark(None, settings.host_link)
         for node in settings.nodes:
             self._cable(node.namespace, "eth0", switch, node.name)
             self._address(node.namespace, "eth0", node.address)
@@ -64,12 +79,45 @@ class Network:
         return self.changes
 
     def down(self) -> list[str]:
-        """Remove everything of this cluster's name; routes go with the device."""
-        if self._links(None).get(self.settings.host_link):
+        """Remove everything of this cluster; routes go with the device.
+
+        With its state folder, all that has the cluster's name is its own. Without, only what its marks say is.
+        """
+        known = (self.settings.state_dir / "cluster.json").exists()
+        if Path("/sys/class/net", self.settings.host_link).exists() and (known or self._ours(None)):
             self._do(f"remove device {self.settings.host_link}", "ip", "link", "del", self.settings.host_link)
         for namespace in self.namespaces():
-            self._do(f"remove network namespace {namespace}", "ip", "netns", "del", namespace)
+            if known or self._ours(namespace):
+                self._do(f"remove network namespace {namespace}", "ip", "netns", "del", namespace)
         return self.changes
+
+    def strangers(self) -> list[str]:
+        """What has this cluster's name and not its mark: the device and network namespaces, as ip(8) names them."""
+        link = self.settings.host_link
+        found = [f"link {link}"] if Path("/sys/class/net", link).exists() and not self._ours(None) else []
+        return found + [f"netns {namespace}" for namespace in self.namespaces() if not self._ours(namespace)]
+
+    def marked(self) -> bool:
+        """Whether something here carries this cluster's mark."""
+        return any(map(self._ours, self.namespaces())) or self._ours(None)
+
+    @property
+    def _alias(self) -> str:
+        return f"headrace {self.settings.state_dir}"[:LONGEST_ALIAS]
+
+    def _ours(self, namespace: str | None) -> bool:
+        """Whether a namespace (None: the device on the host) carries this cluster's mark. It goes where that goes."""
+        device = "lo" if namespace else self.settings.host_link
+        try:
+            shown = json.loads(command(*self._ip(namespace), "-j", "link", "show", "dev", device) or "[]")
+        except CommandError:
+            return False
+        return any(link.get("ifalias") == self._alias for link in shown)
+
+    def _mark(self, namespace: str | None, device: str) -> None:
+        if not self._ours(namespace):
+            change = f"mark {device} of {namespace or 'the host'} as the cluster's"
+            self._do(change, *self._ip(namespace), "link", "set", "dev", device, "alias", self._alias)
 
     def namespaces(self) -> list[str]:
         """The cluster's network namespaces that exist, whatever its number of workers was."""

@@ -7,6 +7,7 @@ this process ends everything in the node.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -32,6 +33,10 @@ VOLATILE = ("/run/containerd", "/run/netns", "/var/lib/cni")
 CGROUPS = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
+EMPTY_THE_ROOT = (
+    "move its processes into a group below it (mkdir -p /sys/fs/cgroup/init; "
+    "xargs -rn1 </sys/fs/cgroup/cgroup.procs >/sys/fs/cgroup/init/cgroup.procs)"
+)
 HOST_NETWORK_FD = 9
 LOG_BYTES = 16 * 2**20
 LONGEST_PAUSE = 10.0
@@ -68,7 +73,11 @@ def all_cgroup_hierarchies() -> list[Path]:
 
 
 def make_cgroups(cluster: str, node: str) -> None:
-    """Make the cgroup that kubelet wants: in every v1 hierarchy, with cpuset filled; or in v2, controllers on."""
+    """Make the cgroup that kubelet wants: in every v1 hierarchy, with cpuset filled; or in v2, controllers on.
+
+    Raises:
+        SystemExit: v2 refuses, because the group above has processes; the message says what to do.
+    """
     for hierarchy in cgroup_hierarchies():
         parent = hierarchy
         for part in (cluster, node):
@@ -83,7 +92,15 @@ def make_cgroups(cluster: str, node: str) -> None:
 
 def _enable(group: Path) -> None:
     available = (group / "cgroup.controllers").read_text().split()
-    (group / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in V2_CONTROLLERS if name in available))
+    try:
+        (group / "cgroup.subtree_control").write_text(
+            " ".join(f"+{name}" for name in V2_CONTROLLERS if name in available)
+        )
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        why = f"{group} has processes in it and hands nothing down"
+        raise SystemExit(f"cgroups: {why}. Fix: {EMPTY_THE_ROOT}") from None
 
 
 def set_up(cluster: str, directory: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import node as inside
-from .processes import NodeProcess, arguments, node_processes
+from .processes import PROGRAM_PATH, NodeProcess, arguments, node_processes
 from .settings import Node, Settings
 
 TOOL = Path(__file__).resolve().parents[1] / "cluster.py"
@@ -138,7 +138,7 @@ def start(settings: Settings, node: Node) -> None:
             start_new_session=True,
             pass_fds=[inside.HOST_NETWORK_FD],
             env={
-                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "PATH": PROGRAM_PATH,
                 "HOME": "/root",
                 "LOCAL_CLUSTER": settings.name,
             },
