@@ -129,7 +129,8 @@ def _eks_problems(pool: Pool, settings: Settings) -> Iterator[str]:
             "name: no image with NVIDIA's driver is named, and community.aws.eks_nodegroup knows no "
             "AL2023_x86_64_NVIDIA. Fix: launch_template, of the pool or of gpu_node_pool_eks, whose AMI is that of "
             "the SSM parameter /aws/service/eks/optimized-ami/VERSION/amazon-linux-2023/x86_64/nvidia/recommended/"
-            "image_id, with nodeadm user data; or gpu_node_pool_eks.ami_type: AL2_x86_64_GPU, for Kubernetes up to 1.32."
+            "image_id, with nodeadm user data; or gpu_node_pool_eks.ami_type: AL2_x86_64_GPU, for Kubernetes up to "
+            "1.32."
         )
     if ami and ami not in EKS_GPU_AMIS:
         yield (
