@@ -1,15 +1,18 @@
 """Say what each GPU node pool takes of a cloud: the arguments of the cloud's own module, or why it cannot be had.
 
 One schema for all providers. A key that a provider, or its module, cannot do is refused by name, each with a way out:
-a pool that silently lacks what was asked for is found out about when the bill comes. Pure functions; no cloud is asked.
+a pool that silently lacks what was asked for is found out about when the bill comes. Where a module is blind to a
+difference, what the cloud has is compared here. Pure functions; no cloud is asked.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible.module_utils.common.dict_transformations import camel_dict_to_snake_dict
 from ansible.plugins.action import ActionBase
 
 POOL_LABEL = "headrace.dev/gpu-node-pool"
@@ -37,8 +40,10 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         "spot": "the nodes are there: order them as spot where they are made",
         "instance_type": "the nodes are there: leave it out",
         "disk_gb": "the nodes are there: leave it out",
+        "launch_template": "the nodes are there: leave it out",
     },
     "gke": {
+        "launch_template": "GKE has none: instance_type says which machines",
         "spot": "google.cloud.gcp_container_node_pool knows no Spot VMs: make the pool with gcloud (--spot), "
         "and use provider existing",
         "mig": "google.cloud.gcp_container_node_pool knows no GPU partitions: make the pool with gcloud "
@@ -53,6 +58,7 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         "node_selector": f"the nodes get the label {POOL_LABEL}: leave it out",
     },
     "aks": {
+        "launch_template": "AKS has none: instance_type says which machines",
         "nodes": "the provider names its nodes: leave it out",
         "node_selector": f"the nodes get the label {POOL_LABEL}: leave it out",
     },
@@ -60,6 +66,8 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
 
 # AMI types with NVIDIA's driver that community.aws.eks_nodegroup knows.
 EKS_GPU_AMIS = ("AL2_x86_64_GPU",)
+# What AKS taints the nodes of a spot pool with, whoever makes it.
+AKS_SPOT_TAINT = "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"
 AKS_MIG = ("MIG1g", "MIG2g", "MIG3g", "MIG4g", "MIG7g")
 
 
@@ -98,7 +106,7 @@ def _pool_problems(provider: str, pool: Pool, settings: Settings) -> Iterator[st
         )
     if pool.get("state") == "absent":
         return
-    if not pool.get("instance_type"):
+    if not pool.get("instance_type") and not (provider == "eks" and _template(pool, settings)):
         yield "instance_type: empty. Fix: the provider's name of a machine with GPUs."
     if high and not low <= count <= high:
         yield f"count: {count} is not within min {low} and max {high}. Fix: min <= count <= max."
@@ -115,21 +123,31 @@ def _gke_problems(pool: Pool, settings: Settings) -> Iterator[str]:
 
 
 def _eks_problems(pool: Pool, settings: Settings) -> Iterator[str]:
-    template, ami = settings.get("launch_template") or {}, settings.get("ami_type") or ""
+    template, ami = _template(pool, settings), settings.get("ami_type") or ""
     if not template and not ami:
         yield (
             "name: no image with NVIDIA's driver is named, and community.aws.eks_nodegroup knows no "
-            "AL2023_x86_64_NVIDIA. Fix: gpu_node_pool_eks.launch_template, whose AMI is that of the SSM parameter "
-            "/aws/service/eks/optimized-ami/VERSION/amazon-linux-2023/x86_64/nvidia/recommended/image_id, with nodeadm "
-            "user data; or gpu_node_pool_eks.ami_type: AL2_x86_64_GPU, for Kubernetes up to 1.32."
+            "AL2023_x86_64_NVIDIA. Fix: launch_template, of the pool or of gpu_node_pool_eks, whose AMI is that of "
+            "the SSM parameter /aws/service/eks/optimized-ami/VERSION/amazon-linux-2023/x86_64/nvidia/recommended/"
+            "image_id, with nodeadm user data; or gpu_node_pool_eks.ami_type: AL2_x86_64_GPU, for Kubernetes up to "
+            "1.32."
         )
     if ami and ami not in EKS_GPU_AMIS:
         yield (
             f"name: gpu_node_pool_eks.ami_type {ami} has no NVIDIA driver. "
             f"Fix: {', '.join(EKS_GPU_AMIS)}, or a launch_template."
         )
+    if template and bool(template.get("id")) == bool(template.get("name")):
+        yield "launch_template: has id and name, or neither. Fix: one of them."
+    # The module takes neither beside a launch template.
     if template and pool.get("disk_gb"):
         yield "disk_gb: the launch template says how large disks are. Fix: set it there."
+    if template and pool.get("instance_type"):
+        yield (
+            f"instance_type: community.aws.eks_nodegroup takes none beside a launch template. Fix: leave it out, and "
+            f"have {pool['instance_type']} in the launch template; pools of several machines each name their own "
+            f"launch_template."
+        )
 
 
 def _aks_problems(pool: Pool, settings: Settings) -> Iterator[str]:
@@ -214,7 +232,6 @@ def _eks(pool: Pool, cluster: str, settings: Settings) -> dict[str, Any]:
             "max_size": int(pool.get("max") or 0) or count,
             "desired_size": count,
         },
-        "instance_types": [pool["instance_type"]],
         "capacity_type": "SPOT" if pool.get("spot") else "ON_DEMAND",
         "labels": labels("eks", pool),
         "taints": _taints(pool),
@@ -222,12 +239,11 @@ def _eks(pool: Pool, cluster: str, settings: Settings) -> dict[str, Any]:
         "update_config": {"max_unavailable": 1},
         "state": "present",
     }
-    if settings.get("launch_template"):
-        template = settings["launch_template"]
+    if template := _template(pool, settings):
+        # Says all of the machine: the module takes no instance type, AMI type and disk size beside it.
         call["launch_template"] = {key: str(template[key]) for key in ("id", "name", "version") if template.get(key)}
-        call["ami_type"] = "CUSTOM"
     else:
-        call["ami_type"] = settings["ami_type"]
+        call |= {"instance_types": [pool["instance_type"]], "ami_type": settings["ami_type"]}
         if pool.get("disk_gb"):
             call["disk_size"] = int(pool["disk_gb"])
     return call
@@ -252,7 +268,8 @@ def _aks(pool: Pool, cluster: str, settings: Settings) -> dict[str, Any]:
             if taint.get("value")
             else f"{taint['key']}:{taint['effect']}"
             for taint in pool.get("taints") or []
-        ],
+        ]
+        + ([AKS_SPOT_TAINT] if pool.get("spot") else []),
         "enable_auto_scaling": bool(pool.get("max")),
         "state": "present",
     }
@@ -265,6 +282,11 @@ def _aks(pool: Pool, cluster: str, settings: Settings) -> dict[str, Any]:
     if pool.get("mig"):
         call["gpu_instance_profile"] = pool["mig"]
     return call
+
+
+def _template(pool: Pool, settings: Settings) -> dict[str, Any]:
+    """The launch template of an EKS pool: its own, or that of all."""
+    return dict(pool.get("launch_template") or settings.get("launch_template") or {})
 
 
 def _count(pool: Pool) -> int:
@@ -283,7 +305,7 @@ def _taints(pool: Pool) -> list[dict[str, str]]:
     ]
 
 
-def summary(provider: str, pool: Pool) -> str:
+def summary(provider: str, pool: Pool, settings: Settings) -> str:
     """A line that a person can read."""
     if pool.get("state") == "absent":
         return f"{provider}: node pool {pool['name']} is deleted, with its nodes"
@@ -301,7 +323,161 @@ def summary(provider: str, pool: Pool) -> str:
         if text
     )
     kind = f" of {pool['instance_type']}" if pool.get("instance_type") else ""
+    if provider == "eks" and (template := _template(pool, settings)):
+        kind = f" of launch template {template.get('id') or template.get('name')}"
     return f"{provider}: node pool {pool['name']}: {size}{kind}, {pool.get('accelerator') or 'some GPU'}{extra}"
+
+
+# ---- what the cloud has ----------------------------------------------------------------------------------------------
+
+
+def there(provider: str, found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Name -> what the cloud has of a pool, of what the provider's module answered when it was asked."""
+    if provider == "gke":
+        return {one["name"]: dict(one) for one in found}
+    # One answer for each pool that was asked about.
+    answers = {one["item"]["name"]: one for one in found if not one.get("skipped")}
+    if provider == "aks":
+        kept = {name: next(iter(one.get("aks_agent_pools") or []), None) for name, one in answers.items()}
+        return {name: dict(pool) for name, pool in kept.items() if pool}
+    # The EKS module in check mode: it tells a group that is there, and only that it would make one that is not.
+    return {name: dict(one) for name, one in answers.items() if one.get("scaling_config")}
+
+
+def settle(
+    provider: str, pools: Sequence[Pool], cluster: str, settings: Settings, present: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The calls that are left when it is known what the cloud has, and what no call can bring about."""
+    calls: list[dict[str, Any]] = []
+    found: list[str] = []
+    for pool in pools:
+        name = str(pool["name"])
+        call = arguments(provider, pool, cluster, settings)
+        here = present.get(name)
+        if pool.get("state") == "absent":
+            # In check mode AKS' module would delete what is not there, and GKE's says nothing. EKS' is right.
+            if here is not None or provider == "eks":
+                calls.append({"name": name, "arguments": call})
+            continue
+        if here is not None:
+            found += [f"gpu_node_pool_pools[{name}].{one}" for one in _differences(provider, pool, call, here)]
+            if provider == "gke":
+                continue
+        calls.append({"name": name, "arguments": _keep_size(provider, pool, call, here)})
+    return calls, found
+
+
+def _keep_size(provider: str, pool: Pool, call: dict[str, Any], here: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A pool that scales keeps the size it has, within its bounds: its size is the cluster autoscaler's.
+
+    `count` is what such a pool starts with. Sent again, it would take away nodes whose Pods the autoscaler made room
+    for. The number is the cloud's own and not that of the Nodes: nodes that are on their way count.
+    """
+    if here is None or not pool.get("max"):
+        return call
+    low, high = int(pool.get("min") or 0), int(pool["max"])
+    if provider == "eks":
+        size = min(max(int(here["scaling_config"]["desired_size"]), low), high)
+        return {**call, "scaling_config": {**call["scaling_config"], "desired_size": size}}
+    return {**call, "count": min(max(int(here["count"]), low), high)}
+
+
+def _differences(provider: str, pool: Pool, call: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, and the provider's module would leave so without a word."""
+    if provider == "gke":
+        yield from _gke_differences(pool, call, here)
+    if provider == "eks":
+        # It looks at the labels' keys only, and tells keys with capitals changed.
+        asked: dict[str, Any] = camel_dict_to_snake_dict(dict(call["labels"]))
+        has = here.get("labels") or {}
+        for key in sorted(asked.keys() & has.keys()):
+            if str(has[key]) != str(asked[key]):
+                region = shlex.join(["--region", call["region"]])
+                wanted = next(own for own in call["labels"] if camel_dict_to_snake_dict({own: ""}).keys() == {key})
+                change = shlex.quote(f"addOrUpdateLabels={{{wanted}={asked[key]}}}")
+                yield (
+                    f"labels: {wanted} is {has[key]} there, and {asked[key]} is asked for; community.aws.eks_nodegroup "
+                    f"changes no label's value. Fix: aws eks update-nodegroup-config "
+                    f"{shlex.join(['--cluster-name', call['cluster_name'], '--nodegroup-name', str(call['name'])])} "
+                    f"--labels {change} {region}"
+                )
+
+
+def _gke_differences(pool: Pool, call: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """google.cloud.gcp_container_node_pool finds no difference, whatever there is: each gets gcloud's command."""
+    name, cluster, config = str(call["name"]), str(call["cluster"]["name"]), call["config"]
+    has = here.get("config") or {}
+    where = ["--location", str(call["location"]), "--project", str(call["project"])]
+
+    def update(*flags: str) -> str:
+        command = ["gcloud", "container", "node-pools", "update", name, "--cluster", cluster, *where, *flags]
+        return shlex.join(command)
+
+    def differs(key: str, old: Any, new: Any, command: str) -> str:
+        return (
+            f"{key}: {old} there, and {new} is asked for; google.cloud.gcp_container_node_pool changes no node pool "
+            f"that exists. Fix: {command}"
+        )
+
+    scales = here.get("autoscaling") or {}
+    bounds = (int(scales.get("minNodeCount") or 0), int(scales.get("maxNodeCount") or 0))
+    old = f"min {bounds[0]} and max {bounds[1]}" if scales.get("enabled") else "does not scale"
+    if asked := call.get("autoscaling"):
+        low, high = asked["min_node_count"], asked["max_node_count"]
+        if not scales.get("enabled") or bounds != (low, high):
+            flags = ("--enable-autoscaling", "--min-nodes", str(low), "--max-nodes", str(high))
+            yield differs("max", old, f"min {low} and max {high}", update(*flags))
+    else:
+        if scales.get("enabled"):
+            yield differs("max", old, "a pool that does not scale", update("--no-enable-autoscaling"))
+        count = int(here.get("initialNodeCount") or 0)
+        # Of a pool that scales it is what the pool started with. Resizing a pool changes it.
+        if count != call["initial_node_count"]:
+            number = str(call["initial_node_count"])
+            command = ["gcloud", "container", "clusters", "resize", cluster, "--node-pool", name, "--num-nodes", number]
+            yield differs("count", count, number, shlex.join([*command, *where]))
+    if has.get("machineType") != config["machine_type"]:
+        command = update("--machine-type", config["machine_type"])
+        yield differs("instance_type", has.get("machineType"), config["machine_type"], command)
+    if "disk_size_gb" in config and int(has.get("diskSizeGb") or 0) != config["disk_size_gb"]:
+        size = str(config["disk_size_gb"])
+        yield differs("disk_gb", has.get("diskSizeGb"), size, update("--disk-size", size))
+    [gpus] = config["accelerators"]
+    new_gpus = (gpus["accelerator_type"], gpus["accelerator_count"])
+    # The API writes numbers of 64 bits as strings.
+    old_gpus = [
+        (one.get("acceleratorType"), int(one.get("acceleratorCount") or 0)) for one in has.get("accelerators") or []
+    ]
+    if old_gpus != [new_gpus]:
+        text = " and ".join(f"{count} {kind}" for kind, count in old_gpus) or "no GPU"
+        command = update("--accelerator", f"type={new_gpus[0]},count={new_gpus[1]}")
+        yield differs("accelerator", text, f"{new_gpus[1]} {new_gpus[0]}", command)
+    old_labels = {key: value for key, value in (has.get("labels") or {}).items() if not _of_google(key)}
+    new_labels = {key: value for key, value in config["labels"].items() if not _of_google(key)}
+    if old_labels != new_labels:
+        flag = ",".join(f"{key}={value}" for key, value in config["labels"].items())
+        yield differs("labels", _pairs(old_labels), _pairs(new_labels), update("--node-labels", flag))
+    new_taints = {(one["key"], one["value"], one["effect"]) for one in config.get("taints") or []}
+    old_taints = {(one.get("key"), one.get("value") or "", one.get("effect")) for one in has.get("taints") or []}
+    # GKE taints nodes with GPUs by itself.
+    old_taints -= {("nvidia.com/gpu", "present", "NO_SCHEDULE")} - new_taints
+    if old_taints != new_taints:
+        flag = ",".join(f"{one['key']}={one.get('value') or ''}:{one['effect']}" for one in pool.get("taints") or [])
+        texts = [
+            ", ".join(sorted(f"{key}={value}:{effect}" for key, value, effect in each)) or "none"
+            for each in (old_taints, new_taints)
+        ]
+        yield differs("taints", *texts, update("--node-taints", flag))
+
+
+def _of_google(label: str) -> bool:
+    """GKE labels nodes by itself too."""
+    domain = label.partition("/")[0] if "/" in label else ""
+    return label.startswith("goog-") or domain.endswith(("gke.io", "google.com"))
+
+
+def _pairs(labels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "none"
 
 
 # ---- Ansible ---------------------------------------------------------------------------------------------------------
@@ -322,9 +498,14 @@ class ActionModule(ActionBase):
         found = problems(provider, pools, cluster, settings)
         if found:
             return {**result, "failed": True, "changed": False, "problems": found, "msg": "\n".join(found)}
-        calls = [
-            {"name": pool["name"], "arguments": arguments(provider, pool, cluster, settings)}
-            for pool in pools
-            if provider != "existing"
-        ]
-        return {**result, "changed": False, "calls": calls, "summary": [summary(provider, pool) for pool in pools]}
+        calls: list[dict[str, Any]] = []
+        if given.get("found") is not None:
+            calls, found = settle(provider, pools, cluster, settings, there(provider, list(given["found"])))
+            if found:
+                return {**result, "failed": True, "changed": False, "problems": found, "msg": "\n".join(found)}
+        elif provider != "existing":
+            calls = [
+                {"name": pool["name"], "arguments": arguments(provider, pool, cluster, settings)} for pool in pools
+            ]
+        lines = [summary(provider, pool, settings) for pool in pools]
+        return {**result, "changed": False, "calls": calls, "summary": lines}

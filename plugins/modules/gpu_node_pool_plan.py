@@ -25,6 +25,15 @@ options:
   settings:
     type: dict
     description: What the provider's module must know of the account, as role gpu_node_pool takes it.
+  found:
+    type: list
+    elements: dict
+    description:
+      - What the cloud has. With C(gke) the resources of google.cloud.gcp_container_node_pool_info; with C(eks) and
+        C(aks) the results of a loop over C(calls), of community.aws.eks_nodegroup in check mode and of
+        azure.azcollection.azure_rm_aksagentpool_info.
+      - With it C(calls) are those that are left to do. What the provider's module would leave as it is without a word
+        is a problem.
 """
 
 EXAMPLES = r"""

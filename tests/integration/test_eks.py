@@ -98,6 +98,20 @@ def groups(endpoint: str) -> list[str]:
     return found
 
 
+def group(endpoint: str, name: str) -> Any:
+    return aws(endpoint, f"answer = eks.describe_nodegroup(clusterName='llms', nodegroupName={name!r})['nodegroup']")
+
+
+def scale(endpoint: str, name: str, size: int) -> None:
+    """As the cluster autoscaler does."""
+    aws(
+        endpoint,
+        f"now = eks.describe_nodegroup(clusterName='llms', nodegroupName={name!r})['nodegroup']['scalingConfig']\n"
+        f"answer = eks.update_nodegroup_config(clusterName='llms', nodegroupName={name!r},"
+        f" scalingConfig=now | dict(desiredSize={size}))",
+    )
+
+
 def complete(endpoint: str, name: str) -> None:
     """EKS always tells a group's updateConfig; moto forgets the one at creation, and keeps one that comes later."""
     aws(
@@ -127,7 +141,7 @@ def test_life_of_a_node_group(endpoint: str, variables: dict[str, Any], tmp_path
     made = run(tmp_path, variables, pool)
     assert (made.returncode, made.changed) == (0, 1), made.output[-4000:]
     assert groups(endpoint) == ["l4"]
-    found = aws(endpoint, "answer = eks.describe_nodegroup(clusterName='llms', nodegroupName='l4')['nodegroup']")
+    found = group(endpoint, "l4")
     assert found["scalingConfig"] == {"minSize": 1, "maxSize": 4, "desiredSize": 2}
     assert found["instanceTypes"] == ["g6.2xlarge"]
     assert found["capacityType"] == "SPOT"
@@ -147,11 +161,72 @@ def test_life_of_a_node_group(endpoint: str, variables: dict[str, Any], tmp_path
 
 
 def test_a_group_is_resized(endpoint: str, variables: dict[str, Any], tmp_path: Path) -> None:
-    pool = {"name": "grows", "accelerator": "nvidia-l4", "instance_type": "g6.2xlarge", "count": 1, "max": 2}
+    pool = {"name": "grows", "accelerator": "nvidia-l4", "instance_type": "g6.2xlarge", "count": 1}
     assert run(tmp_path, variables, pool).returncode == 0
     complete(endpoint, "grows")
-    resized = run(tmp_path, variables, {**pool, "count": 3, "max": 6})
+    planned = run(tmp_path, variables, {**pool, "count": 3}, "--check")
+    assert (planned.returncode, planned.changed) == (0, 1), planned.output[-4000:]
+    assert group(endpoint, "grows")["scalingConfig"]["desiredSize"] == 1
+    resized = run(tmp_path, variables, {**pool, "count": 3})
     assert (resized.returncode, resized.changed) == (0, 1), resized.output[-4000:]
-    found = aws(endpoint, "answer = eks.describe_nodegroup(clusterName='llms', nodegroupName='grows')['nodegroup']")
-    assert found["scalingConfig"]["desiredSize"] == 3
-    assert found["scalingConfig"]["maxSize"] == 6
+    assert group(endpoint, "grows")["scalingConfig"] == {"minSize": 3, "maxSize": 3, "desiredSize": 3}
+
+
+def test_a_group_that_scales_keeps_the_size_that_the_autoscaler_gave_it(
+    endpoint: str, variables: dict[str, Any], tmp_path: Path
+) -> None:
+    pool = {"name": "scales", "accelerator": "nvidia-l4", "instance_type": "g6.2xlarge", "count": 1, "max": 6}
+    assert run(tmp_path, variables, pool).returncode == 0
+    complete(endpoint, "scales")
+    scale(endpoint, "scales", 4)
+    kept = run(tmp_path, variables, pool)
+    assert (kept.returncode, kept.changed) == (0, 0), kept.output[-4000:]
+    assert group(endpoint, "scales")["scalingConfig"]["desiredSize"] == 4
+    bounded = run(tmp_path, variables, {**pool, "max": 3})
+    assert (bounded.returncode, bounded.changed) == (0, 1), bounded.output[-4000:]
+    assert group(endpoint, "scales")["scalingConfig"] == {"minSize": 0, "maxSize": 3, "desiredSize": 3}
+
+
+def test_a_label_that_has_another_value_is_refused(endpoint: str, variables: dict[str, Any], tmp_path: Path) -> None:
+    pool = {"name": "labelled", "accelerator": "nvidia-l4", "instance_type": "g6.2xlarge", "count": 1}
+    assert run(tmp_path, variables, {**pool, "labels": {"team": "a"}}).returncode == 0
+    complete(endpoint, "labelled")
+    refused = run(tmp_path, variables, {**pool, "labels": {"team": "b"}})
+    assert refused.returncode != 0
+    assert "gpu_node_pool_pools[labelled].labels: team is a there, and b is asked for" in refused.said
+    assert "aws eks update-nodegroup-config --cluster-name llms --nodegroup-name labelled" in refused.said
+
+
+@pytest.mark.parametrize("where", ["pool", "all"])
+def test_life_of_a_node_group_with_a_launch_template(
+    endpoint: str, variables: dict[str, Any], tmp_path: Path, where: str
+) -> None:
+    name = f"template-{where}"
+    made_template = aws(
+        endpoint,
+        f"answer = ec2.create_launch_template(LaunchTemplateName={name!r}, LaunchTemplateData=dict("
+        "InstanceType='g6.2xlarge', ImageId='ami-12345678'))['LaunchTemplate']['LaunchTemplateId']",
+    )
+    template = {"id": made_template, "version": "1"}
+    pool: dict[str, Any] = {"name": name, "accelerator": "nvidia-l4", "count": 2}
+    given = variables
+    if where == "pool":
+        # Beside what is said for all pools.
+        pool["launch_template"] = template
+    else:
+        own = {key: value for key, value in variables["gpu_node_pool_eks"].items() if key != "ami_type"}
+        given = {**variables, "gpu_node_pool_eks": {**own, "launch_template": template}}
+    made = run(tmp_path, given, pool)
+    assert (made.returncode, made.changed) == (0, 1), made.output[-4000:]
+    found = group(endpoint, name)
+    assert found["launchTemplate"]["id"] == made_template
+    assert found["launchTemplate"]["version"] == "1"
+    complete(endpoint, name)
+    kept = run(tmp_path, given, pool)
+    assert (kept.returncode, kept.changed) == (0, 0), kept.output[-4000:]
+    refused = run(tmp_path, given, {**pool, "instance_type": "g6.2xlarge"})
+    assert refused.returncode != 0
+    assert "takes none beside a launch template" in refused.said
+    deleted = run(tmp_path, given, {"name": name, "state": "absent"})
+    assert (deleted.returncode, deleted.changed) == (0, 1), deleted.output[-4000:]
+    assert name not in groups(endpoint)

@@ -31,11 +31,24 @@ def value(node: ast.expr, names: dict[str, ast.expr]) -> Any:
         raise Unreadable(ast.unparse(node)) from error
 
 
+RULES = ("mutually_exclusive", "required_together", "required_one_of", "required_if", "required_by")
+
+
+def parse(name: str) -> ast.Module:
+    """The source of a module, given by its full name."""
+    namespace, collection, module = name.split(".")
+    return ast.parse((COLLECTIONS / namespace / collection / "plugins/modules" / f"{module}.py").read_text())
+
+
+def rules(name: str) -> dict[str, Any]:
+    """What a module says of arguments that go together or do not, as ArgumentSpecValidator takes it."""
+    keywords = [node for node in ast.walk(parse(name)) if isinstance(node, ast.keyword)]
+    return {keyword.arg: value(keyword.value, {}) for keyword in keywords if keyword.arg in RULES}
+
+
 def spec(name: str) -> dict[str, Any]:
     """The argument spec in the source of a module, given by its full name."""
-    namespace, collection, module = name.split(".")
-    source = COLLECTIONS / namespace / collection / "plugins/modules" / f"{module}.py"
-    tree = ast.parse(source.read_text())
+    tree = parse(name)
     names: dict[str, ast.expr] = {}
     found: list[ast.expr] = []
     for node in ast.walk(tree):

@@ -136,3 +136,18 @@ def test_what_set_filters_give_is_sorted(role: Path) -> None:
                 depth += {"(": 1, ")": -1}.get(rest[end], 0)
                 end += 1
             assert re.match(r"\s*\)*\s*(?:\| sort\b|\| length\b|== \[\])", rest[end:]), f"{path.name}: {rest[:80]}"
+
+
+@pytest.mark.parametrize("playbook", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda path: path.name)
+def test_helm_asks_the_cluster_that_the_other_modules_ask(playbook: Path) -> None:
+    """Without these Helm takes the kubeconfig's current context, whichever cluster was named."""
+    for play in load(playbook):
+        defaults = play.get("module_defaults") or {}
+        assert defaults.get("group/kubernetes.core.helm") == defaults.get("group/kubernetes.core.k8s")
+
+
+@pytest.mark.parametrize(("inventory", "software"), [("gke", "none"), ("eks", "operator"), ("aks", "operator")])
+def test_an_inventory_has_exactly_one_device_plugin(inventory: str, software: str) -> None:
+    """GKE brings its own. Without one no GPU is ever allocatable."""
+    stack = load(ROOT / "inventories" / inventory / "group_vars/all/stack.yml")
+    assert stack.get("gpu_node_pool_software", "none") == software
