@@ -43,6 +43,16 @@ class Run:
         return " ".join(self.output.split())
 
 
+def stack(api: ApiServer) -> dict[str, Any]:
+    """The variables by which a playbook of the stack finds the API server, Headrace's image and the programs."""
+    return {
+        "headrace_context": "test",
+        "headrace_kubeconfig": str(api.kubeconfig),
+        "headrace_controller_image": "registry.example.com/headrace/controller:1",
+        "headrace_binary_dir": str(ROOT / "build/bin"),
+    }
+
+
 def play(
     playbook: Path, variables: dict[str, Any], *arguments: str, environment: Mapping[str, str] | None = None
 ) -> Run:

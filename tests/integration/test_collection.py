@@ -12,6 +12,7 @@ import yaml
 
 from ..stranger import PLAYBOOK, install, play
 from .apiserver import ApiServer, running
+from .roles import stack
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,7 @@ def variables(api: ApiServer, repository: Path) -> dict[str, Any]:
     """An inventory: one of everything. Nothing is waited for, as nothing runs."""
     group = {"name": "servers", "model": "meta/llama", "replicas": 2, "labels": {"app": "servers"}}
     return {
-        "headrace_context": "test",
-        "headrace_kubeconfig": str(api.kubeconfig),
-        "headrace_controller_image": "registry.example.com/headrace/controller:1",
-        "headrace_binary_dir": str(repository / "build/bin"),
+        **stack(api),
         "inference_crds_gateway_api_source": str(repository / "build/bin/crds/gateway-api"),
         "inference_crds_envoy_gateway_source": str(repository / "build/bin/crds/envoy-gateway"),
         "envoy_gateway_chart": str(repository / "build/bin/charts/gateway-helm"),

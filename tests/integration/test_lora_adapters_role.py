@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from headrace.simulator.adapters import Models
 from headrace.simulator.openai import ApiError
 
+from ..serving import serving
 from .apiserver import ApiServer
 from .roles import Run, refusals, render, run_role, validate
 
@@ -190,12 +190,8 @@ class Servers:
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[Servers]:
     servers = Servers(tmp_path)
-    thread = threading.Thread(target=servers.http.serve_forever)
-    thread.start()
-    yield servers
-    servers.http.shutdown()
-    thread.join()
-    servers.http.server_close()
+    with serving(servers.http):
+        yield servers
 
 
 def run(api: ApiServer, servers: Servers, folder: Path, namespace: str, *arguments: str, **more: Any) -> Run:

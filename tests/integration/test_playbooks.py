@@ -10,6 +10,7 @@ import pytest
 
 from ..objects import differences
 from .apiserver import ApiServer, running
+from .roles import stack
 from .test_verbs import found, run
 
 POOL: dict[str, Any] = {"name": "gpu", "node_selector": {"gpu": "yes"}}
@@ -26,12 +27,9 @@ def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def variables(cluster: ApiServer, repository: Path) -> dict[str, Any]:
+def variables(cluster: ApiServer) -> dict[str, Any]:
     return {
-        "headrace_context": "test",
-        "headrace_kubeconfig": str(cluster.kubeconfig),
-        "headrace_controller_image": "registry.example.com/headrace/controller:1",
-        "headrace_binary_dir": str(repository / "build/bin"),
+        **stack(cluster),
         "gpu_node_pool_provider": "existing",
         "gpu_node_pool_require_gpus": False,
         "vllm_model_server_wait": False,

@@ -164,7 +164,8 @@ def test_killed_again_and_again_on_its_way_out(stage: Stage, end: str) -> None:
     })  # fmt: skip
     plan = stage.plan(**{f"remove_{which}": [{**discarded, "name": "discarded"}]})
     process = stage.start(plan)
-    stage.wait_for(*(("Gating",) if end == "RolledBack" else ("Draining",)), share=50 if end == "RolledBack" else 100)
+    phase, share = ("Gating", 50) if end == "RolledBack" else ("Draining", 100)
+    stage.wait_for(phase, share=share)
     stage.new.behaviour.errors = 1.0 if end == "RolledBack" else 0.0
     # Lives of other lengths, so that they end anywhere. Each but the first begins when its predecessor's Lease is over.
     seen, lives = set[str](), 0

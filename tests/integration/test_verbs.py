@@ -17,7 +17,7 @@ from headrace.gateway.nudge import GRANT_NAME
 
 from ..objects import differences, everything
 from .apiserver import ApiServer, running
-from .roles import ROOT, Run, play
+from .roles import ROOT, Run, play, stack
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +43,10 @@ def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def variables(cluster: ApiServer, repository: Path) -> dict[str, Any]:
+def variables(cluster: ApiServer) -> dict[str, Any]:
     """An inventory: a namespace of its own, one of everything. Nothing is waited for, as nothing runs."""
     return {
-        "headrace_context": "test",
-        "headrace_kubeconfig": str(cluster.kubeconfig),
-        "headrace_controller_image": "registry.example.com/headrace/controller:1",
-        "headrace_binary_dir": str(repository / "build/bin"),
+        **stack(cluster),
         "headrace_teardown_wait": False,
         "headrace_teardown_timeout": 30,
         "headrace_monitoring": True,

@@ -118,63 +118,55 @@ class Cluster:
 
     async def shift(self, state: State, percent: int) -> Event:
         """Give the new pool its share on every recorded route. Raises ApiError, LeaseLost."""
-        if event := await self.discover(state):
+        routes = await self.routes()
+        if event := await self._late(state, routes):
             return event
-        await self._hold(state)
+        await self._hold(state, routes)
         foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
         return Abort(foreign) if foreign else WrittenEvent(percent)
 
     async def finalise(self, state: State) -> Event:
         """Put the new pool in the old one's place everywhere. Raises ApiError, LeaseLost."""
-        if event := await self.discover(state):
+        routes = await self.routes()
+        if event := await self._late(state, routes):
             return event
         foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
         if foreign:
             return Abort(foreign)
-        await self._release(state)
+        await self._release(routes)
         return Finalised()
 
     async def restore(self, state: State) -> Event:
         """Give every recorded route its backends and weights back. Raises ApiError, LeaseLost."""
         try:
-            await self._hold(state)
+            await self._hold(state, await self.routes())
         except ApiError as error:
             # It only makes the way back smoother.
             if error.status == 0:
                 raise
             logger.warning("the pools are not held in the gateway while weights return: %s", error)
-        failed: ApiError | None = None
-        for record in state.records:
-            try:
-                await self._patch(record, lambda route, known: restore_patch(route, known, self._plan))
-            except ApiError as error:
-                if error.status == 0:
-                    raise
-                # One route that cannot be written keeps no other from its way back.
-                logger.warning("%s has not its backends and weights back: %s", record, error)
-                failed = error
-        if failed is not None:
-            raise failed
+        refused = await self._patch_each(state, lambda route, record: restore_patch(route, record, self._plan))
+        for record, refusal in refused:
+            logger.warning("%s has not its backends and weights back: %s", record, refusal)
+        if refused:
+            raise refused[-1][1]
         await self.give_back(state)
-        await self._release(state)
+        await self._release(await self.routes())
         return Restored()
 
     async def give_back(self, state: State) -> None:
         """Whoever applied a route finds it as if they had applied it so. Raises ApiError, LeaseLost.
 
         What the API server refuses is logged and left: whose the rules are is no reason to move traffic."""
-        for record in state.records:
-            try:
-                await self._patch(record, lambda route, known: give_back(route, known, self._plan))
-            except ApiError as error:
-                if error.status == 0:
-                    raise
-                logger.warning("the rules of %s stay the field manager %s's: %s", record, FIELD_MANAGER, error)
+        for record, error in await self._patch_each(state, lambda route, known: give_back(route, known, self._plan)):
+            logger.warning("the rules of %s stay the field manager %s's: %s", record, FIELD_MANAGER, error)
 
     async def discover(self, state: State) -> Discovered | Abort | None:
         """Routes that lead to the old pool and are not recorded, or why they cannot be taken along. Raises ApiError."""
+        return await self._late(state, await self.routes())
+
+    async def _late(self, state: State, routes: list[Object]) -> Discovered | Abort | None:
         known = {record.key for record in state.records}
-        routes = await self.routes()
         found = tuple(record for record in records(routes, self._plan) if record.key not in known)
         if not found:
             return None
@@ -193,6 +185,20 @@ class Cluster:
             except Foreign as error:
                 return str(error)
         return ""
+
+    async def _patch_each(
+        self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]
+    ) -> list[tuple[RouteRecord, ApiError]]:
+        """Patch every recorded route, whatever becomes of the others. Returns those that the API server refused."""
+        refused = []
+        for record in state.records:
+            try:
+                await self._patch(record, operations)
+            except ApiError as error:
+                if error.status == 0:
+                    raise
+                refused.append((record, error))
+        return refused
 
     async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
         path = _path(record)
@@ -226,7 +232,7 @@ class Cluster:
         if plan.warmup_requests == 0:
             return WarmedUp("no warm-up was asked for")
         try:
-            addresses, without = await self._addresses(await self._hold(state))
+            addresses, without = await self._addresses(await self._hold(state, await self.routes()))
             done = [
                 await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout)
                 for address in addresses
@@ -262,10 +268,10 @@ class Cluster:
                     without.append(f"there is no {ref}")
         return list(addresses.values()), without
 
-    async def _hold(self, state: State) -> list[Object]:
+    async def _hold(self, state: State, routes: list[Object]) -> list[Object]:
         """Our own routes to both pools, so many that each Gateway has one: those that are there, and new ones, which
-        Envoys get a moment to take."""
-        pool, routes = self._plan.old, await self.routes()
+        Envoys get a moment to take. `routes` are all of the cluster."""
+        pool = self._plan.old
         held = [route for route in routes if is_ours(route, pool)]
         covered = {parent.key for route in held for parent in parents_of(route)}
         by_key = {_key(route): route for route in routes}
@@ -300,9 +306,9 @@ class Cluster:
             await asyncio.sleep(_TAKEN_SECONDS)
         return [*held, *made]
 
-    async def _release(self, state: State) -> None:
-        """Remove our own routes, wherever they were made."""
-        for kind, namespace, name in [_key(route) for route in await self.routes() if is_ours(route, self._plan.old)]:
+    async def _release(self, routes: list[Object]) -> None:
+        """Remove our own among all routes of the cluster, wherever they were made."""
+        for kind, namespace, name in [_key(route) for route in routes if is_ours(route, self._plan.old)]:
             try:
                 await _delete(self._client, ROUTES[kind].path(namespace, name))
             except ApiError as error:

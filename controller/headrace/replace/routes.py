@@ -13,7 +13,7 @@ from typing import Any
 
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan, PoolRef
-from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, refs_at, restored, weight_of
+from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, names, refs_at, restored, weight_of
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
 # Both kinds have rules with backendRefs alike.
@@ -109,8 +109,7 @@ def leading_to(routes: Iterable[Object], pool: PoolRef) -> tuple[str, ...]:
     for route in routes:
         metadata = route.get("metadata") or {}
         namespace = str(metadata.get("namespace") or "default")
-        swap = Swap(pool, pool, namespace)
-        named = any(swap.is_old(ref) for rule in rules_of(route) for ref in refs_of(rule))
+        named = any(names(ref, pool, namespace) for rule in rules_of(route) for ref in refs_of(rule))
         if named and HOLD_LABEL not in (metadata.get("labels") or {}):
             found.append(f"{route.get('kind') or KINDS[0]} {namespace}/{metadata.get('name')}")
     return tuple(sorted(found))

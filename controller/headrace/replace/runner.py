@@ -190,7 +190,7 @@ class Runner:
             case Phase.RESTORE:
                 return await world.restore(state)
             case _:
-                return await self._discard()
+                return await self._remove(plan.new, plan.remove_new)
 
     async def _clean_up(self, state: State) -> Event:
         removed = Removed()
@@ -207,12 +207,9 @@ class Runner:
         await self._world.give_back(state)
         return removed
 
-    async def _discard(self) -> Event:
-        return await self._remove(self._plan.new, self._plan.remove_new) if self._plan.remove_new else Removed()
-
     async def _remove(self, pool: PoolRef, objects: tuple[ObjectRef, ...]) -> Removed:
         """A pool that a route names is kept, whoever wrote that route."""
-        if names := await self._world.leading_to(pool):
+        if objects and (names := await self._world.leading_to(pool)):
             return Removed(kept=f"{', '.join(names)} {'leads' if len(names) == 1 else 'lead'} to it")
         return await self._world.remove(objects)
 

@@ -27,6 +27,16 @@ class Unsplittable(ValueError):  # noqa: N818
     """Weights that a step cannot be written with."""
 
 
+def names(ref: Ref, pool: PoolRef, route_namespace: str) -> bool:
+    """Whether a backendRef of a route in a namespace names a pool."""
+    return (
+        ref.get("kind") == "InferencePool"
+        and (ref.get("group") or "") == pool.group
+        and (ref.get("namespace") or route_namespace) == pool.namespace
+        and ref.get("name") == pool.name
+    )
+
+
 @dataclass(frozen=True)
 class Swap:
     """The pools of a replacement, seen from a route's namespace."""
@@ -37,19 +47,11 @@ class Swap:
 
     def is_old(self, ref: Ref) -> bool:
         """Whether a backendRef names the old pool."""
-        return self._names(ref, self.old)
+        return names(ref, self.old, self.route_namespace)
 
     def is_new(self, ref: Ref) -> bool:
         """Whether a backendRef names the new pool."""
-        return self._names(ref, self.new)
-
-    def _names(self, ref: Ref, pool: PoolRef) -> bool:
-        return (
-            ref.get("kind") == "InferencePool"
-            and (ref.get("group") or "") == pool.group
-            and (ref.get("namespace") or self.route_namespace) == pool.namespace
-            and ref.get("name") == pool.name
-        )
+        return names(ref, self.new, self.route_namespace)
 
     def renamed(self, ref: Ref) -> dict[str, Any]:
         """A reference to the old pool as one to the new: everything else (filters, port) is kept."""

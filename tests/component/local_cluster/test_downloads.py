@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+
+from ...serving import serving
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 CACHE = Path("~/.cache/headrace/binaries").expanduser()
@@ -50,12 +51,9 @@ def server(tmp_path: Path) -> Iterator[str]:
     digest = archive(files / "helm-v3.22.0-linux-amd64.tar.gz", "linux-amd64/helm", program("helm"))
     (files / "helm-v3.22.0-linux-amd64.tar.gz.sha256sum").write_text(f"{digest}  helm-v3.22.0-linux-amd64.tar.gz\n")
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(files))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
-        thread.start()
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    with serving(listening):
         yield f"http://127.0.0.1:{listening.server_address[1]}"
-        listening.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from ...serving import serving
 
 POOLS = [{"name": "llama", "selector": {"app": "llama"}, "picker": "llama-epp"}]
 SERVERS = [{"name": "llama", "model": "meta/llama", "adapters": [{"name": "sql"}, {"name": "chat"}]}]
@@ -69,12 +70,8 @@ class Cluster:
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     gateway = Gateway()
-    thread = threading.Thread(target=gateway.server.serve_forever)
-    thread.start()
-    yield gateway
-    gateway.server.shutdown()
-    thread.join()
-    gateway.server.server_close()
+    with serving(gateway.server):
+        yield gateway
 
 
 def run(smoke: ModuleType, gateway: Gateway, cluster: Cluster | None = None) -> Any:

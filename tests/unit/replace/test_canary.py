@@ -76,15 +76,17 @@ def world(api: Api, monkeypatch: pytest.MonkeyPatch) -> tuple[Cluster, State]:
 async def test_every_gateway_has_a_route_of_ours_once(monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api(attached("a", "one"), attached("b", "one"), attached("c", "two"), attached("d", "one", namespace="far"))
     found, state = world(api, monkeypatch)
-    held = await found._hold(state)
+    held = await found._hold(state, await found.routes())
     names = [f"{stem(PLAN.old)}0", f"{stem(PLAN.old)}1"]
     # A Gateway that is named without a namespace is in the route's own.
     assert api.ours() == [("far", names[0]), ("serving", names[0]), ("serving", names[1])]
     parents = sorted(str(parent) for each in held for parent in parents_of(each))
     assert parents == ["Gateway far/one", "Gateway serving/one", "Gateway serving/two"]
     assert len({each["spec"]["rules"][0]["matches"][0]["headers"][-1]["value"] for each in held}) == 3
-    assert sorted(each["metadata"]["name"] for each in await found._hold(state)) == sorted([names[0], *names])
-    await found._release(state)
+    assert sorted(each["metadata"]["name"] for each in await found._hold(state, await found.routes())) == sorted(
+        [names[0], *names]
+    )
+    await found._release(await found.routes())
     assert api.ours() == []
     assert len(api.routes) == 4
 
@@ -95,9 +97,9 @@ async def test_what_has_the_name_and_is_not_ours_is_left_alone(monkeypatch: pyte
     api = Api(attached("a", "one"))
     found, state = world(api, monkeypatch)
     api.routes["serving", theirs["metadata"]["name"]] = copy.deepcopy(theirs)
-    await found._hold(state)
+    await found._hold(state, await found.routes())
     assert api.ours() == [("serving", f"{stem(PLAN.old)}0"), ("serving", f"{stem(PLAN.old)}1")]
-    await found._release(state)
+    await found._release(await found.routes())
     assert api.routes["serving", theirs["metadata"]["name"]] == theirs
     assert api.ours() == [("serving", theirs["metadata"]["name"])]
 
@@ -115,11 +117,11 @@ async def test_a_namespace_where_nothing_may_be_made_is_done_without(monkeypatch
     api = Api(attached("a", "one"), attached("d", "one", namespace="far"))
     api.forbidden = {"far"}
     found, state = world(api, monkeypatch)
-    assert len(await found._hold(state)) == 1
-    await found._release(state)
+    assert len(await found._hold(state, await found.routes())) == 1
+    await found._release(await found.routes())
     api.forbidden = {"far", "serving"}
     with pytest.raises(ApiError):
-        await found._hold(state)
+        await found._hold(state, await found.routes())
 
 
 async def test_the_warm_up_goes_through_every_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
