@@ -14,7 +14,7 @@ import grpc.aio
 from headrace.epp.service import SERVICE_NAME
 
 LIVENESS = "liveness"
-SERVING_WHEN_READY = ("", "readiness", SERVICE_NAME, "inference-extension")
+SERVING_WHEN_READY = ("", "readiness", "inference-extension")
 
 _SERVING = b"\x08\x01"
 _NOT_SERVING = b"\x08\x02"
@@ -22,10 +22,12 @@ _SERVICE_UNKNOWN = b"\x08\x03"
 
 
 class Health:
-    """Answers health checks from `is_ready`. Call `changed` when its answer may have changed."""
+    """Answers health checks: the kubelet's from `is_ready`, those of gateways, which ask for the ext_proc service,
+    from `is_serving`. Call `changed` when an answer may have changed."""
 
-    def __init__(self, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, is_ready: Callable[[], bool], is_serving: Callable[[], bool]) -> None:
         self._is_ready = is_ready
+        self._is_serving = is_serving
         self._changed = asyncio.Condition()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -47,6 +49,8 @@ class Health:
         """The serialized answer for a service; None where the name is unknown."""
         if service == LIVENESS:
             return _SERVING
+        if service == SERVICE_NAME:
+            return _SERVING if self._is_serving() else _NOT_SERVING
         if service in SERVING_WHEN_READY:
             return _SERVING if self._is_ready() else _NOT_SERVING
         return None
@@ -55,7 +59,7 @@ class Health:
         service = _service_of(request)
         status = self.status(service)
         if status is None:
-            known = ", ".join(repr(name) for name in (LIVENESS, *SERVING_WHEN_READY))
+            known = ", ".join(repr(name) for name in (LIVENESS, SERVICE_NAME, *SERVING_WHEN_READY))
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service[:100]!r}; known: {known}")
         return status if status is not None else b""
 

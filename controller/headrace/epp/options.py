@@ -56,7 +56,7 @@ class Options:
     idle_metrics_interval: float = 5.0
     metrics_staleness_threshold: float = 2.0
     pick_deadline: float = 2.0
-    drain_delay: float = 3.0
+    drain_delay: float = 6.0
     drain_timeout: float = 30.0
     max_body_bytes: int = 64 << 20
     subset_filter: bool = True
@@ -118,7 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stale_help = "metrics older than this are not used"
     flag("--metrics-staleness-threshold", type=duration, default=2.0, help=stale_help)
     flag("--pick-deadline", type=duration, default=2.0, help="then the pool's failure mode answers")
-    flag("--drain-delay", type=duration, default=3.0, help="serve on this long after SIGTERM, not ready")
+    serve_on = "serve on this long after SIGTERM: not ready at once, not healthy to gateways after half of it"
+    flag("--drain-delay", type=duration, default=6.0, help=serve_on)
     flag("--drain-timeout", type=duration, default=30.0, help="then wait this long for open streams")
     flag("--max-request-body-bytes", type=whole, default=64 << 20, help="a longer request body is answered 413")
     subset_help = "pick among all endpoints, whatever subset the gateway names"

@@ -128,8 +128,9 @@ class Process:
         self._peering = self._join_peers(options, rng) if options.has_peers else None
         if options.tracing:
             director.tracer = self._trace()
-        self._health = Health(self._is_ready)
+        self._health = Health(self._is_ready, self._is_serving)
         self._draining = False
+        self._serves_on = False
         # With an election, only the replica that leads is ready.
         self._leading = not options.leader_election
         self._standing: asyncio.Task[None] | None = None
@@ -303,6 +304,9 @@ class Process:
     def _is_ready(self) -> bool:
         return self.director.synced and self._leading and not self._draining
 
+    def _is_serving(self) -> bool:
+        return self._serves_on if self._draining else self._is_ready()
+
     def _led(self, leading: bool) -> None:
         self._leading = leading
         self._told = asyncio.create_task(self._health.changed(), name="tell of the election")
@@ -389,16 +393,22 @@ class Process:
         return server, port
 
     async def _drain(self, server: grpc.aio.Server) -> None:
-        """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest."""
+        """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest.
+
+        Gateways that check our health are told halfway: until then the successor, ready a moment ago, has become known
+        to them, and they need up to two seconds to believe it."""
         options = self._options
         logger.info("draining", extra={"delay_seconds": options.drain_delay, "timeout_seconds": options.drain_timeout})
-        self._draining = True
+        self._serves_on, self._draining = self._is_ready(), True
         await self._health.changed()
         # Another replica may lead at once: this one serves on until gateways have noticed.
         await self._stand_down()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(options.drain_delay):
-                await self._stop_now.wait()
+        for _ in ("the successor becomes known", "gateways are told"):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(options.drain_delay / 2):
+                    await self._stop_now.wait()
+            self._serves_on = False
+            await self._health.changed()
         # Who still waits for a place would not get an answer in the time that is left.
         self.director.flow.close()
         stopping = asyncio.create_task(server.stop(options.drain_timeout), name="stop the server")

@@ -21,7 +21,10 @@ def pool_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
 
 
 def picker_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
-    """The ready endpoints of the picker's Service, on the port that the pool names. Without a Service: none."""
+    """The ready endpoints of the picker's Service, on the port that the pool names. Without a Service: none.
+
+    One of our own that ends stays as well, for as long as Envoy's health checks find it serving: its successor is new
+    to Envoy, and may answer its first check late. Often one change has the one ending and the other ready."""
     try:
         service = snapshot.picker_service(pool)
     except UnresolvedPicker:
@@ -41,8 +44,9 @@ def _of_slices(snapshot: Snapshot, service: PickerService) -> Iterable[Address]:
         ports = [port for port in mappings(found.get("ports")) if (port.get("name") or "") == service.port_name]
         for endpoint in mappings(found.get("endpoints")):
             conditions = mapping(endpoint.get("conditions"))
+            ends = conditions.get("terminating") is True
             # No answer counts as ready, says the API.
-            if conditions.get("ready") is False or conditions.get("terminating") is True:
+            if not (service.is_ours if ends else conditions.get("ready") is not False):
                 continue
             for address in endpoint.get("addresses") or ():
                 for port in ports:

@@ -29,6 +29,7 @@ arguments=()
 case $image in
 pause | coredns | envoy-gateway)
   cp -L "$BINARIES/$image" "$context/"
+  install -d -m 1777 "$context/root/tmp"
   ;;
 python)
   sources=()

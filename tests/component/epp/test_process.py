@@ -53,9 +53,14 @@ async def test_readiness_is_watched_through_the_drain(tmp_path: Path) -> None:
     async with start_picker(["127.0.0.1:1"], tmp_path, "--drain-delay=1s", "--drain-timeout=100ms") as picker:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.health_port}") as channel:
             watching = channel.unary_stream(WATCH)(named("readiness"))
+            gateway = channel.unary_stream(WATCH)(named("envoy.service.ext_proc.v3.ExternalProcessor"))
             assert await watching.read() == SERVING
+            assert await gateway.read() == SERVING
             picker.kill(signal.SIGTERM)
             assert await watching.read() == NOT_SERVING
+            # A gateway that checks our health has time to learn of the successor.
+            assert await channel.unary_unary(CHECK)(named("envoy.service.ext_proc.v3.ExternalProcessor")) == SERVING
+            assert await gateway.read() == NOT_SERVING
             assert await channel.unary_unary(CHECK)(named("liveness")) == SERVING
         assert (await picker.get("/readyz"))[0] == 503
         assert (await picker.get("/healthz"))[0] == 200

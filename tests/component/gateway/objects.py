@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 V1 = "inference.networking.k8s.io/v1"
@@ -131,7 +132,10 @@ def service(name: str, port: int, *, ours: bool = False, namespace: str = "defau
     }
 
 
-def endpoint_slice(service_name: str, port: int, *addresses: str, namespace: str = "default") -> Object:
+def endpoint_slice(
+    service_name: str, port: int, *addresses: str, ending: Collection[str] = (), namespace: str = "default"
+) -> Object:
+    """Ready endpoints; those of `ending` still serve, and are on their way out."""
     family = "IPv6" if any(":" in address for address in addresses) else "IPv4"
     return {
         "apiVersion": "discovery.k8s.io/v1",
@@ -140,7 +144,10 @@ def endpoint_slice(service_name: str, port: int, *addresses: str, namespace: str
         "addressType": family,
         "ports": [{"name": "main", "port": port, "protocol": "TCP"}],
         "endpoints": [
-            {"addresses": [address], "conditions": {"ready": True, "serving": True, "terminating": False}}
+            {
+                "addresses": [address],
+                "conditions": {"ready": address not in ending, "serving": True, "terminating": address in ending},
+            }
             for address in addresses
         ],
     }

@@ -9,7 +9,7 @@ import itertools
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -50,9 +50,9 @@ class Failing:
         """How many requests any model server has seen."""
         return sum(len(server.requests) for server in self.servers.values())
 
-    def place_picker(self, *addresses: str) -> None:
+    def place_picker(self, *addresses: str, ending: Collection[str] = ()) -> None:
         """Let the picker's Service lead there."""
-        self.world.api.apply(endpoint_slice(f"{self.name}-epp", 9002, *addresses))
+        self.world.api.apply(endpoint_slice(f"{self.name}-epp", 9002, *addresses, ending=ending))
 
     async def stream(self) -> bytes:
         """A streamed answer, whole."""
@@ -68,8 +68,8 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def failing(world: World, mode: str, *, ours: bool = True) -> AsyncIterator[Failing]:
-    """A pool that serves, with two Pods."""
+async def failing(world: World, mode: str, *flags: str, ours: bool = True) -> AsyncIterator[Failing]:
+    """A pool that serves, with two Pods. `flags` are the picker's."""
     name = f"fails-{mode.removeprefix('Fail').lower()}-{'ours' if ours else 'other'}"
     wanted = pool(name, failure_mode=mode)
     world.api.apply(wanted)
@@ -82,7 +82,7 @@ async def failing(world: World, mode: str, *, ours: bool = True) -> AsyncIterato
         servers = await stack.enter_async_context(model_servers(ipv4(51), ipv4(52)))
         for server in servers.values():
             server.go_on.set()
-        process = await stack.enter_async_context(picker(world, wanted, address))
+        process = await stack.enter_async_context(picker(world, wanted, address, *flags))
         asking = await stack.enter_async_context(client())
         await asking.wait_served(name)
         await asyncio.to_thread(world.wait_pool, wanted, *KEYS, picker=f"{address}:9002")
@@ -149,6 +149,29 @@ async def test_a_dead_picker_that_is_still_listed(world: World, mode: str, numbe
         if number is signal.SIGSTOP:
             pool_of.picker.kill(signal.SIGCONT)
             await assert_recovers(pool_of)
+
+
+async def test_a_picker_whose_successor_is_slow_to_answer(world: World) -> None:
+    """As a rollout ends: one change has the old picker ending and the new one ready, which Envoy cannot reach yet."""
+    async with failing(world, "FailClose", "--drain-delay=6s") as pool_of:
+        address = ipv4(next(_PICKER_HOSTS))
+        async with picker(world, pool_of.pool, address) as successor:
+            successor.kill(signal.SIGSTOP)
+            pool_of.place_picker(pool_of.picker.address, address, ending=[pool_of.picker.address])
+            pool_of.picker.kill(signal.SIGTERM)
+            began, reached = time.monotonic(), False
+            statuses: Counter[int] = Counter()
+            while pool_of.picker.process.returncode is None:
+                if not reached and time.monotonic() - began > 1:
+                    successor.kill(signal.SIGCONT)
+                    reached = True
+                statuses[(await pool_of.client.ask(pool_of.name))[0]] += 1
+                await asyncio.sleep(0.02)
+            pool_of.place_picker(address)
+            statuses[(await pool_of.client.ask(pool_of.name))[0]] += 1
+            assert reached
+            assert set(statuses) == {200}, (statuses, world.picker_counters(pool_of.pool))
+            assert pool_of.picker.process.returncode == 0
 
 
 async def test_a_picker_that_cannot_be_reached(world: World, mode: str) -> None:

@@ -72,7 +72,13 @@ def test_picker_endpoints_by_the_services_port_name():
     found = o.snapshot(
         [o.pool()], services=[o.service()], endpoint_slices=[o.slice_of("epp", states, port=19002), other]
     )
-    assert picker_addresses(found, found.pools[KEY]) == (("10.0.0.1", 19002), ("10.0.0.3", 19002))
+    ready = (("10.0.0.1", 19002), ("10.0.0.3", 19002))
+    # Envoy checks the health of ours, and knows when one that ends serves no more.
+    assert picker_addresses(found, found.pools[KEY]) == (*ready, ("10.0.0.4", 19002))
+    theirs = o.snapshot(
+        [o.pool()], services=[o.service(ours=False)], endpoint_slices=[o.slice_of("epp", states, port=19002)]
+    )
+    assert picker_addresses(theirs, found.pools[KEY]) == ready
     assert picker_addresses(o.snapshot([o.pool()]), found.pools[KEY]) == ()
 
 
