@@ -21,10 +21,12 @@ from .replacing import (
     RATE,
     VARIABLES,
     arguments,
+    ended,
     forget,
     forget_record,
     renamed,
     specs,
+    start,
     state,
     traffic,
 )
@@ -172,3 +174,37 @@ def test_a_picker_is_upgraded_in_place(two_pools: Stack) -> None:
         )
         time.sleep(10)
     assert not load.faults, load.faults[:5]
+
+
+def test_somebody_approves_and_the_old_pool_is_removed(two_pools: Stack) -> None:
+    """The default steps, an approval after the first, and nothing left of the old pool: with requests all the while."""
+    forget(two_pools)
+    before = specs(two_pools)
+    options = {
+        "pool_replacement_steps": [1, 5, 25, 50, 100],
+        "pool_replacement_manual_steps": [1],
+        "pool_replacement_old": "remove",
+        "pool_replacement_settings": SETTINGS,
+    }
+    with traffic(two_pools) as load:
+        playbook = start(two_pools, "-e", json.dumps(options))
+        two_pools.wait_for("somebody is asked", lambda: state(two_pools).get("phase") == "AwaitingApproval", 400)
+        time.sleep(10)
+        assert (state(two_pools)["phase"], state(two_pools)["share"]) == ("AwaitingApproval", 1), "it goes on alone"
+        # From another machine: of the plan it knows the pool's name.
+        two_pools.playbook(PLAYBOOK, *VARIABLES, "-e", "pool=blue", "-e", "action=approve")
+        found = ended(two_pools, 900)
+        output = playbook.communicate(timeout=120)[0]
+        assert playbook.returncode == 0, output[-4000:]
+        time.sleep(15)
+    assert not load.faults, load.faults[:5]
+    assert found["phase"] == "Completed", found["reason"]
+    assert [gate["percent"] for gate in found["history"]] == [1, 5, 25, 50, 100]
+    assert specs(two_pools) == renamed(before)
+    kinds = "inferencepools,deployments,services,serviceaccounts,configmaps,secrets,roles,rolebindings"
+    left = [
+        f"{one['kind']}/{one['metadata']['name']}"
+        for one in two_pools.objects(f"{kinds},networkpolicies,poddisruptionbudgets,pods", "-n", "default")
+        if one["metadata"]["name"].startswith("blue")
+    ]
+    assert left == []

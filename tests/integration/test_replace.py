@@ -301,6 +301,30 @@ def test_an_api_server_that_is_away_is_waited_for(stage: Stage, tmp_path: Path, 
     assert stage.specs() == replaced(stage, before)
 
 
+@pytest.mark.parametrize("how", ["cut", "hang"])
+@pytest.mark.parametrize("phase", ["Draining", "RollingBack"])
+def test_an_api_server_that_is_away_on_the_way_out_is_waited_for(
+    stage: Stage, tmp_path: Path, phase: str, how: str
+) -> None:
+    before = many_routes(stage)
+    rolled_back = phase == "RollingBack"
+    with Cut(stage.api, tmp_path) as line:
+        process = stage.start(stage.plan(), kubeconfig=line.kubeconfig)
+        stage.wait_for("Gating", share=50)
+        stage.new.behaviour.errors = 1.0 if rolled_back else 0.0
+        deadline = time.monotonic() + 60
+        while stage.kept()["phase"] != phase:
+            assert process.poll() is None and time.monotonic() < deadline, stage.kept()["phase"]
+            time.sleep(0.01)
+        with getattr(line, how)():
+            time.sleep(8)
+            assert process.poll() is None, "it waits"
+        code, output = stage.finish(process)
+    assert code == (3 if rolled_back else 0), output
+    assert stage.kept()["phase"] == ("RolledBack" if rolled_back else "Completed")
+    assert stage.specs() == (before if rolled_back else replaced(stage, before))
+
+
 def test_what_was_asked_to_be_removed_is_gone(stage: Stage) -> None:
     simple(stage)
     name = f"{stage.name}-old"
