@@ -9,7 +9,8 @@ import logging
 import uvloop
 
 from headrace.epp.options import add_arguments, read_options
-from headrace.epp.process import CannotServe, Process
+from headrace.epp.ports import CannotServe
+from headrace.epp.process import Process
 
 __all__ = ["add_arguments", "run"]
 

@@ -8,7 +8,6 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.peer_metrics import PeerCollector, PeerMetrics
 from headrace.epp.peering import Peering, PeerSettings
+from headrace.epp.ports import CannotServe, Ports, bind, grpc_options, taken
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
 
@@ -42,26 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
-_MESSAGE_OVERHEAD = 1 << 20
 _EXPIRE_SECONDS = 1.0
 # The reference picker's, so that replicas of both kinds never lead at once.
 _LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
-
-
-class CannotServe(RuntimeError):  # noqa: N818
-    """What is needed to serve is missing; the message says what, and what to do."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where the servers listen, once they do."""
-
-    grpc: int
-    health: int
-    metrics: int
-    # Where other replicas follow this one; 0 where there are none.
-    peers: int = 0
 
 
 class Process:
@@ -324,21 +307,6 @@ class Process:
     @contextlib.asynccontextmanager
     async def _servers(self) -> AsyncIterator[tuple[grpc.aio.Server, Ports]]:
         options = self._options
-        limit = options.max_body_bytes + _MESSAGE_OVERHEAD
-        grpc_options = [
-            # Two processes on one port would share its connections and each know half of what is in flight.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-            ("grpc.max_concurrent_streams", 1 << 20),
-            # Above 1,000 calls that wait for a handler gRPC drops some at random. A burst is what admission is for.
-            ("grpc.server.max_pending_requests", 1 << 20),
-            ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
-            # Envoy probes an idle connection every second (HTTP/2 keepalive); gRPC would close it as abuse.
-            ("grpc.http2.min_ping_interval_without_data_ms", 100),
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
         service = ExtProcService(
             self.director,
             max_body_bytes=options.max_body_bytes,
@@ -346,18 +314,18 @@ class Process:
             subset_hint=options.subset_filter,
             conformance_hooks=options.conformance_hooks,
         )
-        server = grpc.aio.server(options=grpc_options)
+        server = grpc.aio.server(options=grpc_options(options.max_body_bytes))
         server.add_generic_rpc_handlers((service.handler(), self._health.handler()))
         address = endpoint_key(options.bind_address, options.grpc_port)
         if options.secure_serving:
             credentials = server_credentials(options.cert_path, reload=options.enable_cert_reload)
-            grpc_port = _bind(lambda: server.add_secure_port(address, credentials), "grpc-port", options.grpc_port)
+            grpc_port = bind(lambda: server.add_secure_port(address, credentials), "grpc-port", options.grpc_port)
         else:
-            grpc_port = _bind(lambda: server.add_insecure_port(address), "grpc-port", options.grpc_port)
+            grpc_port = bind(lambda: server.add_insecure_port(address), "grpc-port", options.grpc_port)
         health = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health.add_generic_rpc_handlers((self._health.handler(),))
         health_address = endpoint_key(options.bind_address, options.grpc_health_port)
-        health_port = _bind(
+        health_port = bind(
             lambda: health.add_insecure_port(health_address), "grpc-health-port", options.grpc_health_port
         )
         peers, peers_port = self._peer_server()
@@ -369,7 +337,7 @@ class Process:
             try:
                 await site.start()
             except OSError:
-                raise _taken("metrics-port", options.metrics_port) from None
+                raise taken("metrics-port", options.metrics_port) from None
             await server.start()
             await health.start()
             if peers is not None:
@@ -389,7 +357,7 @@ class Process:
             return None, 0
         server, address = self._peering.server()
         credentials = self._peering.credentials()
-        port = _bind(lambda: server.add_secure_port(address, credentials), "peer-port", self._options.peer_port)
+        port = bind(lambda: server.add_secure_port(address, credentials), "peer-port", self._options.peer_port)
         return server, port
 
     async def _drain(self, server: grpc.aio.Server) -> None:
@@ -417,15 +385,3 @@ class Process:
         now.cancel()
         await server.stop(0)
         await stopping
-
-
-def _bind(add_port: Callable[[], int], flag: str, wanted: int) -> int:
-    """The port that a gRPC server is bound to. Raises CannotServe."""
-    try:
-        return add_port()
-    except RuntimeError:  # all that gRPC says
-        raise _taken(flag, wanted) from None
-
-
-def _taken(flag: str, wanted: int) -> CannotServe:
-    return CannotServe(f"--{flag}={wanted}: the port is taken; stop what listens there, or give another port")

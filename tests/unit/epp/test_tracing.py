@@ -20,7 +20,8 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, TraceIdRat
 
 from headrace.core import Decision, FailureMode, Refusal
 from headrace.epp.options import add_arguments, read_options
-from headrace.epp.process import CannotServe, Process
+from headrace.epp.ports import CannotServe
+from headrace.epp.process import Process
 from headrace.epp.tracing import InvalidTracing, Tracer, _Told, check, start_tracing
 
 from .test_director import director, endpoints, needed
