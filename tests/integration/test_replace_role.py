@@ -129,6 +129,28 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     assert stage.specs() == before
 
 
+def test_a_rollback_asked_before_the_job_has_begun_is_not_lost(stage: Stage, repository: Path) -> None:
+    before = simple(stage)
+    following = play(stage, repository, start=True)
+    for _ in range(3000):
+        found = stage.api.kubectl("get", "job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
+        if found.returncode == 0 or following.poll() is not None:
+            break
+    code, output = play(stage, repository, "-e", '{"action": "rollback", "pool_replacement_begin_seconds": 2}')
+    assert code != 0
+    assert "was started and has not begun after 2 s: no weight was moved" in " ".join(output.split())
+    asking = play(stage, repository, "-e", "action=rollback", start=True)
+    time.sleep(10)
+    assert asking.poll() is None
+    pod = run_pod(stage, "pod-1")
+    code, output = stage.finish(asking, 400)
+    assert code == 0, output
+    stage.finish(pod, 400)
+    assert stage.kept()["phase"] == "RolledBack"
+    assert stage.specs() == before
+    assert stage.finish(following, 400)[0] != 0
+
+
 def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_afterwards(
     stage: Stage,
     repository: Path,
