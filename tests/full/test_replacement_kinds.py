@@ -205,6 +205,7 @@ def test_somebody_approves_and_the_old_pool_is_removed(two_pools: Stack) -> None
     left = [
         f"{one['kind']}/{one['metadata']['name']}"
         for one in two_pools.objects(f"{kinds},networkpolicies,poddisruptionbudgets,pods", "-n", "default")
-        if one["metadata"]["name"].startswith("blue")
+        # The other picker is of the migration's test.
+        if one["metadata"]["name"].startswith("blue") and not one["metadata"]["name"].startswith("blue-v1-epp")
     ]
     assert left == []
