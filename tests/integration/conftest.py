@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from .apiserver import ApiServer, running_with_crds
 from .replacement import Stage, staged
 
-_numbers = itertools.count(20)
+# A stage's addresses are 127.0.NUMBER.x: other ones in each worker.
+_numbers = itertools.count(20 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ REWRITE = {
     "metadata": {"name": "canary", "namespace": "default"},
     "spec": {"poolRef": {"name": "pool"}, "rules": [RULE]},
 }
-REMOVED = object()
+REMOVED = "REMOVED"
 
 
 def targets(*weights: int | None) -> list[dict[str, Any]]:
