@@ -13,8 +13,6 @@ PLAYBOOK := $(BIN)/ansible-playbook
 ENVOY := build/envoy/envoy/_bin/envoy
 STAMP := $(VENV)/.installed
 PYTEST := tests/tools/pytest.sh $(BIN)/pytest
-# Files at the same time, where no test needs the machine for itself.
-TWO_WORKERS := -n 2 --dist loadfile
 # Other projects' programs and CRDs that tests need.
 TOOLS := $(HOME)/.cache/headrace/tools
 PYTHON_CODE := controller tests benchmarks roles plugins molecule docs
@@ -102,7 +100,7 @@ test: test-unit test-component test-integration test-cluster ## Run all tests th
 
 .PHONY: test-unit
 test-unit: $(STAMP) tools ## Pure tests
-	$(PYTEST) tests/unit $(TWO_WORKERS) --durations=5
+	$(PYTEST) tests/unit --durations=5
 
 .PHONY: test-component
 test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real sockets
@@ -110,7 +108,7 @@ test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real s
 
 .PHONY: test-integration
 test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
-	$(PYTEST) tests/integration -m "not slow" $(TWO_WORKERS) --durations=5
+	$(PYTEST) tests/integration -m "not slow" --durations=5
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) $(ENVOY) ## One bring-up of the whole stack with the end-to-end tests on it, then the molecule scenarios

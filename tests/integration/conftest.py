@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 from .apiserver import ApiServer, running_with_crds
 from .replacement import Stage, staged
 
-# A stage's addresses are 127.0.NUMBER.x: other ones in each worker.
-_numbers = itertools.count(20 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
+_numbers = itertools.count(20)
 
 
 @pytest.fixture(scope="session")
