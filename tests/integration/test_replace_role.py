@@ -49,6 +49,14 @@ def job(stage: Stage) -> dict[str, Any]:
     return found
 
 
+def await_job(stage: Stage, following: subprocess.Popen[str]) -> None:
+    """Until the Job is there, or the playbook that was to make it has ended."""
+    for _ in range(3000):
+        found = stage.api.kubectl("get", "job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
+        if found.returncode == 0 or following.poll() is not None:
+            break
+
+
 def run_pod(stage: Stage, pod: str) -> subprocess.Popen[str]:
     """What the kubelet would run, with the rights that the ServiceAccount has."""
     account = job(stage)["spec"]["template"]["spec"]["serviceAccountName"]
@@ -92,10 +100,7 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     before = simple(stage)
     # An approval holds it while the playbook is asked for its status: that takes longer than a quick replacement.
     following = play(stage, repository, "-e", '{"pool_replacement_manual_steps": [10]}', start=True)
-    for _ in range(3000):
-        found = stage.api.kubectl("get", "job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
-        if found.returncode == 0 or following.poll() is not None:
-            break
+    await_job(stage, following)
     pod = run_pod(stage, "pod-1")
     stage.wait_for("AwaitingApproval", timeout=300)
     code, output = play(stage, repository, "-e", "action=status")
@@ -132,10 +137,7 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
 def test_a_rollback_asked_before_the_job_has_begun_is_not_lost(stage: Stage, repository: Path) -> None:
     before = simple(stage)
     following = play(stage, repository, start=True)
-    for _ in range(3000):
-        found = stage.api.kubectl("get", "job", f"headrace-replace-{stage.name}-old", "-n", stage.namespace)
-        if found.returncode == 0 or following.poll() is not None:
-            break
+    await_job(stage, following)
     code, output = play(stage, repository, "-e", '{"action": "rollback", "pool_replacement_begin_seconds": 2}')
     assert code != 0
     assert "was started and has not begun after 2 s: no weight was moved" in " ".join(output.split())

@@ -360,6 +360,12 @@ class Process:
         port = bind(lambda: server.add_secure_port(address, credentials), "peer-port", self._options.peer_port)
         return server, port
 
+    async def _pause(self, seconds: float) -> None:
+        """Wait, less long if told to stop at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop_now.wait()
+
     async def _drain(self, server: grpc.aio.Server) -> None:
         """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest.
 
@@ -371,12 +377,10 @@ class Process:
         await self._health.changed()
         # Another replica may lead at once: this one serves on until gateways have noticed.
         await self._stand_down()
-        for _ in ("the successor becomes known", "gateways are told"):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(options.drain_delay / 2):
-                    await self._stop_now.wait()
-            self._serves_on = False
-            await self._health.changed()
+        await self._pause(options.drain_delay / 2)
+        self._serves_on = False
+        await self._health.changed()
+        await self._pause(options.drain_delay / 2)
         # Who still waits for a place would not get an answer in the time that is left.
         self.director.flow.close()
         stopping = asyncio.create_task(server.stop(options.drain_timeout), name="stop the server")
