@@ -1,13 +1,15 @@
 """What is known of each endpoint, in one place with one owner, and the states that decisions are made from.
 
 Load is what a server last said of itself, corrected by the requests the picker has sent it and seen finish since that
-page was asked for: gauges are old by up to a scrape interval, and a burst fits into one."""
+page was asked for: gauges are old by up to a scrape interval, and a burst fits into one. It is never less than what is
+in flight there: a server that is asleep or hangs may count nothing of what it was sent."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Set
 from itertools import islice
+from typing import NamedTuple
 
 from headrace.core import Endpoint
 from headrace.datalayer.metrics_page import ServerMetrics
@@ -20,6 +22,16 @@ _MOST_CHANGES = 20_000
 _MOST_MODELS = 256
 # A server counts a request it was sent within this time, if the request is still on its way there at all.
 ARRIVAL_SECONDS = 0.5
+
+_UNKNOWN = ServerMetrics()
+
+
+class Usual(NamedTuple):
+    """The mean over the pool's endpoints with fresh metrics: requests running, and the used share (0..1) of the KV
+    cache. Stands in for what an endpoint without fresh metrics does not say."""
+
+    running: int = 0
+    kv_usage: float = 0.0
 
 
 class EndpointRecord:
@@ -122,25 +134,27 @@ class EndpointRecord:
             self.fresh = False
             self.changed = True
 
-    def state(self, usual_running: int, adapters: Set[str]) -> EndpointState:
-        """This endpoint now. `usual_running` is what the pool's other servers run: without metrics of its own, that
-        many of its requests are taken as running and the rest as waiting. `adapters` are the pool's adapters."""
-        metrics = self.metrics
-        if self.fresh and metrics is not None:
-            scraped_running, scraped_waiting = metrics.running or 0, metrics.waiting or 0
-            waiting = max(0, scraped_waiting + self._delta)
-            running = max(0, min(scraped_running, scraped_running + scraped_waiting + self._delta))
+    def state(self, usual: Usual, adapters: Set[str]) -> EndpointState:
+        """This endpoint now. Without fresh metrics, as many of its requests as `usual` are taken as running and the
+        rest as waiting. `adapters` are the pool's adapters."""
+        known = self.metrics if self.fresh and self.metrics is not None else None
+        if known is not None:
+            counted = (known.running or 0) + (known.waiting or 0) + self._delta
+            running = max(0, min(known.running or 0, counted))
+            waiting = max(0, counted, self.in_flight) - running
+            kv_usage = known.kv_usage or 0.0
         else:
-            running = min(self.in_flight, usual_running)
+            known = _UNKNOWN
+            running = min(self.in_flight, usual.running)
             waiting = self.in_flight - running
-        known = metrics or ServerMetrics()
+            kv_usage = usual.kv_usage
         sent = frozenset(self._models_sent) & adapters
         return EndpointState(
             key=self.endpoint.key,
             endpoint=self.endpoint,
             waiting=waiting,
             running=running,
-            kv_usage=known.kv_usage or 0.0,
+            kv_usage=kv_usage,
             in_flight=self.in_flight,
             in_flight_bytes=self.in_flight_bytes,
             # What was sent there is, or is about to be, in use: the server's own list tells it later, if at all.
@@ -211,7 +225,7 @@ class EndpointStore:
         for record in changed:
             if record.metrics is not None and not record.metrics.known_adapters <= self._adapters:
                 self._adapters |= record.metrics.known_adapters
-        usual = self._usual_running() if any(not record.fresh for record in changed) else 0
+        usual = self._usual() if any(not record.fresh for record in changed) else Usual()
         for record in changed:
             self._states[record.endpoint.key] = record.state(usual, self._adapters)
             record.changed = False
@@ -228,7 +242,10 @@ class EndpointStore:
         """Whether a server of the pool has reported this name as an adapter's. As of the last snapshot."""
         return model in self._adapters
 
-    def _usual_running(self) -> int:
-        """The mean number of requests that servers with metrics run."""
-        counts = [r.metrics.running or 0 for r in self._records.values() if r.fresh and r.metrics is not None]
-        return sum(counts) // len(counts) if counts else 0
+    def _usual(self) -> Usual:
+        """The mean of what servers with fresh metrics report."""
+        known = [record.metrics for record in self._records.values() if record.fresh and record.metrics is not None]
+        if not known:
+            return Usual()
+        running = sum(metrics.running or 0 for metrics in known) // len(known)
+        return Usual(running, sum(metrics.kv_usage or 0.0 for metrics in known) / len(known))

@@ -330,9 +330,9 @@ class Replicas(RuleBasedStateMachine):
     def teardown(self) -> None:
         fleet = self.fleet
         fleet.settle()
-        # What nobody observes any more (its observer died, or told of nothing before its stream broke) expires.
-        for _, pick in self.picked.values():
-            pick.started_at = fleet.clock.now + 1000
+        # What nobody observes any more (its observer died before it told anybody) expires. The others are observed.
+        for owner, pick in self.picked.values():
+            assert owner.ledger.observe(pick.request_id, pick.picked_for, fleet.clock()) is pick
         for replica in fleet.replicas:
             replica.ledger.expire(fleet.clock() + UNOBSERVED_SECONDS)
         fleet.settle()

@@ -73,6 +73,72 @@ def test_without_metrics_the_pickers_own_count_is_the_load() -> None:
     assert not store.snapshot()[1].fresh
 
 
+def test_what_a_fresh_page_does_not_count_is_load_all_the_same() -> None:
+    # A server that is asleep or hangs answers its metrics page, and counts nothing that it was sent.
+    store, ledger = store_of(1)
+    for number in range(3):
+        ledger.start(str(number), K1, "m", 1, 1.0, attached=True)
+    scrape(store, K1, 5.0)
+    assert load(store, K1) == (3, 0, 3)
+    scrape(store, K1, 6.0, running=1)
+    assert load(store, K1) == (2, 1, 3)
+    # What other clients sent there counts as well, not instead.
+    scrape(store, K1, 7.0, running=4, waiting=1)
+    assert load(store, K1) == (1, 4, 3)
+
+
+def test_an_end_that_the_page_knew_of_already_is_counted_once() -> None:
+    store, ledger = store_of(1)
+    first = ledger.start("1", K1, "m", 1, 1.0, attached=True)
+    ledger.start("2", K1, "m", 1, 1.0, attached=True)
+    # The server was done with the first when it wrote the page; its end is seen here later.
+    scrape(store, K1, 5.0, running=1)
+    ledger.finish(first, 5.1)
+    assert sum(load(store, K1)[:2]) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("start", "finish", "page")), st.integers(0, 9), st.integers(0, 9), st.floats(0.0, 1.0)
+        ),
+        max_size=40,
+    )
+)
+def test_load_is_never_less_than_what_is_in_flight(steps: list[tuple[str, int, int, float]]) -> None:
+    store, ledger = store_of(1)
+    scrape(store, K1, 0.0)
+    entries: list[InFlight] = []
+    now = 1.0
+    for what, first, second, age in steps:
+        now += 0.3
+        if what == "start":
+            entries.append(ledger.start(str(now), K1, "m", 1, now, attached=True))
+        elif what == "finish" and entries:
+            ledger.finish(entries.pop(first % len(entries)), now)
+        elif what == "page":
+            scrape(store, K1, now - age, running=first, waiting=second)
+        waiting, running, in_flight = load(store, K1)
+        assert waiting >= 0 <= running
+        assert waiting + running >= in_flight == len(entries)
+
+
+def test_metrics_that_are_not_fresh_say_nothing_of_cache_and_adapters() -> None:
+    store, _ = store_of(3)
+    adapters = frozenset({"a"})
+    scrape(store, K1, 1.0, kv_usage=0.9, running_adapters=adapters, known_adapters=adapters, max_adapters=4)
+    scrape(store, K2, 1.0, kv_usage=0.2)
+    scrape(store, endpoint(3).key, 1.0, kv_usage=0.4)
+    record = store.get(K1)
+    assert record is not None
+    record.scrape_failed("refused", stale=True)
+    state = store.snapshot()[0]
+    assert (state.running_adapters, state.waiting_adapters, state.max_adapters) == (frozenset(), frozenset(), 0)
+    # Neither full nor empty: as the pool's other servers are.
+    assert state.kv_usage == pytest.approx(0.3)
+    assert store.snapshot()[1].kv_usage == 0.2
+
+
 def test_adapters_sent_count_as_in_use_before_the_server_says_so() -> None:
     store, ledger = store_of(1)
     known = frozenset({"a", "b", "c"})
@@ -220,8 +286,8 @@ def test_what_a_server_no_longer_has_and_nobody_observes_is_over() -> None:
     assert ledger.reconcile(record, 3, 10.0, 10.1) == lost[:2]
     assert [entry.over for entry in (lost[2], observed, attached, elsewhere, recent)] == [False] * 5
     assert record.in_flight == 4
-    # The page has not counted them any more: the load it tells is not corrected by their end.
-    assert load(store, K1) == (1, 2, 4)
+    # The page has not counted them any more: the load it tells is not corrected by their end. The recent one is load.
+    assert load(store, K1) == (2, 2, 4)
     assert record.in_flight_tokens == 10
     assert ledger.reconcile(record, 3, 10.0, 10.1) == []
     # What is observed is not ended by a page, whatever it counts.
