@@ -5,6 +5,7 @@ What the Job may do is exactly what the role gives its ServiceAccount: the comma
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,13 @@ def job(stage: Stage) -> dict[str, Any]:
     return found
 
 
+def remove_job(stage: Stage) -> None:
+    """As if it had ended: here nobody says so in its status."""
+    name = f"headrace-replace-{stage.name}-old"
+    done = stage.api.kubectl("delete", "job", name, "-n", stage.namespace, "--cascade=background", "--wait=false")
+    assert done.returncode == 0, done.stderr
+
+
 def await_job(stage: Stage, following: subprocess.Popen[str]) -> None:
     """Until the Job is there, or the playbook that was to make it has ended."""
     for _ in range(3000):
@@ -72,15 +80,23 @@ def run_pod(stage: Stage, pod: str) -> subprocess.Popen[str]:
         sys.executable, "-m", "headrace.cli.main", *container["args"], "--kubeconfig", str(kubeconfig),
         "--identity", pod, "--read-via", "pod",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, **{one["name"]: one["value"] for one in container["env"] if "value" in one}}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     stage.running.append(process)
     return process
 
 
-def asked(stage: Stage) -> bool:
-    """Whether somebody's request is recorded."""
-    name = f"headrace-replace-{stage.name}-old"
-    return "request" in stage.api.get("configmap", name, "-n", stage.namespace)["data"]
+def rights(stage: Stage, kinds: str) -> list[str]:
+    """What there is of these kinds of the role's, as kind/name."""
+    label = f"app.kubernetes.io/name=headrace-replace-{stage.name}-old"
+    found = stage.api.get(kinds, "-A", "-l", label)["items"]
+    return sorted(f"{one['kind']}/{one['metadata']['name']}" for one in found)
+
+
+def may(stage: Stage, verb: str, what: str, namespace: str) -> bool:
+    """Whether the Job's ServiceAccount may do this."""
+    account = f"system:serviceaccount:{stage.namespace}:headrace-replace-{stage.name}-old"
+    return stage.api.kubectl("auth", "can-i", verb, what, "-n", namespace, "--as", account).stdout.strip() == "yes"
 
 
 def test_check_mode_prints_the_plan_and_changes_nothing(stage: Stage, repository: Path) -> None:
@@ -103,6 +119,9 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     await_job(stage, following)
     pod = run_pod(stage, "pod-1")
     stage.wait_for("AwaitingApproval", timeout=300)
+    assert may(stage, "patch", "httproutes.gateway.networking.k8s.io/one", stage.namespace)
+    assert not may(stage, "patch", "httproutes.gateway.networking.k8s.io/other", stage.namespace)
+    assert not may(stage, "patch", "httproutes.gateway.networking.k8s.io/one", "default")
     code, output = play(stage, repository, "-e", "action=status")
     assert code == 0, output
     assert "AwaitingApproval" in output
@@ -110,8 +129,10 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     assert code == 0, output
     code, output = stage.finish(pod, 400)
     assert code == 0, output
+    assert rights(stage, "rolebindings,clusterrolebindings") == [], "the Job gives its rights up by itself"
     code, output = stage.finish(following, 400)
     assert code == 0, output
+    assert rights(stage, "roles,clusterroles,serviceaccounts") == []
     assert "10 % at the new pool: pass" in output
     assert "100 % at the new pool: pass" in output
     assert f"replace the backend pool: {stage.name}-old by" in output.replace("\n", " ").replace("    ", "")
@@ -120,18 +141,54 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     code, output = play(stage, repository)
     assert code == 0, output
     assert RECAP.search(output)[1] == "0", "what is done is not done again"  # type: ignore[index]
+    remove_job(stage)
     following = play(stage, repository, "-e", "action=rollback", start=True)
-    # The Job's controller would start a Pod once it is made; here the Job of before is there still.
-    deadline = time.monotonic() + 400
-    while not asked(stage):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    await_job(stage, following)
     pod = run_pod(stage, "pod-2")
     code, output = stage.finish(pod, 400)
     assert code == 0, output
     code, output = stage.finish(following, 400)
     assert code == 0, output
     assert stage.specs() == before
+
+
+def tamper(stage: Stage, **plan: Any) -> None:
+    """Change the recorded plan, as whoever may write ConfigMaps can."""
+    name = f"headrace-replace-{stage.name}-old"
+    kept = json.loads(stage.api.get("configmap", name, "-n", stage.namespace)["data"]["plan.json"])
+    patch = json.dumps({"data": {"plan.json": json.dumps({**kept, **plan})}})
+    done = stage.api.kubectl("patch", "configmap", name, "-n", stage.namespace, "--type=merge", "-p", patch)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forged_record_gives_no_rights_and_removes_nothing(stage: Stage, repository: Path) -> None:
+    before = simple(stage)
+    assert stage.run(stage.plan(gates=[]))[0] == 0
+    victim = f"{stage.name}-victim"
+    stage.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": victim}})
+    gone = {"group": "", "version": "v1", "plural": "namespaces", "namespace": "", "name": victim}
+    tamper(stage, remove_new=[gone])
+    arguments = ("-e", json.dumps({"action": "rollback", "replacement": ""}))
+    following = play(stage, repository, *arguments, start=True)
+    await_job(stage, following)
+    granted = json.dumps(
+        stage.api.get("roles,clusterroles", "-A", "-l", "app.kubernetes.io/component=pool-replacement")
+    )
+    assert victim not in granted
+    assert '"*"' not in granted
+    pod = run_pod(stage, "pod-1")
+    code, output = stage.finish(pod, 400)
+    assert code == 0, output
+    assert stage.finish(following, 400)[0] == 0
+    assert stage.specs() == before
+    phase = stage.api.get("namespace", victim)["status"]["phase"]
+    assert phase == "Active"
+    hostile = "x\nrules: [{apiGroups: ['*'], resources: ['*'], verbs: ['*']}]\n---"
+    tamper(stage, new={"group": "inference.networking.k8s.io", "namespace": stage.namespace, "name": hostile})
+    code, output = play(stage, repository, *arguments)
+    assert code != 0
+    assert "new.name" in output
+    assert rights(stage, "roles,clusterroles,rolebindings,clusterrolebindings") == []
 
 
 def test_a_rollback_asked_before_the_job_has_begun_is_not_lost(stage: Stage, repository: Path) -> None:

@@ -20,6 +20,7 @@ from headrace.replace.canary import best_first, free_names, is_ours, parents_of
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
 from headrace.replace.measure import Measure, pools_resource
+from headrace.replace.objects import GATEWAYS, REFERENCE_GRANTS, ROUTES, delete, exists, key_of, list_all, path_of
 from headrace.replace.ownership import FIELD_MANAGER, Object, Operation, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.preflight import of_pools
@@ -41,15 +42,8 @@ from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of,
 
 logger = logging.getLogger(__name__)
 
-ROUTES = {
-    "HTTPRoute": Resource("gateway.networking.k8s.io", "v1", "httproutes", True),
-    "GRPCRoute": Resource("gateway.networking.k8s.io", "v1", "grpcroutes", True),
-}
-GATEWAYS = Resource("gateway.networking.k8s.io", "v1", "gateways", True)
-REFERENCE_GRANTS = Resource("gateway.networking.k8s.io", "v1beta1", "referencegrants", True)
 EVENTS = Resource("", "v1", "events", True)
 CANARY_HEADER = "headrace-replace"
-_PAGE_SIZE = 500
 _PATCH_TRIES = 8
 _DELETED_SECONDS = 120.0
 # Envoys have taken a new route by then.
@@ -73,7 +67,7 @@ class Cluster:
         found: list[Object] = []
         for kind, resource in ROUTES.items():
             try:
-                found += [{**route, "kind": kind} for route in await _list(self._client, resource)]
+                found += [{**route, "kind": kind} for route in await list_all(self._client, resource)]
             except ApiError as error:
                 # A cluster need not serve GRPCRoutes.
                 if error.status != 404 or kind == "HTTPRoute":
@@ -89,7 +83,19 @@ class Cluster:
         routes = await self.routes()
         found = records(routes, plan)
         problems += await self._of_routes(routes, found)
-        return Refused(tuple(problems), found, "; ".join(facts)) if problems else Found(found, "; ".join(facts))
+        if problems:
+            return Refused(tuple(problems), found, "; ".join(facts))
+        return Found(found, "; ".join(facts), await self.uid_of(plan.old), await self.uid_of(plan.new))
+
+    async def uid_of(self, pool: PoolRef) -> str:
+        """The uid of the pool that has this name now; "" where there is none. Raises ApiError."""
+        try:
+            found = await request(self._client, "GET", pools_resource(pool.group).path(pool.namespace, pool.name))
+        except ApiError as error:
+            if error.status == 404:
+                return ""
+            raise
+        return str((found.get("metadata") or {}).get("uid") or "")
 
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
         plan, problems = self._plan, list[str]()
@@ -98,8 +104,8 @@ class Cluster:
         problems += unsplittable(found, plan)
         grants: list[Object] = []
         if any(record.namespace != plan.new.namespace for record in found):
-            grants = await _list(self._client, REFERENCE_GRANTS)
-        by_key = {_key(route): route for route in routes}
+            grants = await list_all(self._client, REFERENCE_GRANTS)
+        by_key = {key_of(route): route for route in routes}
         for record in found:
             if not granted(record, plan, grants):
                 problems.append(
@@ -145,14 +151,24 @@ class Cluster:
             if error.status == 0:
                 raise
             logger.warning("the pools are not held in the gateway while weights return: %s", error)
-        refused = await self._patch_each(state, lambda route, record: restore_patch(route, record, self._plan))
+        left: list[str] = []
+
+        def operations(route: Object, record: RouteRecord) -> list[Operation]:
+            try:
+                return restore_patch(route, record, self._plan)
+            except Foreign as error:
+                logger.warning("left as it is: %s", error)
+                left.append(str(error))
+                return []
+
+        refused = await self._patch_each(state, operations)
         for record, refusal in refused:
-            logger.warning("%s has not its backends and weights back: %s", record, refusal)
+            logger.warning("could not restore backends and weights of %s: %s", record, refusal)
         if refused:
             raise refused[-1][1]
         await self.give_back(state)
         await self._release(await self.routes())
-        return Restored()
+        return Restored(tuple(left))
 
     async def give_back(self, state: State) -> None:
         """Whoever applied a route finds it as if they had applied it so. Raises ApiError, LeaseLost.
@@ -173,9 +189,9 @@ class Cluster:
         problems = await self._of_routes(routes, found)
         return Abort("; ".join(problems)) if problems else Discovered(found)
 
-    async def leading_to(self, pool: PoolRef) -> tuple[str, ...]:
-        """The names of all routes that name a pool. Raises ApiError."""
-        return leading_to(await self.routes(), pool)
+    async def leading_to(self, *pools: PoolRef) -> tuple[tuple[str, str, str], ...]:
+        """(kind, namespace, name) of all routes that name one of the pools. Raises ApiError."""
+        return leading_to(await self.routes(), *pools)
 
     async def _patch_all(self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]) -> str:
         """Patch every recorded route. Returns what somebody else changed, "" for nothing."""
@@ -201,7 +217,7 @@ class Cluster:
         return refused
 
     async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
-        path = _path(record)
+        path = path_of(record)
         for attempt in range(_PATCH_TRIES):
             try:
                 route = await request(self._client, "GET", path)
@@ -210,6 +226,9 @@ class Cluster:
                     logger.warning("%s is gone, there is nothing to change", record)
                     return
                 raise
+            if record.uid and (route.get("metadata") or {}).get("uid") != record.uid:
+                logger.warning("%s is another route than the one recorded: left as it is", record)
+                return
             wanted = operations(route, record)
             if not wanted:
                 return
@@ -274,7 +293,7 @@ class Cluster:
         pool = self._plan.old
         held = [route for route in routes if is_ours(route, pool)]
         covered = {parent.key for route in held for parent in parents_of(route)}
-        by_key = {_key(route): route for route in routes}
+        by_key = {key_of(route): route for route in routes}
         made: list[Object] = []
         refused: ApiError | None = None
         for record in best_first(state.records, pool):
@@ -299,7 +318,7 @@ class Cluster:
                 logger.warning("no route of our own in %s: %s", record.namespace, error)
                 continue
             covered |= parents
-            by_key[_key(made[-1])] = made[-1]
+            by_key[key_of(made[-1])] = made[-1]
         if refused is not None and not held and not made:
             raise refused
         if made:
@@ -308,9 +327,9 @@ class Cluster:
 
     async def _release(self, routes: list[Object]) -> None:
         """Remove our own among all routes of the cluster, wherever they were made."""
-        for kind, namespace, name in [_key(route) for route in routes if is_ours(route, self._plan.old)]:
+        for kind, namespace, name in [key_of(route) for route in routes if is_ours(route, self._plan.old)]:
             try:
-                await _delete(self._client, ROUTES[kind].path(namespace, name))
+                await delete(self._client, ROUTES[kind].path(namespace, name))
             except ApiError as error:
                 # Where we may not make one there is none of ours.
                 if error.status != 403:
@@ -325,12 +344,12 @@ class Cluster:
             await self._lease.ensure()
             resource = Resource(found.group, found.version, found.plural, bool(found.namespace))
             path = resource.path(found.namespace or None, found.name)
-            if await _delete(self._client, path):
+            if await delete(self._client, path):
                 logger.info("removed %s", found)
             paths[path] = str(found)
         count, deadline = len(paths), asyncio.get_running_loop().time() + _DELETED_SECONDS
         while paths and asyncio.get_running_loop().time() < deadline:
-            paths = {path: name for path, name in paths.items() if await _exists(self._client, path)}
+            paths = {path: name for path, name in paths.items() if await exists(self._client, path)}
             if paths:
                 await asyncio.sleep(1.0)
         return Removed(count - len(paths), left=tuple(paths.values()))
@@ -362,45 +381,3 @@ class Cluster:
             await request(self._client, "POST", path, body=body, content_type="application/json")
         except ApiError as error:
             logger.warning("no event %s: %s", reason, error)
-
-
-def _key(route: Object) -> tuple[str, str, str]:
-    metadata = route["metadata"]
-    return (str(route["kind"]), str(metadata.get("namespace") or "default"), str(metadata["name"]))
-
-
-def _path(record: RouteRecord) -> str:
-    return ROUTES[record.kind].path(record.namespace, record.name)
-
-
-async def _list(client: Any, resource: Resource) -> list[Object]:
-    found: list[Object] = []
-    query = {"limit": str(_PAGE_SIZE)}
-    while True:
-        page = await request(client, "GET", resource.path(), query=query)
-        found += page.get("items") or []
-        token = (page.get("metadata") or {}).get("continue")
-        if not token:
-            return found
-        query = {"limit": str(_PAGE_SIZE), "continue": token}
-
-
-async def _delete(client: Any, path: str) -> bool:
-    """Whether there was anything to delete."""
-    try:
-        await request(client, "DELETE", path, query={"propagationPolicy": "Background"})
-    except ApiError as error:
-        if error.status == 404:
-            return False
-        raise
-    return True
-
-
-async def _exists(client: Any, path: str) -> bool:
-    try:
-        await request(client, "GET", path)
-    except ApiError as error:
-        if error.status == 404:
-            return False
-        raise
-    return True

@@ -7,39 +7,33 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
-import socket
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
 
-from headrace.core import GA_GROUP
-from headrace.core.pool import VERSION_OF_GROUP
 from headrace.kube.client import ApiError, ConfigurationError, connect
 from headrace.kube.lease import Lease, LeaseHeld, LeaseLost
 from headrace.replace import report, status
 from headrace.replace.cluster import Cluster
 from headrace.replace.measure import Measure
+from headrace.replace.options import Options, add_arguments, read_options
 from headrace.replace.plan import InvalidPlan, Plan, parse_plan
 from headrace.replace.preflight import lacks_to_serve
-from headrace.replace.prometheus import Credentials, Prometheus
+from headrace.replace.prometheus import Prometheus
+from headrace.replace.rights import give_up
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
-from headrace.replace.store import LABELS, Request, Store, Unreadable, object_name, who
+from headrace.replace.store import LABELS, Request, Store, Unreadable, object_name
 
 __all__ = ["add_arguments", "run"]
 
 logger = logging.getLogger(__name__)
 
-ACTIONS = ("run", "plan", "status", "follow", "rollback", "approve", "report")
 EXIT_OK, EXIT_FAILED, EXIT_ROLLED_BACK, EXIT_REFUSED, EXIT_HELD = 0, 1, 3, 4, 5
 
 
@@ -47,129 +41,12 @@ class Stopped(Exception):  # noqa: N818
     """Told to stop; the state in the cluster is what the next one carries on from."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command was asked to do."""
-
-    action: str
-    plan: dict[str, Any]
-    run: str
-    kubeconfig: str | None
-    context: str | None
-    via: str
-    identity: str
-    credentials: Credentials | None
-    poll_interval: float
-    lease_patience: float
-    lease_duration: float
-    after: int
-    timeout: float
-    output: Path
-    by: str
-    new_is_made: bool
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    add = parser.add_argument
-    add("--action", choices=ACTIONS, default="run", help="what to do: run a replacement, show its plan, or ask of one")
-    add("--pool", default="", help="the pool to replace")
-    add("--replacement", default="", help="the pool that takes its place")
-    add("--namespace", default="default", help="namespace of both pools")
-    add("--pool-group", default=GA_GROUP, choices=tuple(VERSION_OF_GROUP), help="API group of the pool")
-    add("--replacement-group", default=GA_GROUP, choices=tuple(VERSION_OF_GROUP), help="API group of the replacement")
-    add("--plan-file", type=Path, default=None, help="JSON file with a plan; the flags above go before it")
-    add("--plan", default="", metavar="JSON", help="a plan as JSON text, instead of a file")
-    add(
-        "--prometheus-url", default="", help="measure with this Prometheus; by default with the Pods' own metrics pages"
-    )
-    match = "label matchers for all that Prometheus is asked, where it has several clusters: 'cluster=\"a\"'"
-    add("--prometheus-match", default="", metavar="MATCHERS", help=match)
-    folder = "folder of a mounted Secret for Prometheus: token, or username and password; ca.crt"
-    add("--prometheus-credentials", type=Path, default=None, metavar="FOLDER", help=folder)
-    add("--run", default="", help="name of this attempt: a process with the same name carries on, another one begins")
-    add("--kubeconfig", default=None, help="kubeconfig; by default $KUBECONFIG, else the Pod's service account")
-    via = "how metrics pages are read: from Pods or through the API server; auto: from Pods if this runs in one"
-    add("--context", default=None, help="context in the kubeconfig; by default its current one")
-    add("--read-via", choices=("auto", "pod", "proxy"), default="auto", help=via)
-    own = os.environ.get("POD_NAME", "")
-    add("--identity", default=own, help="holder of the Lease; by default $POD_NAME, else host and process")
-    add("--poll-interval", type=_seconds, default=2.0, help="seconds between two looks at the pools")
-    add("--lease-patience", type=_seconds, default=60.0, help="seconds to wait for a Lease that somebody else holds")
-    add("--lease-duration", type=_seconds, default=15.0, help="seconds after which a Lease not renewed may be taken")
-    add("--after", type=int, default=0, help="follow: lines of the log that were seen already")
-    add("--timeout", type=_seconds, default=3600.0, help="follow: seconds to wait for news")
-    add("--output", type=Path, default=Path(), help="report: folder to write it to")
-    add("--by", default="", help="rollback, approve: who asks")
-    made = "plan: the replacement is made next, and what it lacks now is in nobody's way"
-    add("--replacement-is-made", action="store_true", help=made)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 < value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give seconds, more than 0")
-    return value
-
-
-def read_options(args: argparse.Namespace) -> Options:
-    """What the flags come to. Raises ValueError naming the flag and the fix."""
-    if args.plan and args.plan_file is not None:
-        raise ValueError("--plan and --plan-file: give one of the two")
-    source = f"--plan-file={args.plan_file}" if args.plan_file is not None else "--plan"
-    try:
-        plan = json.loads(
-            args.plan_file.read_text(encoding="utf-8") if args.plan_file is not None else args.plan or "{}"
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: {error}: give readable JSON") from None
-    if not isinstance(plan, dict):
-        raise ValueError(f"{source}: it is no JSON object: see the plan's fields")
-    for field, name, group in (
-        ("old", args.pool, args.pool_group),
-        ("new", args.replacement, args.replacement_group),
-    ):
-        if name:
-            plan[field] = {"group": group, "namespace": args.namespace, "name": name}
-    for field, value in (("prometheus_url", args.prometheus_url), ("prometheus_match", args.prometheus_match)):
-        if value:
-            plan[field] = value
-    if "old" not in plan:
-        raise ValueError("--pool: name the pool to replace")
-    if "new" not in plan and args.action in ("run", "plan"):
-        raise ValueError("--replacement: name the pool that takes its place")
-    credentials = Credentials(args.prometheus_credentials) if args.prometheus_credentials is not None else None
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and args.kubeconfig is None
-    via = args.read_via if args.read_via != "auto" else "pod" if in_pod else "proxy"
-    return Options(
-        action=args.action,
-        plan=plan,
-        run=args.run or uuid.uuid4().hex,
-        kubeconfig=args.kubeconfig,
-        context=args.context,
-        via=via,
-        identity=args.identity or f"{socket.gethostname()}-{os.getpid()}",
-        credentials=credentials,
-        poll_interval=args.poll_interval,
-        lease_patience=args.lease_patience,
-        lease_duration=args.lease_duration,
-        after=args.after,
-        timeout=args.timeout,
-        output=args.output,
-        by=args.by or who(),
-        new_is_made=args.replacement_is_made,
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Run until done. Wrong flags and plans raise ValueError with what to do."""
     options = read_options(args)
     # A plan is read before anything is asked of the cluster; without a replacement any will do to find the record.
     old = options.plan["old"]
-    anything = {**old, "name": f"{old.get('name')}-"} if isinstance(old, dict) else f"{old}-"
+    anything = {**old, "name": f"{old.get('name')}-0"} if isinstance(old, dict) else f"{old}-0"
     plan = parse_plan({"new": anything, **options.plan})
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -195,6 +72,7 @@ async def _connected(options: Options, plan: Plan) -> int:
         actions: dict[str, Callable[[], Awaitable[int]]] = {
             "run": lambda: _run(options, plan, client, session),
             "plan": lambda: _plan(options, plan, client, session),
+            "routes": lambda: _routes(options, plan, client, session),
             "status": lambda: _status(plan, client),
             "follow": lambda: _follow(options, plan, client),
             "report": lambda: _report(options, plan, client),
@@ -232,10 +110,13 @@ async def _run(options: Options, plan: Plan, client: Any, session: aiohttp.Clien
         await lease.acquire(options.lease_patience)
         logger.info("holding Lease %s as %s", lease.name, lease.identity)
         try:
-            return await _hold(options, plan, client, session, lease)
+            code = await _hold(options, plan, client, session, lease)
         finally:
             # What stops us must not stop us from giving the Lease back: the next one would wait for its expiry.
             await asyncio.shield(lease.release())
+        if options.rights_in is not None:
+            await give_up(client, plan.old, options.rights_in)
+        return code
     except asyncio.CancelledError:
         if stopping:
             raise Stopped from None
@@ -245,6 +126,7 @@ async def _run(options: Options, plan: Plan, client: Any, session: aiohttp.Clien
 async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.ClientSession, lease: Lease) -> int:
     store = Store(client, plan.old)
     stored = await store.load()
+    asked = plan
     state = State(run=options.run, started=time.time(), since=time.time())
     fresh = True
     if stored is not None and (not stored.state.is_finished or stored.state.run == options.run):
@@ -269,13 +151,18 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
             return EXIT_REFUSED
     prometheus = None
     if plan.prometheus_url:
-        prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match, options.credentials)
+        credentials = options.credentials
+        if credentials is not None and plan.prometheus_url != asked.prometheus_url:
+            logger.warning("prometheus_url is %s as recorded: asked without credentials", plan.prometheus_url)
+            credentials = None
+        prometheus = Prometheus(session, plan.prometheus_url, plan.prometheus_match, credentials)
     measure = Measure(client, session, via=options.via, prometheus=prometheus)
     runner = Runner(
         plan,
         Cluster(client, session, plan, lease, measure),
         measure,
         store,
+        may_remove=(*asked.remove_old, *asked.remove_new),
         epoch=lambda: lease.transitions,
         poll_interval=options.poll_interval,
     )
@@ -322,6 +209,15 @@ async def _plan(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
     shown = status.plan_as_json(plan, found)
     _print({**shown, "text": status.plan_lines(shown)})
     return EXIT_REFUSED if shown["problems"] else EXIT_OK
+
+
+async def _routes(options: Options, plan: Plan, client: Any, session: aiohttp.ClientSession) -> int:
+    """The routes that lead to either pool now: what a replacement, or the way back from one, has to change."""
+    lease = Lease(client, plan.old.namespace, object_name(plan.old), options.identity)
+    cluster = Cluster(client, session, plan, lease, Measure(client, session, via=options.via))
+    found = await cluster.leading_to(plan.old, plan.new)
+    _print([{"kind": kind, "namespace": namespace, "name": name} for kind, namespace, name in found])
+    return EXIT_OK
 
 
 async def _status(plan: Plan, client: Any) -> int:

@@ -31,10 +31,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Found:
-    """The preflight found everything as it should be: the routes, and in `facts` what else it saw."""
+    """The preflight found everything as it should be: the routes, the pools' uids, and in `facts` what else it saw."""
 
     records: tuple[RouteRecord, ...]
     facts: str = ""
+    old_uid: str = ""
+    new_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ class Removed:
 
 @dataclass(frozen=True)
 class Restored:
-    """Every recorded route has its backends and weights back."""
+    """Every recorded route has its backends and weights back, but for those that the record does not fit: `left`."""
+
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,8 @@ def _refused(state: State, event: Refused, plan: Plan, now: float) -> State:
 
 def _found(state: State, event: Found, plan: Plan, now: float) -> State:
     message = f"{len(event.records)} routes lead to {plan.old}. {event.facts}".strip()
-    return _enter(state, Phase.PREPARE, now, message, records=event.records, facts=event.facts)
+    uids = {"old_uid": event.old_uid, "new_uid": event.new_uid}
+    return _enter(state, Phase.PREPARE, now, message, records=event.records, facts=event.facts, **uids)
 
 
 def _prepared(state: State, event: Written, plan: Plan, now: float) -> State:
@@ -254,7 +259,10 @@ def _cleaned_up(state: State, event: Removed, plan: Plan, now: float) -> State:
 
 
 def _restored(state: State, event: Restored, plan: Plan, now: float) -> State:
-    return _enter(state, Phase.DISCARD, now, "every route has its backends and weights back", share=-1)
+    message = "every route has its backends and weights back"
+    if event.left:
+        message += f", but for what was left alone: {'; '.join(event.left)}"
+    return _enter(state, Phase.DISCARD, now, message, share=-1)
 
 
 def _discarded(state: State, event: Removed, plan: Plan, now: float) -> State:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,11 @@ GATES = ("errors", "ttft", "tpot")
 INSUFFICIENT = ("rollback", "pass")
 GITOPS = ("refuse", "paused")
 DEFAULT_STEPS = (1, 5, 25, 50, 100)
+# Kubernetes' own rules: names become parts of the API server's paths and of the Job's rights.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_GROUP = re.compile(r"[a-z0-9.-]{0,253}")
+_WORD = re.compile(r"[a-z0-9]{1,63}")
 
 
 class InvalidPlan(ValueError):  # noqa: N818
@@ -26,6 +32,16 @@ class InvalidPlan(ValueError):  # noqa: N818
     def __init__(self, field: str, value: object, fix: str) -> None:
         self.field = field
         super().__init__(f"{field}: {value!r:.200}: {fix}")
+
+
+def is_name(text: str) -> bool:
+    """Whether an object may have this name (RFC 1123 subdomain)."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_namespace(text: str) -> bool:
+    """Whether a namespace may have this name (RFC 1123 label)."""
+    return _NAMESPACE.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, order=True)
@@ -122,8 +138,14 @@ def _check(plan: Plan) -> None:
         pool: PoolRef = getattr(plan, field)
         if pool.group not in VERSION_OF_GROUP:
             raise InvalidPlan(f"{field}.group", pool.group, f"use {' or '.join(VERSION_OF_GROUP)}")
-        if not pool.name or not pool.namespace:
-            raise InvalidPlan(field, str(pool), "give a name and a namespace")
+        if not is_name(pool.name):
+            raise InvalidPlan(f"{field}.name", pool.name, "give a pool's name: lower case letters, digits, '-', '.'")
+        if not is_namespace(pool.namespace):
+            raise InvalidPlan(f"{field}.namespace", pool.namespace, "give a namespace's name")
+    for field in ("remove_old", "remove_new"):
+        for at, ref in enumerate(getattr(plan, field)):
+            if not _is_object(ref):
+                raise InvalidPlan(f"{field}[{at}]", str(ref), "give an object as the API server's paths name it")
     steps = plan.steps
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1 or steps[-1] != 100:
         raise InvalidPlan("steps", list(steps), "give rising percentages of 1 to 100, the last one 100")
@@ -151,6 +173,12 @@ def _check(plan: Plan) -> None:
             raise InvalidPlan(field, url, "give a URL with http:// or https://")
     if plan.gate_timeout < plan.interval:
         raise InvalidPlan("gate_timeout", plan.gate_timeout, f"make it at least interval ({plan.interval:g})")
+
+
+def _is_object(ref: ObjectRef) -> bool:
+    words = all(_WORD.fullmatch(word) for word in (ref.version, ref.plural))
+    placed = not ref.namespace or is_namespace(ref.namespace)
+    return words and placed and _GROUP.fullmatch(ref.group) is not None and is_name(ref.name)
 
 
 def parse_plan(value: object) -> Plan:

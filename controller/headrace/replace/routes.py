@@ -13,7 +13,19 @@ from typing import Any
 
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan, PoolRef
-from headrace.replace.weights import Refs, Swap, Unsplittable, final_refs, identity, names, refs_at, restored, weight_of
+from headrace.replace.weights import (
+    Refs,
+    Swap,
+    Unsplittable,
+    final_refs,
+    identity,
+    introduced,
+    names,
+    refs_at,
+    restored,
+    weight_of,
+    without_weight,
+)
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
 # Both kinds have rules with backendRefs alike.
@@ -103,15 +115,16 @@ def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
     return tuple(sorted((one for one in found if one is not None), key=lambda one: one.key))
 
 
-def leading_to(routes: Iterable[Object], pool: PoolRef) -> tuple[str, ...]:
-    """The names of all routes that name a pool, with whatever weight; ours aside."""
+def leading_to(routes: Iterable[Object], *pools: PoolRef) -> tuple[tuple[str, str, str], ...]:
+    """(kind, namespace, name) of all routes that name one of the pools, with whatever weight; ours aside."""
     found = []
     for route in routes:
         metadata = route.get("metadata") or {}
         namespace = str(metadata.get("namespace") or "default")
-        named = any(names(ref, pool, namespace) for rule in rules_of(route) for ref in refs_of(rule))
+        refs = [ref for rule in rules_of(route) for ref in refs_of(rule)]
+        named = any(names(ref, pool, namespace) for pool in pools for ref in refs)
         if named and HOLD_LABEL not in (metadata.get("labels") or {}):
-            found.append(f"{route.get('kind') or KINDS[0]} {namespace}/{metadata.get('name')}")
+            found.append((str(route.get("kind") or KINDS[0]), namespace, str(metadata.get("name") or "")))
     return tuple(sorted(found))
 
 
@@ -204,7 +217,9 @@ def _patch(route: Object, known: RouteRecord, plan: Plan, wanted: Sequence[Refs]
 
 
 def restore_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operation]:
-    """The operations that give a route its recorded backends and weights back, whatever became of it since."""
+    """The operations that give a route its recorded backends and weights back, whatever became of it since.
+
+    Raises Foreign where the record has backends that the rule does not have: then it is another rule's, or forged."""
     swap = swap_of(plan, known.namespace)
     operations: list[Operation] = []
     places = [_place(route, rule, swap) for rule in known.rules]
@@ -214,7 +229,11 @@ def restore_patch(route: Object, known: RouteRecord, plan: Plan) -> list[Operati
         at = places[number]
         if at is not None:
             current = refs_of(rules_of(route)[at])
-            operations += rule_patch(at, current, restored(current, rule.refs, swap))
+            wanted = restored(current, rule.refs, swap)
+            strange = introduced(current, wanted, swap)
+            if strange or not any(swap.is_old(ref) for ref in rule.refs):
+                raise Foreign(f"{known}, rule {at}: the record does not fit it: {_shown(rule.refs, swap)}")
+            operations += rule_patch(at, current, wanted)
     return operations
 
 
@@ -257,7 +276,7 @@ def rule_patch(at: int, current: Refs, wanted: Refs) -> list[Operation]:
     before, after = [dict(ref) for ref in current], [dict(ref) for ref in wanted]
     if before == after:
         return []
-    if [_without_weight(ref) for ref in before] == [_without_weight(ref) for ref in after]:
+    if [without_weight(ref) for ref in before] == [without_weight(ref) for ref in after]:
         operations: list[Operation] = []
         for place, (old, new) in enumerate(zip(before, after, strict=True)):
             if old == new:
@@ -269,10 +288,6 @@ def rule_patch(at: int, current: Refs, wanted: Refs) -> list[Operation]:
                 operations.append({"op": "remove", "path": f"{path}/{place}/weight"})
         return operations
     return [{"op": "test", "path": path, "value": before}, {"op": "replace", "path": path, "value": after}]
-
-
-def _without_weight(ref: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in ref.items() if key != "weight"}
 
 
 def _shown(refs: Refs, swap: Swap) -> str:
@@ -294,10 +309,10 @@ def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, 
     swap = swap_of(plan, known.namespace)
     for rule in known.rules:
         at = _place(route, rule, swap)
-        if at is None:
+        old = next((ref for ref in rule.refs if swap.is_old(ref)), None)
+        if at is None or old is None:
             continue
         found = rules_of(route)[at]
-        old = next(ref for ref in rule.refs if swap.is_old(ref))
         everything: Object = {"path": {"type": "PathPrefix", "value": "/"}} if known.kind == "HTTPRoute" else {}
         matches = [match for match in found.get("matches") or () if isinstance(match, Mapping)] or [everything]
         rules = []

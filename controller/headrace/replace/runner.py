@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -64,7 +64,8 @@ class World(Protocol):
     async def restore(self, state: State) -> Event: ...
     async def give_back(self, state: State) -> None: ...
     async def discover(self, state: State) -> Event | None: ...
-    async def leading_to(self, pool: PoolRef) -> tuple[str, ...]: ...
+    async def leading_to(self, *pools: PoolRef) -> tuple[tuple[str, str, str], ...]: ...
+    async def uid_of(self, pool: PoolRef) -> str: ...
     async def remove(self, objects: tuple[ObjectRef, ...]) -> Removed: ...
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None: ...
 
@@ -84,7 +85,10 @@ class Keeper(Protocol):
 
 
 class Runner:
-    """One replacement, from whatever state it is in. Times in seconds."""
+    """One replacement, from whatever state it is in. Times in seconds.
+
+    `may_remove` is what whoever started this process named for removal. The plan may come from the record, which others
+    can write: of what it lists, nothing else is removed."""
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class Runner:
         reader: Reader,
         keeper: Keeper,
         *,
+        may_remove: Collection[ObjectRef] = (),
         epoch: Callable[[], int] = lambda: 0,
         poll_interval: float = 2.0,
         clock: Callable[[], float] = time.time,
@@ -102,6 +107,7 @@ class Runner:
         self._world = world
         self._reader = reader
         self._keeper = keeper
+        self._may_remove = frozenset(may_remove)
         self._epoch = epoch
         self._poll = poll_interval
         self._clock = clock
@@ -190,7 +196,7 @@ class Runner:
             case Phase.RESTORE:
                 return await world.restore(state)
             case _:
-                return await self._remove(plan.new, plan.remove_new)
+                return await self._remove(plan.new, plan.remove_new, state.new_uid)
 
     async def _clean_up(self, state: State) -> Event:
         removed = Removed()
@@ -203,15 +209,24 @@ class Runner:
             if isinstance(event, Abort):
                 removed = Removed(kept=event.reason)
             else:
-                removed = await self._remove(self._plan.old, self._plan.remove_old)
+                removed = await self._remove(self._plan.old, self._plan.remove_old, state.old_uid)
         await self._world.give_back(state)
         return removed
 
-    async def _remove(self, pool: PoolRef, objects: tuple[ObjectRef, ...]) -> Removed:
-        """A pool that a route names is kept, whoever wrote that route."""
-        if objects and (names := await self._world.leading_to(pool)):
-            return Removed(kept=f"{', '.join(names)} {'leads' if len(names) == 1 else 'lead'} to it")
-        return await self._world.remove(objects)
+    async def _remove(self, pool: PoolRef, objects: tuple[ObjectRef, ...], uid: str) -> Removed:
+        """Remove what is recorded and was asked for, too. A pool that a route names is kept, whoever wrote that route,
+        and so is one that was made anew since the start."""
+        if not objects:
+            return Removed()
+        if routes := await self._world.leading_to(pool):
+            names = ", ".join(f"{kind} {namespace}/{name}" for kind, namespace, name in routes)
+            return Removed(kept=f"{names} {'leads' if len(routes) == 1 else 'lead'} to it")
+        if uid and await self._world.uid_of(pool) not in ("", uid):
+            return Removed(kept="it was made anew since the replacement began")
+        allowed = tuple(found for found in objects if found in self._may_remove)
+        if not allowed:
+            return Removed(kept="the process that ended the replacement was not asked to remove it")
+        return await self._world.remove(allowed)
 
     # ---- what stops a phase
 

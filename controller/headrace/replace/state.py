@@ -14,6 +14,7 @@ from typing import Any
 from headrace.replace.counters import Counters, counters_as_json, counters_of_json
 from headrace.replace.gates import GateResult, result_of_json
 from headrace.replace.ownership import Owner
+from headrace.replace.plan import is_name, is_namespace
 from headrace.replace.routes import KINDS, RouteRecord, RuleRecord
 
 SCHEMA = 1
@@ -69,6 +70,9 @@ class State:
     finished: float = 0.0
     reason: str = ""
     facts: str = ""
+    # The pools that were found at the start: another one may have the name by now. "": recorded by an older version.
+    old_uid: str = ""
+    new_uid: str = ""
     # Why the old pool is there still though it was to be removed.
     kept: str = ""
     # Seconds that people took to approve.
@@ -103,6 +107,8 @@ def state_as_json(state: State) -> dict[str, Any]:
         "finished": state.finished,
         "reason": state.reason,
         "facts": state.facts,
+        "old_uid": state.old_uid,
+        "new_uid": state.new_uid,
         "kept": state.kept,
         "waited": state.waited,
         "records": [dataclasses.asdict(record) for record in state.records],
@@ -133,6 +139,8 @@ def parse_state(value: object) -> State:
             reason=str(value["reason"]),
             facts=str(value["facts"]),
             # What a record of before had no word for.
+            old_uid=str(value.get("old_uid") or ""),
+            new_uid=str(value.get("new_uid") or ""),
             kept=str(value.get("kept") or ""),
             waited=float(value.get("waited") or 0.0),
             records=tuple(_record(record) for record in value["records"]),
@@ -161,9 +169,12 @@ def _record(value: Mapping[str, Any]) -> RouteRecord:
         Owner(*(str(owner[name]) for name in ("manager", "operation", "api_version", "subresource")))
         for owner in value.get("owners") or ()
     )
+    namespace, name = str(value["namespace"]), str(value["name"])
+    if not is_namespace(namespace) or not is_name(name):
+        raise ValueError(f"route: {namespace!r:.80}/{name!r:.80} is no name of an object")
     return RouteRecord(
-        str(value["namespace"]),
-        str(value["name"]),
+        namespace,
+        name,
         str(value["uid"]),
         rules,
         kind,

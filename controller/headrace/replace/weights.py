@@ -18,6 +18,8 @@ from headrace.replace.plan import PoolRef
 MAX_WEIGHT = 1_000_000
 # Rounding may move the division by at most this many points of the pool's own share.
 _TOLERATED = 0.5
+# Fields of a backendRef that say no more than where requests go.
+_PLAIN = frozenset({"group", "kind", "namespace", "name", "port", "weight"})
 
 Ref = Mapping[str, Any]
 Refs = tuple[Ref, ...]
@@ -175,3 +177,25 @@ def restored(current: Sequence[Ref], original: Sequence[Ref], swap: Swap) -> Ref
             return tuple(dict(ref) for ref in original)
     kept = [ref for ref in original if identity(ref, namespace) in present or swap.is_old(ref) or swap.is_new(ref)]
     return tuple(dict(ref) for ref in (*kept, *foreign))
+
+
+def without_weight(ref: Ref) -> dict[str, Any]:
+    """All of a backendRef but its weight."""
+    return {key: value for key, value in ref.items() if key != "weight"}
+
+
+def introduced(current: Sequence[Ref], wanted: Sequence[Ref], swap: Swap) -> list[Ref]:
+    """The backends of `wanted` that a rule with `current` does not have, save the old pool in the new one's place.
+
+    What is wanted comes from a record that others can write. It may give weights and the old pool back; it may bring
+    no backend and no filter into a rule, and nothing into a rule that leads to neither pool."""
+    there = [without_weight(ref) for ref in current]
+    leads = any(swap.is_old(ref) or swap.is_new(ref) for ref in current)
+
+    def known(ref: Ref) -> bool:
+        if without_weight(ref) in there:
+            return True
+        plain = set(ref) <= _PLAIN or without_weight(swap.renamed(ref)) in there
+        return leads and plain and swap.is_old(ref)
+
+    return [ref for ref in wanted if not known(ref)]

@@ -13,6 +13,11 @@ import yaml
 from headrace.replace.canary import free_names
 from headrace.replace.plan import parse_plan
 
+ROUTES = [
+    {"kind": "HTTPRoute", "namespace": "default", "name": "one"},
+    {"kind": "HTTPRoute", "namespace": "default", "name": "two"},
+    {"kind": "GRPCRoute", "namespace": "elsewhere", "name": "three"},
+]
 GA, ALPHA = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
 
 
@@ -29,7 +34,7 @@ def rendered(repository: Path, folder: Path, cases: list[dict[str, Any]]) -> lis
     content = "{{ {" + ", ".join([*lookups, "'plan': __pool_replacement_plan"]) + "} | to_json }}"
     given = {
         "pool_replacement_pool": "blue", "pool_replacement_new": "green", "pool_replacement_image": "image",
-        "__pool_replacement_route_namespaces": ["default"], "__pool_replacement_run": "1",
+        "__pool_replacement_routes": ROUTES, "__pool_replacement_run": "1",
         "__pool_replacement_records": {"resources": []}, "__pool_replacement_leases": {"resources": []},
     }  # fmt: skip
     copies = [
@@ -115,11 +120,18 @@ def test_the_plan_is_one_that_the_command_takes_and_removal_needs_rights(reposit
     assert order.index(scaler) < order.index(server)
     # As `headrace pool replace` calls its own routes.
     of_routes = [rule for rule in rules if "httproutes" in rule["resources"] and "delete" in rule["verbs"]]
-    (canary,) = [rule["resourceNames"] for rule in of_routes]
-    assert canary == list(free_names(plan.old, ()))
+    assert [rule["resourceNames"] for rule in of_routes] == [list(free_names(plan.old, ()))] * 2
     # Whatever it may change or delete is named, but for what it makes.
-    for rule in rules:
+    for rule in (*rules, *of_cluster):
         assert rule.get("resourceNames") or not {"patch", "update", "delete"} & set(rule["verbs"]), rule
+    patched = {
+        (one["metadata"]["namespace"], rule["resources"][0], name)
+        for one in found["rbac"] if one["kind"] == "Role"
+        for rule in one["rules"] if "patch" in rule["verbs"] and rule["resources"] != ["configmaps"]
+        for name in rule["resourceNames"]
+    }  # fmt: skip
+    assert patched == {(one["namespace"], f"{one['kind'].lower()}s", one["name"]) for one in ROUTES}
+    assert not [rule for rule in of_cluster if {"patch", "create"} & set(rule["verbs"])]
 
 
 def test_what_the_other_pool_has_as_well_is_not_removed(repository: Path, tmp_path: Path) -> None:
@@ -141,6 +153,16 @@ def test_what_the_other_pool_has_as_well_is_not_removed(repository: Path, tmp_pa
     plan = parse_plan(none["plan"])
     assert {gone.name for gone in plan.remove_old} == {"blue", "blue-v1"}
     assert "green-epp" in {gone.name for gone in plan.remove_new}
+
+
+def test_of_a_replacement_that_only_the_record_names_nothing_is_removed(repository: Path, tmp_path: Path) -> None:
+    recorded = {"new_name": "other", "new_group": GA}
+    (found,) = rendered(repository, tmp_path, [{
+        "pool_replacement_new": "", "pool_replacement_new_on_rollback": "remove", "pool_replacement_action": "rollback",
+        "__pool_replacement_status": recorded,
+    }])  # fmt: skip
+    plan = parse_plan(found["plan"])
+    assert (plan.new.name, plan.remove_new, plan.remove_old) == ("other", (), ())
 
 
 BLUE, GREEN = {"name": "blue", "selector": {"app": "blue"}}, {"name": "green", "selector": {"app": "green"}}

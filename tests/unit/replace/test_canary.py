@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError
-from headrace.replace import cluster
+from headrace.replace import cluster, objects
 from headrace.replace.canary import MOST, parents_of, stem
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import WarmedUp
@@ -67,7 +67,8 @@ def attached(name: str, *gateways: str, namespace: str = "serving") -> dict[str,
 def world(api: Api, monkeypatch: pytest.MonkeyPatch) -> tuple[Cluster, State]:
     async def no_wait(seconds: float) -> None: ...
 
-    monkeypatch.setattr(cluster, "request", api.request)
+    for module in (cluster, objects):
+        monkeypatch.setattr(module, "request", api.request)
     monkeypatch.setattr(cluster.asyncio, "sleep", no_wait)
     state = State(run="1", started=0.0, since=0.0, records=records(api.routes.values(), PLAN))
     return Cluster(None, None, PLAN, _Lease(), None), state  # type: ignore[arg-type]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from typing import Any
 
 import pytest
 
 from headrace.kube.client import ApiError
-from headrace.replace import cluster
+from headrace.replace import cluster, objects
 from headrace.replace.cluster import Cluster
-from headrace.replace.machine import Abort, Discovered
+from headrace.replace.machine import Abort, Discovered, Restored
 from headrace.replace.ownership import FIELD_MANAGER
 from headrace.replace.routes import HOLD_LABEL, records
-from headrace.replace.state import State
+from headrace.replace.state import InvalidState, State, parse_state, state_as_json
 
 from .test_routes import MIXED, PLAN, pool, route, rule
 
@@ -48,7 +49,8 @@ async def test_a_refusal_to_give_rules_back_ends_nothing(
 
     async def no_wait(seconds: float) -> None: ...
 
-    monkeypatch.setattr(cluster, "request", request)
+    for module in (cluster, objects):
+        monkeypatch.setattr(module, "request", request)
     monkeypatch.setattr(cluster.asyncio, "sleep", no_wait)
     state = State(run="1", started=0.0, since=0.0, records=records([owned_by("kubectl")], PLAN))
     world = Cluster(None, None, PLAN, _Lease(), None)  # type: ignore[arg-type]
@@ -84,7 +86,8 @@ def world(
             raise ApiError(404, "NotFound", path)
         return {**found, "kind": "HTTPRoute"}
 
-    monkeypatch.setattr(cluster, "request", request)
+    for module in (cluster, objects):
+        monkeypatch.setattr(module, "request", request)
     return Cluster(None, None, PLAN, _Lease(), None), written  # type: ignore[arg-type]
 
 
@@ -123,4 +126,31 @@ async def test_who_leads_to_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     zero = route(rule(pool("third"), pool("new", 0)), name="zero")
     own = route(rule(pool("new")), name="own", labels={HOLD_LABEL: "old"})
     there, _ = world(monkeypatch, [zero, own, route(rule(pool("old")), name="other")])
-    assert await there.leading_to(PLAN.new) == ("HTTPRoute serving/zero",)
+    assert await there.leading_to(PLAN.new) == (("HTTPRoute", "serving", "zero"),)
+    assert [name for _, _, name in await there.leading_to(PLAN.old, PLAN.new)] == ["other", "zero"]
+
+
+async def test_a_record_changes_only_the_route_and_backends_that_it_was_made_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fine, forged, other = records([route(rule(pool("old")), name=name) for name in ("a", "b", "c")], PLAN)
+    forged = dataclasses.replace(
+        forged, rules=(dataclasses.replace(forged.rules[0], refs=({**pool("old"), "name": "evil"},)),)
+    )
+    there, written = world(monkeypatch, [shifted("a"), shifted("b"), {**shifted("c")}])
+    other = dataclasses.replace(other, uid="of-the-one-before")
+    event = await there.restore(State(run="1", started=0.0, since=0.0, records=(fine, forged, other)))
+    assert written == ["a"]
+    assert isinstance(event, Restored)
+    assert len(event.left) == 1
+    assert event.left[0].startswith("HTTPRoute serving/b, rule 0")
+    assert "HTTPRoute serving/c is another route" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../../secrets", "a/b", "", "A"])
+def test_a_recorded_route_has_a_name_that_a_route_can_have(name: str) -> None:
+    state = state_as_json(State(run="1", started=0.0, since=0.0, records=records([shifted("a")], PLAN)))
+    assert parse_state(state).records
+    state["records"][0]["name"] = name
+    with pytest.raises(InvalidState, match="is no name of an object"):
+        parse_state(state)

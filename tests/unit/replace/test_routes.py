@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
 from headrace.replace.ownership import FIELD_MANAGER, Owner, gitops_owner
-from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.plan import InvalidPlan, ObjectRef, Plan, PoolRef, parse_plan
 from headrace.replace.routes import (
     Foreign,
     final_patch,
@@ -288,8 +289,6 @@ def test_our_own_route_is_matched_before_the_rule_it_copies_and_is_not_one_to_ch
 
 
 def test_plans_are_kept_whole_and_wrong_ones_name_the_field() -> None:
-    from headrace.replace.plan import InvalidPlan, parse_plan
-
     full = Plan(
         old=PLAN.old, new=PLAN.new, steps=(10, 100), manual=(10,), gates=("errors",), min_sample=5,
         remove_old=(ObjectRef("apps", "v1", "deployments", "serving", "x"),),
@@ -374,3 +373,40 @@ def test_a_rule_that_comes_to_lead_to_the_old_pool_is_noticed() -> None:
         with pytest.raises(Foreign, match="rule 1: somebody else changed it to lead to"):
             patch()
     assert restore_patch(found, one, PLAN) == []
+
+
+def test_a_forged_record_changes_no_route() -> None:
+    done = route(rule(pool("new", 3), service(1)))
+    honest = known(route(rule(pool("old", 3), service(1))))
+    assert patched(done, restore_patch(done, honest, PLAN)) == route(rule(pool("old", 3), service(1)))
+    filters = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}}]
+    for refs in ((pool("old", 3, filters=filters), service(1)), (service(1),), ()):
+        forged = dataclasses.replace(honest.rules[0], refs=refs)
+        with pytest.raises(Foreign, match="route, rule 0"):
+            restore_patch(done, dataclasses.replace(honest, rules=(forged,)), PLAN)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("old", {"name": "a\nrules"}), ("new", {"name": "Upper"}), ("old", {"name": "a b"}),
+        ("new", {"namespace": "../x", "name": "y"}), ("old", {"name": "../../pods"}),
+    ],
+)  # fmt: skip
+def test_names_are_those_that_kubernetes_allows(field: str, value: dict[str, str]) -> None:
+    with pytest.raises(InvalidPlan, match=f"^{field}\\.|^new.namespace"):
+        parse_plan(
+            {"old": {"namespace": "serving", "name": "a"}, "new": {"namespace": "serving", "name": "b"}}
+            | {field: {"namespace": "serving", **value}}
+        )
+
+
+@pytest.mark.parametrize("change", [
+    {"plural": "pods/exec"}, {"group": "*"}, {"plural": "*"}, {"name": "a\n"}, {"namespace": "x/y"},
+    {"version": "../v1"},
+])  # fmt: skip
+def test_what_is_removed_is_named_as_the_api_server_names_it(change: dict[str, str]) -> None:
+    fine = {"group": "apps", "version": "v1", "plural": "deployments", "namespace": "serving", "name": "x"}
+    assert parse_plan({"old": "a", "new": "b", "remove_old": [fine]}).remove_old
+    with pytest.raises(InvalidPlan, match=r"^remove_old\[0\]"):
+        parse_plan({"old": "a", "new": "b", "remove_old": [{**fine, **change}]})

@@ -60,10 +60,17 @@ class Bench:
         # A route that came late and that nobody has moved yet: all its requests go to the old pool.
         self.late: tuple[RouteRecord, ...] = ()
         self.unmoved = 0.0
-        self.leading: dict[str, tuple[str, ...]] = {}
+        self.leading: dict[str, tuple[tuple[str, str, str], ...]] = {}
+        self.uids = {"old": "uid-old", "new": "uid-new"}
+        # What the process was asked to remove; None: what the plan says.
+        self.may_remove: tuple[ObjectRef, ...] | None = None
+        self.removed: list[ObjectRef] = []
 
     def runner(self) -> Runner:
-        return Runner(self.plan, self, self, self, poll_interval=1.0, clock=lambda: self.now, sleep=self.sleep)
+        asked = (*self.plan.remove_old, *self.plan.remove_new) if self.may_remove is None else self.may_remove
+        return Runner(
+            self.plan, self, self, self, may_remove=asked, poll_interval=1.0, clock=lambda: self.now, sleep=self.sleep
+        )
 
     async def run(self, state: State | None = None) -> State:
         return await self.runner().run(state or State(run="1", started=self.now, since=self.now))
@@ -85,7 +92,7 @@ class Bench:
 
     async def preflight(self) -> Refused | Found:
         self.may("preflight")
-        return Found(records([MIXED], self.plan), "facts")
+        return Found(records([MIXED], self.plan), "facts", "uid-old", "uid-new")
 
     async def shift(self, state: State, percent: int) -> Event:
         self.may("shift")
@@ -115,10 +122,14 @@ class Bench:
         found = tuple(record for record in self.late if record.key not in known)
         return Discovered(found) if found else None
 
-    async def leading_to(self, pool: PoolRef) -> tuple[str, ...]:
-        return self.leading.get(pool.name, ())
+    async def leading_to(self, *pools: PoolRef) -> tuple[tuple[str, str, str], ...]:
+        return tuple(route for pool in pools for route in self.leading.get(pool.name, ()))
+
+    async def uid_of(self, pool: PoolRef) -> str:
+        return self.uids[pool.name]
 
     async def remove(self, objects: tuple[Any, ...]) -> Removed:
+        self.removed += objects
         return Removed(len(objects))
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
@@ -225,7 +236,7 @@ async def test_a_pool_that_some_route_names_is_not_removed(which: str) -> None:
     objects = (ObjectRef("", "v1", "services", "serving", f"{which}-epp"),)
     bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": objects}))
     bench.errors = 1.0 if which == "new" else 0.0
-    bench.leading = {which: ("HTTPRoute elsewhere/theirs",)}
+    bench.leading = {which: (("HTTPRoute", "elsewhere", "theirs"),)}
     state = await bench.run()
     assert state.phase is (Phase.DONE if which == "old" else Phase.ROLLED_BACK)
     assert "kept, remove it by hand once nothing leads to it: HTTPRoute elsewhere/theirs" in state.log[-1].message
@@ -233,6 +244,34 @@ async def test_a_pool_that_some_route_names_is_not_removed(which: str) -> None:
     if which == "old":
         state = await bench.run(state)
         assert state.phase is Phase.ROLLED_BACK, "what is there can be gone back to"
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+async def test_what_only_the_record_names_is_not_removed(which: str) -> None:
+    mine, theirs = (ObjectRef("", "v1", "services", "serving", name) for name in (f"{which}-epp", "somebody-elses"))
+    bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": (mine, theirs)}))
+    bench.errors = 1.0 if which == "new" else 0.0
+    bench.may_remove = (mine,)
+    await bench.run()
+    assert bench.removed == [mine]
+    bench = Bench(bench.plan)
+    bench.errors = 1.0 if which == "new" else 0.0
+    bench.may_remove = ()
+    state = await bench.run()
+    assert bench.removed == []
+    assert state.phase is (Phase.DONE if which == "old" else Phase.ROLLED_BACK)
+    assert bool(state.kept) == (which == "old")
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+@pytest.mark.parametrize(("uid", "removed"), [("uid-{}", 1), ("", 1), ("another", 0)])
+async def test_a_pool_that_was_made_anew_is_not_the_one_to_remove(which: str, uid: str, removed: int) -> None:
+    objects = (ObjectRef("", "v1", "services", "serving", f"{which}-epp"),)
+    bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": objects}))
+    bench.errors = 1.0 if which == "new" else 0.0
+    bench.uids[which] = uid.format(which)
+    await bench.run()
+    assert len(bench.removed) == removed
 
 
 @pytest.mark.parametrize("what", ["shift", "read new", "finalise"])

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from headrace.core import GA_GROUP
 from headrace.replace.plan import PoolRef
-from headrace.replace.weights import MAX_WEIGHT, Swap, Unsplittable, final_refs, refs_at, restored, weight_of
+from headrace.replace.weights import (
+    MAX_WEIGHT,
+    Swap,
+    Unsplittable,
+    final_refs,
+    introduced,
+    refs_at,
+    restored,
+    weight_of,
+)
 
 OLD = PoolRef(GA_GROUP, "default", "old")
 NEW = PoolRef(GA_GROUP, "default", "new")
@@ -143,3 +152,36 @@ def test_large_weights_are_rounded_or_refused_but_never_overflow(others: list[in
     assert own == share_of(original, "old")
     assert abs(share_of(refs, "new") / own - Fraction(percent, 100)) <= Fraction(1, 200)
     assert 0 < share_of(refs, "new") < own or not own
+
+
+FILTERS = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"add": [{"name": "a", "value": "b"}]}}]
+
+
+@pytest.mark.parametrize("percent", [0, 1, 50, 100, None])
+def test_the_way_back_introduces_nothing(percent: int | None) -> None:
+    for original in (
+        [pool("old", 3), service("svc", 2)],
+        [pool("old", 3, filters=FILTERS), service("svc", 2)],
+        [pool("old", 3), pool("new", 1), service("svc", 2)],
+    ):
+        now = final_refs(original, SWAP) if percent is None else refs_at(original, SWAP, percent)
+        assert introduced(now, restored(now, original, SWAP), SWAP) == []
+
+
+@pytest.mark.parametrize(
+    ("current", "recorded"),
+    [
+        ([pool("new")], [pool("old", filters=FILTERS)]),
+        ([pool("new"), service("svc")], [pool("old"), {**service("svc"), "filters": FILTERS}]),
+        # A rule that leads to neither pool is none of the replacement's.
+        ([service("svc")], [pool("old"), service("svc")]),
+    ],
+)
+def test_a_forged_record_brings_nothing_into_a_rule(current: list[Any], recorded: list[Any]) -> None:
+    assert introduced(current, restored(current, recorded, SWAP), SWAP)
+
+
+def test_backends_that_a_rule_does_not_have_are_left_out() -> None:
+    assert restored([pool("new")], [pool("old"), service("evil")], SWAP) == (pool("old"),)
+    other_port = {**service("svc"), "port": 81}
+    assert restored([pool("new"), service("svc")], [pool("old"), other_port], SWAP) == (pool("old"), service("svc"))
