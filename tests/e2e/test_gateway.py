@@ -226,3 +226,11 @@ def test_without_the_gateway_controller_traffic_goes_on_and_changes_wait(stack: 
             stack.kubectl("patch", "httproute", "waits", "-n", "default", "--type=merge", "-p", changed)
             assert answered(stack, path, 40) == {QWEN["name"]: 40}
         stack.wait_for("the change is there", lambda: stack.request(f"{path}/v1/models").pod.startswith(LLAMA["name"]))
+
+
+def test_what_servers_have_for_whoever_runs_them_is_not_published(stack: Stack) -> None:
+    unload = "/v1/unload_lora_adapter"
+    for path, status in (("/metrics", 404), (unload, 404), ("/qwen/metrics", 404), (f"/qwen{unload}", 500)):
+        answer = stack.request(path, {"lora_name": "sql-lora"})
+        assert answer.status == status, path
+        assert "x-headrace-pod" not in answer.headers, path

@@ -44,9 +44,12 @@ def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: st
 
     Raises NoWarmUp where no match of it can be asked, and WarmUpFailed for a Gateway without an address."""
     rule = route["spec"]["rules"][0]
-    usable = ((match, _api_path(match, rule.get("filters") or ())) for match in rule["matches"] if _is_askable(match))
-    nothing: tuple[Mapping[str, Any], str | None] = ({}, None)
-    match, api = next((found for found in usable if found[1] is not None), nothing)
+    usable = [match for match in rule["matches"] if _is_askable(match)]
+    filters = rule.get("filters") or ()
+    match, api = ({}, None) if any("urlRewrite" in entry for entry in filters) else _narrow(usable)
+    if api is None:
+        wide = ((match, _api_path(match, filters)) for match in usable)
+        match, api = next((found for found in wide if found[1] is not None), ({}, None))
     if api is None:
         raise NoWarmUp("no match of the rule lets both the models and a completion be asked for")
     headers = {str(header["name"]): str(header["value"]) for header in match.get("headers") or ()}
@@ -93,6 +96,20 @@ def _api_path(match: Mapping[str, Any], filters: Iterable[Mapping[str, Any]]) ->
         return prefix
     # Narrower than `/v1`: models and completions are not both below it.
     return None if "/v1/" in reached else f"{prefix}/v1"
+
+
+def _narrow(matches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str | None]:
+    """A match for the models that has one for completions beside it, and the path of both; ({}, None) for none.
+
+    Role inference_gateway names paths one by one, where they are not rewritten."""
+    prefixes = [(match, str((match.get("path") or {}).get("value") or "")) for match in matches]
+    asked = {(prefix, str(match.get("headers")), str(match.get("queryParams"))) for match, prefix in prefixes}
+    for match, prefix in prefixes:
+        api = prefix.removesuffix("/models")
+        same = (f"{api}/completions", str(match.get("headers")), str(match.get("queryParams")))
+        if api.endswith("/v1") and api != prefix and same in asked:
+            return match, api
+    return {}, None
 
 
 async def warm_up(session: aiohttp.ClientSession, address: Address, requests: int, timeout: float) -> str:  # noqa: ASYNC109

@@ -49,6 +49,16 @@ def test_the_api_is_reached_as_the_rule_rewrites_it(value: str, filters: Any, ap
     assert (found.url, found.api, found.headers) == ("http://gateway", api, {"headrace-replace": "token-new"})
 
 
+@pytest.mark.parametrize("base", ["", "/llm"])
+def test_models_and_completions_may_be_matched_one_by_one(base: str) -> None:
+    paths = [prefix(f"{base}{path}") for path in ("/score", "/v1/chat", "/v1/completions", "/v1/models")]
+    assert address_of(route(*paths), {}, "", "http://gateway").api == f"{base}/v1"
+    team = {"queryParams": [{"name": "team", "value": "a"}]}
+    for apart in (paths[1:3], [*paths[1:3], {**paths[3], **team}]):
+        with pytest.raises(NoWarmUp):
+            address_of(route(*apart), {}, "", "http://gateway")
+
+
 @pytest.mark.parametrize(
     ("match", "filters"),
     [
