@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -60,10 +61,15 @@ def parse_config(content: bytes | str, source: str) -> PickerConfig:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidConfig(source, "", f"it is not YAML: {' '.join(str(error).split())[:300]}") from None
     try:
-        scheduling = read_config(document, _PLUGINS)
-        flow_control = read_flow_control(document, scheduling.plugins)
+        return read_document(document)
     except InvalidConfig as error:
         raise InvalidConfig(f"{source}: {error.field}", error.value, error.fix) from None
+
+
+def read_document(document: Any) -> PickerConfig:
+    """The settings of a decoded EndpointPickerConfig. Raises InvalidConfig."""
+    scheduling = read_config(document, _PLUGINS)
+    flow_control = read_flow_control(document, scheduling.plugins)
     plugins = scheduling.plugins.values()
     return PickerConfig(
         scheduling,

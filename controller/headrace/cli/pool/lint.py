@@ -23,7 +23,8 @@ from headrace.core import (
     parse_pool,
 )
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
-from headrace.scheduling import InvalidConfig, read_config
+from headrace.epp.config_file import read_document
+from headrace.scheduling import InvalidConfig
 from headrace.scheduling.config import API_VERSIONS, KIND
 
 _V1ALPHA2_FIELDS = {
@@ -103,7 +104,7 @@ def _check_config(document: Document, path: str, content: Any, findings: Finding
         if not isinstance(content, Mapping) or content.get("kind") != KIND:
             return
     try:
-        config = read_config(content)
+        config = read_document(content)
     except InvalidConfig as error:
         where = f"{path}: {error.field}" if path else error.field
         findings.error(document, where, f"{_shown(error.value)}: {error.fix}")

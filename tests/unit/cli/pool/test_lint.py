@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from headrace.cli import main as cli
 from headrace.cli.pool.lint import lint
 from headrace.cli.pool.manifests import UnreadableFile, read_text
+from headrace.epp.config_file import parse_config
+from headrace.scheduling import InvalidConfig
 
 X, GA = "inference.networking.x-k8s.io", "inference.networking.k8s.io"
 OLD: dict[str, Any] = {
@@ -292,3 +294,32 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         lint(read_text(text, "f"))
     except UnreadableFile as error:
         assert str(error).startswith("f")
+
+
+LLM_D = "llm-d.ai/v1alpha1"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"plugins": [{"type": "core-metrics-extractor"}]},
+        {"plugins": [{"type": "token-producer"}, {"type": "precise-prefix-cache-producer"}]},
+        {
+            "plugins": [{"type": "concurrency-detector", "parameters": {"maxConcurrency": 64}}],
+            "saturationDetector": {"pluginRef": "concurrency-detector"},
+            "flowControl": {"defaultRequestTTL": "30s"},
+        },
+        {"flowControl": {"defaultRequestTTL": "30 seconds"}},
+        {"flowControl": {"maxRequests": "lots"}},
+        {"flowControl": {"defaultPriorityBand": {"fairnessPolicyRef": "nobody"}}},
+        {"plugins": [{"type": "token-producer", "parameters": {"nonsense": 1}}]},
+    ],
+)
+def test_a_configuration_is_read_as_the_picker_reads_it(more: dict[str, Any]) -> None:
+    config = {"apiVersion": LLM_D, "kind": "EndpointPickerConfig", "featureGates": ["flowControl"], **more}
+    try:
+        parse_config(yaml.safe_dump(config), "file")
+        wanted = []
+    except InvalidConfig as error:
+        wanted = [("error", error.field.removeprefix("file: "))]
+    assert [(severity, path) for severity, path, _ in found(config) if severity == "error"] == wanted
