@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,13 @@ def test_smoke_shows_who_served_each_request_and_why(stack: Stack) -> None:
     for word in ("vllm-llama3-8b-instruct", "vllm-qwen3-8b", "sql-lora", "TTFT"):
         assert word in result.output
     assert "its endpoint picker does not say" not in result.output, "who served it is not enough: why is asked too"
+    # The commands that it ends with work as printed, in a shell that knows nothing else.
+    shown = re.findall(r"^ +(\S+/headrace pool .*|curl .*)$", result.output, re.M)
+    assert len(shown) == 3, result.output[-2000:]
+    for command in shown:
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+        done = subprocess.run(shlex.split(command), env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 def test_second_run_changes_nothing(stack: Stack) -> None:

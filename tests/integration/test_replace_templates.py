@@ -18,6 +18,7 @@ VARIABLES: dict[str, Any] = {
     "__pool_replacement_plan": {"prometheus_url": "https://prometheus.monitoring:9090"},
     "pool_replacement_namespace": "default",
     "__pool_replacement_run": "one",
+    "__pool_replacement_routes": [{"kind": "HTTPRoute", "namespace": "default", "name": "r"}],
 }
 
 

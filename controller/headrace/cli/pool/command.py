@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for parser_ in (status, explain):
         parser_.add_argument("-n", "--namespace", default="", help="namespace of the pools; default if not given")
         parser_.add_argument("-A", "--all-namespaces", action="store_true", help="pools of all namespaces")
-        parser_.add_argument("--kubeconfig", default="", help="else $KUBECONFIG, or the Pod's service account")
+        order = "else $KUBECONFIG, the Pod's service account, the local cluster's, ~/.kube/config"
+        parser_.add_argument("--kubeconfig", default="", help=order)
+        parser_.add_argument("--context", default="", help="context in the kubeconfig; by default its current one")
         parser_.add_argument("--metrics-port", type=int, default=9090, help="the pickers' metrics port; 9090")
         parser_.add_argument("-o", "--output", choices=("text", "json"), default="text")
     check = verb("lint", "check manifests: pools, routes, objectives, rewrites, pickers and their configuration")
@@ -111,9 +114,13 @@ def _failures(work: Callable[[], Awaitable[int]]) -> int:
 async def _with_client(
     args: argparse.Namespace, work: Callable[[argparse.Namespace, Any, str | None], Awaitable[int]]
 ) -> int:
+    from headrace.cli.pool.kubeconfig import choose
     from headrace.kube.client import connect
 
-    client = await connect(args.kubeconfig or None)
+    path, note = choose(args.kubeconfig, args.context, os.environ, Path.home())
+    if note:
+        _complain(f"asking {note}")
+    client = await connect(path, args.context or None)
     try:
         return await work(args, client, None if args.all_namespaces else args.namespace or "default")
     finally:
