@@ -310,6 +310,7 @@ class Process:
         service = ExtProcService(
             self.director,
             max_body_bytes=options.max_body_bytes,
+            max_parsed_body_bytes=options.max_parsed_body_bytes,
             control_headers=options.control_headers,
             subset_hint=options.subset_filter,
             conformance_hooks=options.conformance_hooks,

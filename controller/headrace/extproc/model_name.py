@@ -9,10 +9,13 @@ carry the whole response) and its `message` (Anthropic's `message_start`)."""
 
 from __future__ import annotations
 
+import json
 import re
 from enum import Enum, auto
 
 import orjson
+
+from headrace.core.bounded_json import MAX_BYTES, load
 
 _NESTED = (b"response", b"message")
 # Longer keys are none of the above: their rest is followed, not kept.
@@ -174,19 +177,17 @@ class ModelNames:
             return at
 
 
-def with_model(body: bytes, model: str) -> bytes:
+def with_model(body: bytes, model: str, max_bytes: int = MAX_BYTES) -> bytes:
     """The JSON object `body`, whole or cut, with its `model` replaced and every other byte kept.
 
     A body that spells the key with escapes, or has none, is written anew. Raises ValueError if that cannot be done:
-    it is no JSON object."""
+    it is no JSON object, or longer than `max_bytes`, or too complex."""
     scanner = ModelNames(model)
     changed = scanner.feed(body)
     if scanner.replaced:
         return changed
-    value = orjson.loads(body)
+    value = load(body, max_bytes)
     if not isinstance(value, dict):
         raise ValueError("the body must be a JSON object")
-    try:
-        return orjson.dumps({**value, "model": model})
-    except TypeError:
-        raise ValueError("the body is nested too deeply") from None
+    # Not orjson's: that nests to 254 levels only, and writes NaN as null.
+    return json.dumps({**value, "model": model}, separators=(",", ":")).encode()

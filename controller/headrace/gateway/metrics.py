@@ -35,7 +35,7 @@ class Metrics:
         )
         self.model_requests = Counter(
             "headrace_gateway_model_requests",
-            "Bodies read for body-based routing, by whether they named a model: named, none or malformed",
+            "Bodies read for body-based routing, by whether they named a model: named, none, refused or malformed",
             ["result"],
             registry=self.registry,
         )
