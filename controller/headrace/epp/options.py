@@ -21,6 +21,7 @@ from headrace.core import (
     split_key,
 )
 from headrace.core.bounded_json import MAX_BYTES
+from headrace.core.fields import is_digits
 from headrace.core.pool import MAX_TARGET_PORTS, read_selector
 from headrace.epp.flag_types import InvalidFlag, boolean, duration, port, whole
 from headrace.epp.reference_flags import add_reference_flags, check_reference_flags, verbosity
@@ -281,7 +282,7 @@ def _selector(text: str) -> Mapping[str, str]:
 def _ports(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(",") if text else ():
-        if not part.isascii() or not part.isdigit() or not 1 <= int(part) <= 65535:
+        if not is_digits(part, 5) or not 1 <= int(part) <= 65535:
             raise InvalidFlag("endpoint-target-ports", text, "give ports of 1 to 65535, as 8000,8001")
         if int(part) not in found:
             found.append(int(part))

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong, load
+from headrace.extproc.model_name import named_model
 
 # Paths, by their end, whose bodies must be JSON objects: what else is sent there, no model server could answer.
 _JSON_PATHS = (
@@ -26,7 +27,6 @@ _JSON_PATHS = (
     # vLLM's /inference/v1/generate and SGLang's /generate.
     "/generate",
 )
-_MODEL_FIELD = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 _MAX_MODEL_LENGTH = 1024
 
 
@@ -175,13 +175,13 @@ def _facts_of_beginning(body: bytes) -> BodyFacts:
     """The best of a cut body: a model named near its start, and its bytes as the prompt."""
     if not _is_object(body):
         return _NOTHING
-    found = _MODEL_FIELD.search(body)
-    model = ""
-    if found:
-        try:
-            model = _printable(orjson.loads(found[1]))
-        except ValueError:
-            model = ""
+    try:
+        model = named_model(body)
+    except TooComplex as error:
+        return BodyFacts(unread=str(error))
+    if len(model) > _MAX_MODEL_LENGTH:
+        return BodyFacts(unread=f"its model has over {_MAX_MODEL_LENGTH} characters")
+    model = _printable(model)
     return BodyFacts(
         model=model,
         prompt=body,

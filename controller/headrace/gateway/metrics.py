@@ -42,6 +42,12 @@ class Metrics:
         self.model_seconds = Counter(
             "headrace_gateway_model_seconds", "Time spent reading bodies for body-based routing", registry=self.registry
         )
+        self.malformed_objects = Counter(
+            "headrace_gateway_malformed_objects",
+            "Objects and watch events of the API server that could not be used, by kind",
+            ["kind"],
+            registry=self.registry,
+        )
         self.pools = Gauge(
             "headrace_gateway_pools", "InferencePools known, by API group", ["group"], registry=self.registry
         )

@@ -16,8 +16,9 @@ from typing import Any
 
 import aiohttp
 
-from headrace.core import endpoint_key, parse_pool
+from headrace.core import endpoint_key, fields, parse_pool
 from headrace.core.bounded_json import load
+from headrace.core.fields import mapping, mappings, text
 from headrace.core.pool import VERSION_OF_GROUP, Pool
 from headrace.datalayer.engines import engine_of
 from headrace.datalayer.exposition import CostlyPage
@@ -122,7 +123,7 @@ class Measure:
             return Members()
         listed = await self._pods(pool.namespace, pool.label_selector)
         servers = [
-            _target(pod, port, engine_of((pod.get("metadata") or {}).get("labels") or {}).path)
+            _target(pod, port, engine_of(mapping(mapping(pod.get("metadata")).get("labels"))).path)
             for pod in listed
             for port in pool.target_ports
         ]
@@ -137,12 +138,12 @@ class Measure:
             if error.status == 404:
                 return ()
             raise
-        spec = service.get("spec") or {}
-        selector = spec.get("selector") or {}
+        spec = mapping(service.get("spec"))
+        selector = mapping(spec.get("selector"))
         if not selector:
             return ()
         port = PICKER_METRICS_PORT
-        for entry in spec.get("ports") or ():
+        for entry in mappings(spec.get("ports")):
             if entry.get("name") in _METRICS_PORT_NAMES:
                 wanted = entry.get("targetPort", entry.get("port"))
                 port = wanted if isinstance(wanted, int) else port
@@ -152,7 +153,7 @@ class Measure:
 
     async def _pods(self, namespace: str, labels: str) -> list[Mapping[str, Any]]:
         found = await request(self._client, "GET", PODS.path(namespace), query={"labelSelector": labels})
-        return [pod for pod in found.get("items") or () if isinstance(pod, Mapping)]
+        return list(mappings(found.get("items")))
 
     async def read(self, ref: PoolRef) -> PoolReading:
         """One look at a pool. Never raises for Pods that do not answer or an API server that is away.
@@ -308,19 +309,19 @@ def _not_ready(ref: PoolRef, members: Members) -> str:
 
 
 def _target(pod: Mapping[str, Any], port: int, path: str) -> Target | None:
-    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
-    address = status.get("podIP")
+    metadata, status = mapping(pod.get("metadata")), mapping(pod.get("status"))
+    address = fields.address(status.get("podIP"))
     if not address or status.get("phase") in ("Succeeded", "Failed"):
         return None
     ready = any(
         condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in status.get("conditions") or ()
+        for condition in mappings(status.get("conditions"))
     )
     return Target(
-        key=f"{metadata.get('uid')}:{port}",
-        namespace=str(metadata.get("namespace") or "default"),
-        pod=str(metadata.get("name") or ""),
-        address=str(address),
+        key=f"{text(metadata.get('uid'))}:{port}",
+        namespace=text(metadata.get("namespace")) or "default",
+        pod=text(metadata.get("name")),
+        address=address,
         port=port,
         path=path,
         ready=ready,
