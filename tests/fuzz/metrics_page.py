@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from headrace.datalayer.engines import ENGINES, parse_series, read_engines
+from headrace.datalayer.exposition import CostlyPage
 from headrace.datalayer.metrics_page import NoMetrics, parse_page
 from headrace.scheduling import InvalidConfig, Parameters
 
@@ -46,7 +47,7 @@ def target(data: bytes) -> None:
         page = page[:edge] + page[edge : edge + 64] * 1024 + page[edge + 64 :]
     try:
         metrics = parse_page(page, engine)
-    except NoMetrics:
+    except (NoMetrics, CostlyPage):
         return
     assert metrics.waiting is None or 0 <= metrics.waiting <= 1_000_000_000
     assert metrics.running is None or 0 <= metrics.running <= 1_000_000_000

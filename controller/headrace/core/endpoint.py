@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from headrace.core.fields import is_digits
+
 
 class InvalidAddress(ValueError):  # noqa: N818
     """A text that is not `ip:port`; the message names the text and the fix."""
@@ -25,7 +27,7 @@ def split_key(key: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
         host = host[1:-1]
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not colon or not is_digits(port, 5) or not 1 <= int(port) <= 65535:
         raise InvalidAddress(
             f"{key!r} is not ip:port with a port of 1 to 65535; write it as 10.0.0.1:8000 or [::1]:8000"
         )

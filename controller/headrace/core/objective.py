@@ -66,7 +66,7 @@ def read_pool_reference(spec: Mapping[str, Any]) -> PoolReference:
     if kind != "InferencePool":
         raise InvalidObject("spec.poolRef.kind", kind, "use InferencePool")
     group = reference.get("group") or GA_GROUP
-    if group not in VERSION_OF_GROUP:
+    if not isinstance(group, str) or group not in VERSION_OF_GROUP:
         raise InvalidObject("spec.poolRef.group", group, f"use {' or '.join(VERSION_OF_GROUP)}")
     return PoolReference(read_text(reference, "name", "spec.poolRef"), group)
 

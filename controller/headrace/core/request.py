@@ -38,6 +38,8 @@ class Request:
     # What prefix caches see, in order: the prompt's bytes, or the messages' roles and contents. Empty where unknown.
     prompt: bytes = b""
     body_size: int = 0
+    # Why a body that may name a model was not read; "" where it was, or there is none.
+    unread: str = ""
     # As it came, where it was read; what is kept of a request for longer than its pick does without.
     body: bytes = field(default=b"", hash=False, repr=False)
     # The prompt's tokens, where somebody has told them.

@@ -6,13 +6,15 @@ Source: Prometheus text exposition format 0.0.4; vLLM 0.32.0."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from headrace.datalayer.engines import Engine, Series
+from headrace.datalayer.exposition import DEFAULT_LIMITS, PageLimits, PageReader, Sample, read_labels, unescape
 
 
 class NoMetrics(ValueError):  # noqa: N818
@@ -44,67 +46,112 @@ class ServerMetrics:
         return self.block_size * self.num_blocks
 
 
-# Begins where a name does and never goes back on what it took: a search that did would take hours for a name as long
-# as a page may be.
-_LABEL = re.compile(r'(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)\s*+=\s*+"((?:[^"\\]|\\.)*+)"')
 _LONGEST_KEPT = 4096
+# What a row takes in memory beside its text.
+_ROW_BYTES = 128
 _RUNNING = "running_lora_adapters"
-_ESCAPE = re.compile(r"\\(.)")
+# Of the label sets of `lora_requests_info`, thousands on the page of a server that has served many adapters.
+_RUNNING_LABEL = re.compile(rf'(?<![a-zA-Z0-9_]){_RUNNING}\s*+=\s*+"((?:[^"\\]++|\\.)*+)"')
+# Names of adapters that are known of one server, and the length of each.
+_MOST_ADAPTERS = 2048
+_MOST_NAME = 256
 # No server counts more requests than this; what says so is broken, and must not overflow what adds it up.
 _MOST_REQUESTS = 1_000_000_000
-
-
-@lru_cache(maxsize=64)
-def _line_pattern(engine: Engine) -> re.Pattern[str]:
-    """Finds the lines of the wanted metrics; the rest of a page, most of it, is never split or decoded."""
-    wanted = {series.name for series in engine.series}
-    wanted |= {name for name in (engine.adapters, engine.cache_config) if name}
-    alternatives = "|".join(re.escape(name) for name in sorted(wanted))
-    return re.compile(rf'^({alternatives})(?:\{{((?:[^"}}\n]|"(?:[^"\\\n]|\\.)*")*)\}})?[ \t]+(\S+)', re.MULTILINE)
-
 
 _Rows = dict[str, dict[str, float]]
 
 
+@lru_cache(maxsize=64)
+def _wanted(engine: Engine) -> tuple[str, ...]:
+    """The names of the metrics that are read."""
+    wanted = {series.name for series in engine.series}
+    wanted |= {name for name in (engine.adapters, engine.cache_config) if name}
+    return tuple(sorted(wanted))
+
+
+class MetricsReader:
+    """Reads one page as it arrives. `clock` gives seconds of CPU time."""
+
+    def __init__(
+        self, engine: Engine, limits: PageLimits = DEFAULT_LIMITS, *, clock: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._engine = engine
+        self._page = PageReader(_wanted(engine), limits, clock=clock)
+        self._rows: _Rows = {}
+        # The newest label set of the adapters and its value, and every name in an older one.
+        self._newest = ("", -1.0)
+        self._adapters: set[str] = set()
+
+    @property
+    def cut(self) -> str:
+        """Says that the page was too long, and is read in part only; "" if it was not."""
+        return self._page.cut
+
+    def feed(self, piece: bytes) -> None:
+        """The next piece of the page. Raises CostlyPage."""
+        self._take(self._page.feed(piece))
+
+    def end(self) -> ServerMetrics:
+        """The metrics of the page. Raises NoMetrics, CostlyPage."""
+        self._take(self._page.end())
+        return self._metrics()
+
+    def _take(self, samples: Iterable[Sample]) -> None:
+        adapters = self._engine.adapters
+        for name, labels, value in samples:
+            if name == adapters:
+                self._take_adapters(labels, value)
+                continue
+            series = self._rows.setdefault(name, {})
+            if labels not in series:
+                self._page.keep(len(labels) + _ROW_BYTES)
+            series[labels] = value
+
+    def _take_adapters(self, labels: str, value: float) -> None:
+        """The value is a time, and old label sets never go away: of them only the names are kept."""
+        if value > self._newest[1]:
+            self._newest = (labels, value)
+        found = _RUNNING_LABEL.search(labels)
+        if found is None or len(self._adapters) >= _MOST_ADAPTERS:
+            return
+        new = [name for name in found[1].split(",") if name not in self._adapters and len(name) <= _MOST_NAME]
+        if new:
+            self._page.keep(sum(map(len, new)) + _ROW_BYTES * len(new))
+            self._adapters.update(new)
+
+    def _metrics(self) -> ServerMetrics:
+        engine, rows = self._engine, self._rows
+        waiting = _count(rows, engine.waiting)
+        running = _count(rows, engine.running)
+        kv_usage = _share(rows, engine.kv_usage)
+        if waiting is None and running is None and kv_usage is None:
+            raise NoMetrics(f"none of the metrics of engine {engine.name} is on the page")
+        newest = dict(read_labels(self._newest[0]))
+        running_adapters = _names(newest.get(_RUNNING, ""))
+        config = [_labels(text) for text in rows.get(engine.cache_config, ())]
+        return ServerMetrics(
+            waiting=waiting,
+            running=running,
+            kv_usage=kv_usage,
+            running_adapters=running_adapters,
+            waiting_adapters=_names(newest.get("waiting_lora_adapters", "")),
+            max_adapters=_whole(newest.get("max_lora", "")),
+            known_adapters=running_adapters | {name for text in self._adapters for name in _names(unescape(text))},
+            models=_models(rows, engine.running),
+            block_size=_whole(config[-1].get(engine.block_size_label, ""))
+            if config
+            else int(max(_matching(rows, engine.block_size), default=0)),
+            num_blocks=sum(_whole(labels.get(engine.num_blocks_label, "")) for labels in config)
+            or (_count(rows, engine.num_blocks) or 0),
+            custom=_custom(rows, engine),
+        )
+
+
 def parse_page(page: bytes, engine: Engine) -> ServerMetrics:
-    """The metrics of a page. Raises NoMetrics."""
-    rows: _Rows = {}
-    for found in _line_pattern(engine).finditer(page.decode("utf-8", "replace")):
-        value = _number(found[3])
-        if value is not None:
-            rows.setdefault(found[1], {})[found[2] or ""] = value
-    waiting = _count(rows, engine.waiting)
-    running = _count(rows, engine.running)
-    kv_usage = _share(rows, engine.kv_usage)
-    if waiting is None and running is None and kv_usage is None:
-        raise NoMetrics(f"none of the metrics of engine {engine.name} is on the page")
-    adapter_rows = rows.get(engine.adapters, {})
-    running_adapters, waiting_adapters, max_adapters = _adapters(adapter_rows)
-    config = [_labels(text) for text in rows.get(engine.cache_config, ())]
-    return ServerMetrics(
-        waiting=waiting,
-        running=running,
-        kv_usage=kv_usage,
-        running_adapters=running_adapters,
-        waiting_adapters=waiting_adapters,
-        max_adapters=max_adapters,
-        known_adapters=frozenset(name for text in adapter_rows for name in _names(_labels(text).get(_RUNNING, ""))),
-        models=_models(rows, engine.running),
-        block_size=_whole(config[-1].get(engine.block_size_label, ""))
-        if config
-        else int(max(_matching(rows, engine.block_size), default=0)),
-        num_blocks=sum(_whole(labels.get(engine.num_blocks_label, "")) for labels in config)
-        or (_count(rows, engine.num_blocks) or 0),
-        custom=_custom(rows, engine),
-    )
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
+    """The metrics of a whole page. Raises NoMetrics, CostlyPage."""
+    reader = MetricsReader(engine)
+    reader.feed(page)
+    return reader.end()
 
 
 def _matching(rows: _Rows, candidates: Iterable[Series]) -> list[float]:
@@ -141,20 +188,11 @@ def _custom(rows: _Rows, engine: Engine) -> dict[str, float]:
     return {name: sum(values) for name, values in found if values}
 
 
-def _adapters(series: dict[str, float]) -> tuple[frozenset[str], frozenset[str], int]:
-    """Of `lora_requests_info` the newest series: its value is a time, and old label sets never go away."""
-    if not series:
-        return frozenset(), frozenset(), 0
-    labels = _labels(max(series, key=lambda text: series[text]))
-    return (
-        _names(labels.get(_RUNNING, "")),
-        _names(labels.get("waiting_lora_adapters", "")),
-        _whole(labels.get("max_lora", "")),
-    )
-
-
 def _names(text: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in text.split(",") if name.strip())
+    # Interned: the servers of a pool have mostly the same.
+    return frozenset(
+        sys.intern(found) for name in text.split(",") if (found := name.strip()) and len(found) <= _MOST_NAME
+    )
 
 
 def _models(rows: _Rows, candidates: Iterable[Series]) -> frozenset[str]:
@@ -170,17 +208,12 @@ def _whole(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 18 else 0
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _label_pairs(text: str) -> tuple[tuple[str, str], ...]:
-    return _read_labels(text)
-
-
-def _read_labels(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = ((found[1], found[2]) for found in _LABEL.finditer(text))
-    return tuple((name, _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], value)) for name, value in pairs)
+    return read_labels(text)
 
 
 def _labels(text: str) -> dict[str, str]:
     """The labels of a series, from the text between its braces."""
     # Long ones are kept for no one: a broken server's pages would fill the memory.
-    return dict(_label_pairs(text) if len(text) <= _LONGEST_KEPT else _read_labels(text))
+    return dict(_label_pairs(text) if len(text) <= _LONGEST_KEPT else read_labels(text))

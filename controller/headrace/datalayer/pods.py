@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
-from headrace.core import Endpoint, Pool
+from headrace.core import Endpoint, Pool, fields
+from headrace.core.fields import is_digits, mapping, mappings
+
+logger = logging.getLogger(__name__)
 
 # Which of the pool's target ports a Pod serves on (data parallel ranks may be fewer on some Pods): "8000,8002".
 ACTIVE_PORTS_ANNOTATIONS = ("inference.networking.k8s.io/active-ports", "llm-d.ai/active-ports")
+_MOST_SHOWN = 100
 
 
 def endpoints_of(pods: Iterable[Mapping[str, Any]], pool: Pool) -> tuple[Endpoint, ...]:
@@ -43,38 +49,47 @@ def _sorted(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether the Pod's Ready condition is true and nobody has asked for its end."""
-    if (pod.get("metadata") or {}).get("deletionTimestamp") is not None:
+    if mapping(pod.get("metadata")).get("deletionTimestamp") is not None:
         return False
-    conditions = (pod.get("status") or {}).get("conditions") or ()
+    conditions = mappings(mapping(pod.get("status")).get("conditions"))
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
 def _endpoints_of_pod(pod: Mapping[str, Any], pool: Pool) -> Iterable[Endpoint]:
-    metadata = pod.get("metadata") or {}
-    labels = {str(k): str(v) for k, v in (metadata.get("labels") or {}).items()}
-    address = (pod.get("status") or {}).get("podIP")
+    metadata = mapping(pod.get("metadata"))
+    labels = {str(k): v for k, v in mapping(metadata.get("labels")).items() if isinstance(v, str)}
+    address = fields.address(mapping(pod.get("status")).get("podIP"))
     if metadata.get("namespace") != pool.namespace or not pool.selects(labels) or not address or not is_ready(pod):
         return
-    active = _active_ports(metadata.get("annotations") or {})
+    name = fields.text(metadata.get("name"))
+    active = _active_ports(mapping(metadata.get("annotations")), f"{pool.namespace}/{name}")
     for rank, port in enumerate(pool.target_ports):
         if active is None or port in active:
             yield Endpoint(
                 namespace=pool.namespace,
-                pod_name=str(metadata.get("name", "")),
-                address=str(address),
+                pod_name=name,
+                address=address,
                 port=port,
                 labels=labels,
                 rank=rank,
-                uid=str(metadata.get("uid", "")),
-                node_name=str((pod.get("spec") or {}).get("nodeName") or ""),
+                uid=fields.text(metadata.get("uid")),
+                node_name=fields.text(mapping(pod.get("spec")).get("nodeName")),
             )
 
 
-def _active_ports(annotations: Mapping[str, Any]) -> frozenset[int] | None:
-    """The ports of the annotation; None where there is none. What is not a number in it names no port."""
+def _active_ports(annotations: Mapping[str, Any], pod: str) -> frozenset[int] | None:
+    """The ports of the annotation; None where there is none. What is not a port in it names none, and is logged."""
     for name in ACTIVE_PORTS_ANNOTATIONS:
-        text = annotations.get(name)
-        if text is not None:
-            parts = (part.strip() for part in str(text).split(","))
-            return frozenset(int(part) for part in parts if part.isascii() and part.isdigit())
+        value = annotations.get(name)
+        if value is not None:
+            parts = [part.strip() for part in fields.text(value).split(",")]
+            if not all(is_digits(part, 5) for part in parts):
+                _complain(pod, name, fields.text(value)[:_MOST_SHOWN])
+            return frozenset(int(part) for part in parts if is_digits(part, 5))
     return None
+
+
+@lru_cache(maxsize=4096)
+def _complain(pod: str, annotation: str, value: str) -> None:
+    """Log it once: Pods are read anew after each change of any of them."""
+    logger.warning("Pod %s: annotation %s: %r: write the numbers of ports, as 8000,8001", pod, annotation, value)

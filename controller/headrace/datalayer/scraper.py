@@ -18,7 +18,8 @@ import aiohttp
 
 from headrace.core import Endpoint, endpoint_key
 from headrace.datalayer.engines import Engine, EngineSet
-from headrace.datalayer.metrics_page import NoMetrics, parse_page
+from headrace.datalayer.exposition import DEFAULT_LIMITS, CostlyPage, PageLimits
+from headrace.datalayer.metrics_page import MetricsReader, ServerMetrics
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ class ScrapeSettings:
     stale_seconds: float = 2.0
     # Of busy endpoints together, and of idle ones.
     max_pages_per_second: float = 100.0
-    # A page of vLLM 0.32.0 is about 55 KB.
-    max_page_bytes: int = 8 << 20
+    limits: PageLimits = DEFAULT_LIMITS
     jitter: float = 0.2
     scheme: str = "http"
     path: str = ""
@@ -161,9 +161,8 @@ class Scraper:
         settings = self._settings
         asked_at = self._clock()
         try:
-            page, note = await self._fetch(record.endpoint)
-            metrics = parse_page(page, self.engines.of(record.endpoint.labels))
-        except (aiohttp.ClientError, OSError, TimeoutError, NoMetrics, ValueError) as error:
+            metrics, note = await self._fetch(record.endpoint)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             text = "timed out" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"[:200]
             if not record.scrape_error:
                 logger.warning("metrics of %s are not readable: %s", record.endpoint.key, text)
@@ -178,8 +177,8 @@ class Scraper:
         self._on_page(self._clock() - asked_at, True)
         return True
 
-    async def _fetch(self, endpoint: Endpoint) -> tuple[bytes, str]:
-        """The page, and what is wrong with it: one over the limit is cut at its last whole line."""
+    async def _fetch(self, endpoint: Endpoint) -> tuple[ServerMetrics, str]:
+        """The metrics of one page, read as it arrives, and what is wrong with it: one over the limit is cut off."""
         settings = self._settings
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -189,20 +188,25 @@ class Scraper:
                 headers={"accept-encoding": "identity", "accept": "text/plain"},
                 auto_decompress=False,
             )
-        url = page_url(endpoint, self.engines.of(endpoint.labels), settings)
+        engine = self.engines.of(endpoint.labels)
+        url = page_url(endpoint, engine, settings)
         async with self._session.get(url, allow_redirects=False) as answer:
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}")
-            pieces: list[bytes] = []
-            size = 0
-            async for piece in answer.content.iter_any():
-                pieces.append(piece)
-                size += len(piece)
-                if size > settings.max_page_bytes:
-                    answer.close()
-                    page = b"".join(pieces)[: settings.max_page_bytes]
-                    return page[: page.rfind(b"\n") + 1], f"the page is over {settings.max_page_bytes} bytes: cut off"
-            return b"".join(pieces), ""
+            reader = MetricsReader(engine, settings.limits)
+            try:
+                async for piece in answer.content.iter_any():
+                    reader.feed(piece)
+                    # What is there already is given without a wait: the others on the event loop must have their turn.
+                    await asyncio.sleep(0)
+                    if reader.cut:
+                        answer.close()
+                        break
+            except CostlyPage:
+                # What is left of the page is not read: the connection cannot be used for another.
+                answer.close()
+                raise
+            return reader.end(), reader.cut
 
     def _is_busy(self, record: EndpointRecord) -> bool:
         """Whether its load changes: requests on the way, or lately."""

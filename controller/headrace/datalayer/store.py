@@ -175,6 +175,39 @@ class EndpointRecord:
         return frozenset(islice(used, max(1, slots)))
 
 
+class AdapterNames:
+    """The names that the pool's present servers report as adapters', up to `most` of them."""
+
+    def __init__(self, most: int = 16_384) -> None:
+        self._most = most
+        # How many servers report each name; and of each server what it reported, and what of it is counted.
+        self._servers: Counter[str] = Counter()
+        self._reported: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+
+    @property
+    def names(self) -> Set[str]:
+        """All of them, as they are now."""
+        return self._servers.keys()
+
+    def report(self, key: str, names: frozenset[str]) -> None:
+        """A server reports these and no others; none of them once it is gone."""
+        reported, counted = self._reported.get(key, (frozenset(), frozenset()))
+        if names == reported:
+            return
+        for name in counted - names:
+            self._servers[name] -= 1
+            if not self._servers[name]:
+                del self._servers[name]
+        room = self._most - len(self._servers)
+        new = frozenset(islice((name for name in names if name not in self._servers), max(0, room)))
+        kept = new | (names & self._servers.keys())
+        self._servers.update(kept - counted)
+        if names:
+            self._reported[key] = (names, kept)
+        else:
+            self._reported.pop(key, None)
+
+
 class EndpointStore:
     """The pool's endpoints. Not safe for threads: one event loop owns it."""
 
@@ -182,7 +215,7 @@ class EndpointStore:
         self._records: dict[str, EndpointRecord] = {}
         self._states: dict[str, EndpointState] = {}
         self._snapshot: tuple[EndpointState, ...] | None = ()
-        self._adapters: set[str] = set()
+        self._adapters = AdapterNames()
 
     def replace(self, endpoints: Iterable[Endpoint]) -> tuple[list[Endpoint], list[Endpoint]]:
         """Make these the pool's endpoints. What is known of those that stay is kept; returns who came and who went.
@@ -196,6 +229,7 @@ class EndpointStore:
                 gone.append(record.endpoint)
                 del self._records[key]
                 self._states.pop(key, None)
+                self._adapters.report(key, frozenset())
             elif new != record.endpoint:
                 record.endpoint = new
                 record.changed = True
@@ -223,11 +257,11 @@ class EndpointStore:
         if not changed and self._snapshot is not None:
             return self._snapshot
         for record in changed:
-            if record.metrics is not None and not record.metrics.known_adapters <= self._adapters:
-                self._adapters |= record.metrics.known_adapters
+            if record.metrics is not None:
+                self._adapters.report(record.endpoint.key, record.metrics.known_adapters)
         usual = self._usual() if any(not record.fresh for record in changed) else Usual()
         for record in changed:
-            self._states[record.endpoint.key] = record.state(usual, self._adapters)
+            self._states[record.endpoint.key] = record.state(usual, self._adapters.names)
             record.changed = False
         states = self._states
         self._snapshot = tuple([states[key] for key in self._records])
@@ -235,12 +269,12 @@ class EndpointStore:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """Every name that a server of the pool has reported as an adapter's. As of the last snapshot."""
-        return frozenset(self._adapters)
+        """Every name that a present server of the pool reports as an adapter's. As of the last snapshot."""
+        return frozenset(self._adapters.names)
 
     def is_adapter(self, model: str) -> bool:
-        """Whether a server of the pool has reported this name as an adapter's. As of the last snapshot."""
-        return model in self._adapters
+        """Whether a present server of the pool reports this name as an adapter's. As of the last snapshot."""
+        return model in self._adapters.names
 
     def _usual(self) -> Usual:
         """The mean of what servers with fresh metrics report."""

@@ -16,6 +16,7 @@ import aiohttp
 import orjson
 
 from headrace.core import Request
+from headrace.core.bounded_json import MAX_BYTES, load
 from headrace.scheduling import Parameters
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _CHAT_FIELDS = (
 )
 # Longer bodies are not read a second time for this.
 _MOST_BODY_BYTES = 4 << 20
-_MOST_ANSWER_BYTES = 32 << 20
+_MOST_ANSWER_BYTES = MAX_BYTES
 _MOST_AT_ONCE = 64
 # So many failures in a row, and nobody is asked for a while: each would have cost a request the whole time-out.
 _FAILURES = 5
@@ -73,7 +74,7 @@ def question(request: Request) -> bytes | None:
     if not path.endswith("/completions") or len(body) > _MOST_BODY_BYTES:
         return None
     try:
-        value = orjson.loads(body)
+        value = load(body)
     except ValueError:
         return None
     if not isinstance(value, dict) or value.get("cache_salt"):
@@ -113,7 +114,7 @@ def _is_text(messages: object) -> bool:
 
 def read_answer(content: bytes) -> tuple[int, ...]:
     """The tokens of a /tokenize answer. Raises ValueError."""
-    value = orjson.loads(content)
+    value = load(content)
     tokens = value.get("tokens") if isinstance(value, dict) else None
     if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 32 for token in tokens):
         raise ValueError("the answer has no list 'tokens'")

@@ -210,6 +210,8 @@ class Director:
 
     async def _decide(self, needed: PickNeeded) -> Picked:
         request = self.policies.apply(needed.request)
+        if isinstance(request, Refusal):
+            return self._refused(needed.request, request, _NO_OUTCOME, 0.0)
         if request is not needed.request:
             needed = replace(needed, request=request)
         try:

@@ -200,6 +200,12 @@ class Metrics:
             ("result",),
             registry=registry,
         )
+        self.malformed_objects = Counter(
+            f"{own}_malformed_objects",
+            "Objects and watch events of the API server that could not be used, by kind.",
+            ("kind",),
+            registry=registry,
+        )
         self.config_reloads = Counter(
             f"{own}_config_reloads_total",
             "Changed configuration files, taken up or not.",

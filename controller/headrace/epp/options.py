@@ -20,6 +20,8 @@ from headrace.core import (
     endpoint_key,
     split_key,
 )
+from headrace.core.bounded_json import MAX_BYTES
+from headrace.core.fields import is_digits
 from headrace.core.pool import MAX_TARGET_PORTS, read_selector
 from headrace.epp.flag_types import InvalidFlag, boolean, duration, port, whole
 from headrace.epp.reference_flags import add_reference_flags, check_reference_flags, verbosity
@@ -59,6 +61,7 @@ class Options:
     drain_delay: float = 6.0
     drain_timeout: float = 30.0
     max_body_bytes: int = 64 << 20
+    max_parsed_body_bytes: int = MAX_BYTES
     subset_filter: bool = True
     control_headers: bool = True
     metrics_endpoint_auth: bool = False
@@ -122,6 +125,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--drain-delay", type=duration, default=6.0, help=serve_on)
     flag("--drain-timeout", type=duration, default=30.0, help="then wait this long for open streams")
     flag("--max-request-body-bytes", type=whole, default=64 << 20, help="a longer request body is answered 413")
+    parsed_help = "a longer one is routed by load alone; 413 where the pool rewrites models"
+    flag("--max-parsed-body-bytes", type=whole, default=MAX_BYTES, help=parsed_help)
     subset_help = "pick among all endpoints, whatever subset the gateway names"
     flag("--disable-endpoint-subset-filter", default=False, help=subset_help, **bool_flag)  # type: ignore[arg-type]
     control_help = "objective, fairness, SLO and model-rewrite headers of clients are read"
@@ -201,6 +206,7 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         drain_delay=args.drain_delay,
         drain_timeout=args.drain_timeout,
         max_body_bytes=args.max_request_body_bytes,
+        max_parsed_body_bytes=args.max_parsed_body_bytes,
         conformance_hooks=args.conformance_hooks,
         subset_filter=not args.disable_endpoint_subset_filter,
         control_headers=args.request_control_headers,
@@ -276,7 +282,7 @@ def _selector(text: str) -> Mapping[str, str]:
 def _ports(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(",") if text else ():
-        if not part.isascii() or not part.isdigit() or not 1 <= int(part) <= 65535:
+        if not is_digits(part, 5) or not 1 <= int(part) <= 65535:
             raise InvalidFlag("endpoint-target-ports", text, "give ports of 1 to 65535, as 8000,8001")
         if int(part) not in found:
             found.append(int(part))

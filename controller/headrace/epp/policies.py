@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from random import Random
 
-from headrace.core import ModelRewrite, Objective, Request, RewriteTable
+from headrace.core import ModelRewrite, Objective, Refusal, RefusalReason, Request, RewriteTable
 
 
 class Policies:
@@ -36,12 +36,16 @@ class Policies:
         """The models that a rule names, `*` for a rule for every model."""
         return self._rewrites.models
 
-    def apply(self, request: Request) -> Request:
+    def apply(self, request: Request) -> Request | Refusal:
         """The request with its priority, and with the model it goes to. An objective that is not known has priority 0.
 
-        A rewrite object goes before the client's own rewrite header. What names no model is not rewritten."""
+        A rewrite object goes before the client's own rewrite header. What names no model is not rewritten; what may
+        name one that is not known is refused where a rewrite could apply to it."""
         priority = self._priorities.get(request.objective, 0) if request.objective else 0
         target = request.model
+        if request.unread and (request.wanted_model or self._rewrites):
+            text = f"the request's body is not read, and its model may have to be rewritten: {request.unread}"
+            return Refusal(413, RefusalReason.BODY_TOO_LARGE, text)
         if target and (request.wanted_model or self._rewrites):
             found = self._rewrites.choose(target, self._rng)
             if found is not None:

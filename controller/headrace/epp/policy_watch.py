@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, InvalidObject, parse_model_rewrite, parse_objective
+from headrace.core.fields import mapping
 from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.epp.policies import Policies
-from headrace.kube.reflector import Reflector, Resource
+from headrace.kube.reflector import OnMalformed, Reflector, Resource
 
 logger = logging.getLogger(__name__)
 
 _VERSION = VERSION_OF_GROUP[EXTENSION_GROUP]
 
 
-async def watch_policies(client: Any, namespace: str, pool: PoolReference, policies: Policies) -> None:
+async def watch_policies(
+    client: Any, namespace: str, pool: PoolReference, policies: Policies, on_malformed: OnMalformed
+) -> None:
     """Keep `policies` up to date. Never returns. `client` is a kubernetes.aio ApiClient."""
     kinds: tuple[_Kind, ...] = (
         _Kind("InferenceObjective", parse_objective, pool, policies.set_objectives),
@@ -29,7 +32,7 @@ async def watch_policies(client: Any, namespace: str, pool: PoolReference, polic
     )
     async with asyncio.TaskGroup() as tasks:
         for kind in kinds:
-            tasks.create_task(kind.watch(client, namespace), name=f"watch {kind.name}")
+            tasks.create_task(kind.watch(client, namespace, on_malformed), name=f"watch {kind.name}")
 
 
 class _Kind:
@@ -48,11 +51,11 @@ class _Kind:
         self._changed = changed
         self._complaints: set[str] = set()
 
-    async def watch(self, client: Any, namespace: str) -> None:
+    async def watch(self, client: Any, namespace: str, on_malformed: OnMalformed) -> None:
         """Follow the kind in a namespace."""
         resource = Resource(EXTENSION_GROUP, _VERSION, f"{self.name.lower()}s", namespaced=True)
         changed = asyncio.Event()
-        reflector = Reflector(client, resource, namespace=namespace, on_change=changed.set)
+        reflector = Reflector(client, resource, namespace=namespace, on_change=changed.set, on_malformed=on_malformed)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(reflector.run(), name=f"follow {self.name}")
             while True:
@@ -69,7 +72,7 @@ class _Kind:
                 # Items of a list carry neither: the list does.
                 parsed = self._parse({"apiVersion": f"{EXTENSION_GROUP}/{_VERSION}", "kind": self.name, **obj})
             except InvalidObject as error:
-                name = (obj.get("metadata") or {}).get("name")
+                name = mapping(obj.get("metadata")).get("name")
                 complaints.add(f"{self.name} {name} cannot be used: {error}")
                 continue
             if parsed.pool == self._pool:

@@ -229,6 +229,9 @@ class Process:
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 
+    def _malformed(self, kind: str) -> None:
+        self._metrics.malformed_objects.labels(kind).inc()
+
     def _bad_config(self) -> None:
         self._metrics.config_reloads.labels("error").inc()
 
@@ -275,7 +278,7 @@ class Process:
             )
             self._standing = asyncio.create_task(elector.run(), name="leader election")
             stack.push_async_callback(self._stand_down)
-        return watch_all(client, options, self, self.director.policies)
+        return watch_all(client, options, self, self.director.policies, self._malformed)
 
     async def _stand_down(self) -> None:
         """Leave the election; the Lease is given back."""
@@ -310,6 +313,7 @@ class Process:
         service = ExtProcService(
             self.director,
             max_body_bytes=options.max_body_bytes,
+            max_parsed_body_bytes=options.max_parsed_body_bytes,
             control_headers=options.control_headers,
             subset_hint=options.subset_filter,
             conformance_hooks=options.conformance_hooks,

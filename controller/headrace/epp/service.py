@@ -145,6 +145,7 @@ class ExtProcService:
         director: Director,
         *,
         max_body_bytes: int,
+        max_parsed_body_bytes: int,
         control_headers: bool = True,
         subset_hint: bool = True,
         conformance_hooks: bool = False,
@@ -153,6 +154,7 @@ class ExtProcService:
         self._settings = ConversationSettings(
             new_request_id=lambda: str(uuid.uuid4()),
             max_body_bytes=max_body_bytes,
+            max_parsed_body_bytes=max_parsed_body_bytes,
             control_headers=control_headers,
             subset_hint=subset_hint,
             conformance_hooks=conformance_hooks,

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from headrace.core.fields import is_digits
 from headrace.epp.access_rules import Access, Open
 from headrace.epp.director import Director
 from headrace.epp.peer_metrics import peer_page
@@ -55,7 +56,7 @@ def application(
 
     async def decisions(request: web.Request) -> web.Response:
         text = request.query.get("limit", "100")
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_DECISIONS:
+        if not is_digits(text, 9) or not 1 <= int(text) <= _MOST_DECISIONS:
             return _json({"error": f"limit={text[:20]}: give a number of 1 to {_MOST_DECISIONS}"}, status=400)
         found = director.decisions.find(request_id=request.query.get("request_id", ""), limit=int(text))
         return _json({"decisions": found})

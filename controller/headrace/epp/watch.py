@@ -16,7 +16,7 @@ from headrace.datalayer.pods import PodEndpoints
 from headrace.epp.options import Options
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import watch_policies
-from headrace.kube.reflector import Reflector, Resource
+from headrace.kube.reflector import OnMalformed, Reflector, Resource
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,24 @@ class PoolListener(Protocol):
         """The pool or its endpoints are this from now on."""
 
 
-async def watch_all(client: Any, options: Options, listener: PoolListener, policies: Policies) -> None:
-    """All that the picker follows: its pool (or the Pods that stand for one) and what speaks of it. Never returns."""
+async def watch_all(
+    client: Any, options: Options, listener: PoolListener, policies: Policies, on_malformed: OnMalformed
+) -> None:
+    """All that the picker follows: its pool (or the Pods that stand for one) and what speaks of it. Never returns.
+
+    `on_malformed` is told, with the kind's plural, of what the API server says that cannot be used."""
     async with asyncio.TaskGroup() as tasks:
         if options.endpoint_selector:
-            tasks.create_task(watch_selected_pods(client, options, listener), name="watch pods")
+            tasks.create_task(watch_selected_pods(client, options, listener, on_malformed), name="watch pods")
             return
-        tasks.create_task(watch_pool(client, options, listener), name="watch the pool")
+        tasks.create_task(watch_pool(client, options, listener, on_malformed), name="watch the pool")
         pool = PoolReference(options.pool_name, options.pool_group)
-        tasks.create_task(watch_policies(client, options.pool_namespace, pool, policies), name="watch policies")
+        tasks.create_task(
+            watch_policies(client, options.pool_namespace, pool, policies, on_malformed), name="watch policies"
+        )
 
 
-async def watch_selected_pods(client: Any, options: Options, listener: PoolListener) -> None:
+async def watch_selected_pods(client: Any, options: Options, listener: PoolListener, on_malformed: OnMalformed) -> None:
     """Tell `listener` of the Pods that flags select, as if a pool did. Never returns."""
     pool = Pool(
         group=options.pool_group,
@@ -55,7 +61,14 @@ async def watch_selected_pods(client: Any, options: Options, listener: PoolListe
     )
     changed = asyncio.Event()
     endpoints = PodEndpoints()
-    pods = Reflector(client, _PODS, namespace=pool.namespace, label_selector=pool.label_selector, on_change=changed.set)
+    pods = Reflector(
+        client,
+        _PODS,
+        namespace=pool.namespace,
+        label_selector=pool.label_selector,
+        on_change=changed.set,
+        on_malformed=on_malformed,
+    )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(pods.run(), name="follow pods")
         while True:
@@ -65,19 +78,20 @@ async def watch_selected_pods(client: Any, options: Options, listener: PoolListe
             await listener.pool_changed(pool, endpoints.of(pods.objects, pool))
 
 
-async def watch_pool(client: Any, options: Options, listener: PoolListener) -> None:
+async def watch_pool(client: Any, options: Options, listener: PoolListener, on_malformed: OnMalformed) -> None:
     """Tell `listener` of the pool and its endpoints whenever they change. Never returns.
 
     `client` is a kubernetes.aio ApiClient. A pool that is deleted, or that cannot be used, has no endpoints until that
     is put right."""
-    await _Watch(client, options, listener).run()
+    await _Watch(client, options, listener, on_malformed).run()
 
 
 class _Watch:
     """One iteration is `_apply`: compare what is watched with what the pool says, then tell the endpoints."""
 
-    def __init__(self, client: Any, options: Options, listener: PoolListener) -> None:
+    def __init__(self, client: Any, options: Options, listener: PoolListener, on_malformed: OnMalformed) -> None:
         self._client = client
+        self._on_malformed = on_malformed
         self._options = options
         self._listener = listener
         self._changed = asyncio.Event()
@@ -100,6 +114,7 @@ class _Watch:
             namespace=options.pool_namespace,
             field_selector=f"metadata.name={options.pool_name}",
             on_change=self._changed.set,
+            on_malformed=self._on_malformed,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pools.run(), name="watch inferencepools")
@@ -128,6 +143,7 @@ class _Watch:
                 namespace=pool.namespace,
                 label_selector=pool.label_selector,
                 on_change=self._changed.set,
+                on_malformed=self._on_malformed,
             )
             self._pods_task = tasks.create_task(self._pods.run(), name="watch pods")
         if self._pods.synced:

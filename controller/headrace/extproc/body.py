@@ -13,6 +13,9 @@ from typing import Any
 
 import orjson
 
+from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong, load
+from headrace.extproc.model_name import named_model
+
 # Paths, by their end, whose bodies must be JSON objects: what else is sent there, no model server could answer.
 _JSON_PATHS = (
     "/chat/completions",
@@ -24,10 +27,6 @@ _JSON_PATHS = (
     # vLLM's /inference/v1/generate and SGLang's /generate.
     "/generate",
 )
-# The standard library reads what orjson refuses (NaN, lone surrogates) and model servers accept, but slowly: bodies
-# up to this size get the second reading, larger ones pass through unread.
-_SECOND_READING_BYTES = 1 << 20
-_MODEL_FIELD = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 _MAX_MODEL_LENGTH = 1024
 
 
@@ -37,12 +36,15 @@ class UnreadableBody(ValueError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
-    """What the pick needs of a body. `model` "" and `prompt` empty where it does not say."""
+    """What the pick needs of a body. `model` "" and `prompt` empty where it does not say.
+
+    `unread` says why a body that may name a model was not read; "" where it was."""
 
     model: str = ""
     prompt: bytes = b""
     streaming: bool = False
     max_tokens: int | None = None
+    unread: str = ""
 
 
 _NOTHING = BodyFacts()
@@ -53,60 +55,54 @@ def is_json_path(path: str) -> bool:
     return path.partition("?")[0].rstrip("/").endswith(_JSON_PATHS)
 
 
-def read_body(body: bytes, *, path: str, content_encoding: str = "", whole: bool = True) -> BodyFacts:
-    """The facts of a request body. `whole` is false where only its beginning is at hand.
+def read_body(
+    body: bytes, *, path: str, content_encoding: str = "", whole: bool = True, max_bytes: int = MAX_BYTES
+) -> BodyFacts:
+    """The facts of a request body. `whole` is false where only its beginning is at hand. A body over `max_bytes` is
+    not read.
 
     Raises UnreadableBody, and only for paths that must carry JSON; elsewhere an unreadable body has no facts."""
     if content_encoding and content_encoding != "identity":
         return _NOTHING
     if not whole:
-        return _facts_of_beginning(body)
+        return _facts_of_beginning(body[:max_bytes])
     strict = is_json_path(path)
-    if not strict and body[:64].lstrip()[:1] != b"{":
+    if not strict and not _is_object(body):
         return _NOTHING
     try:
-        value = _load(body)
-    except ValueError as error:
-        if strict:
-            raise UnreadableBody(f"the body is not JSON: {error}") from None
-        return _NOTHING
-    if value is None:
-        return _NOTHING
-    try:
-        return _facts(value)
+        return _facts(load(body, max_bytes))
+    except TooLong as error:
+        return BodyFacts(unread=str(error))
     except UnreadableBody:
         if strict:
             raise
-        return _NOTHING
+    except TooComplex as error:
+        if strict:
+            raise UnreadableBody(f"the body is too complex: {error}") from None
+        return BodyFacts(unread=str(error))
+    except ValueError as error:
+        if strict:
+            raise UnreadableBody(f"the body is not JSON: {error}") from None
+    return _NOTHING
 
 
 def read_model(body: bytes, *, content_encoding: str = "") -> str:
-    """The model that a JSON body names; "" where it names none, or cannot be read: nothing is refused here."""
-    if (content_encoding and content_encoding != "identity") or body[:64].lstrip()[:1] != b"{":
+    """The model that a JSON body names; "" where it names none, or is no JSON. Raises TooLong, TooComplex."""
+    if (content_encoding and content_encoding != "identity") or not _is_object(body):
         return ""
     try:
-        value = _load(body)
+        value = load(body)
+    except (TooLong, TooComplex):
+        raise
     except ValueError:
         return ""
     model = value.get("model") if isinstance(value, dict) else None
     return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
 
 
-def _load(body: bytes) -> Any:
-    """The body's JSON value; None for one too large for a second reading. Raises ValueError."""
-    try:
-        value = orjson.loads(body)
-    except ValueError as error:
-        if not body.strip():
-            raise ValueError("it is empty") from None
-        if len(body) > _SECOND_READING_BYTES:
-            return None
-        try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            raise ValueError(str(error).partition(":")[0]) from None
-    # JSON's own null is as wrong as a list; None is taken by "unread".
-    return [] if value is None else value
+def _is_object(body: bytes) -> bool:
+    """Whether a body looks like a JSON object."""
+    return body[:64].lstrip()[:1] == b"{"
 
 
 def _facts(value: Any) -> BodyFacts:
@@ -177,13 +173,18 @@ def _bytes(value: Any) -> bytes:
 
 def _facts_of_beginning(body: bytes) -> BodyFacts:
     """The best of a cut body: a model named near its start, and its bytes as the prompt."""
-    if body[:64].lstrip()[:1] != b"{":
+    if not _is_object(body):
         return _NOTHING
-    found = _MODEL_FIELD.search(body)
-    model = ""
-    if found:
-        try:
-            model = _printable(orjson.loads(found[1]))
-        except ValueError:
-            model = ""
-    return BodyFacts(model=model, prompt=body, streaming=re.search(rb'"stream"\s*:\s*true', body) is not None)
+    try:
+        model = named_model(body)
+    except TooComplex as error:
+        return BodyFacts(unread=str(error))
+    if len(model) > _MAX_MODEL_LENGTH:
+        return BodyFacts(unread=f"its model has over {_MAX_MODEL_LENGTH} characters")
+    model = _printable(model)
+    return BodyFacts(
+        model=model,
+        prompt=body,
+        streaming=re.search(rb'"stream"\s*:\s*true', body) is not None,
+        unread="" if model else "its beginning, all that the gateway sent, names no model",
+    )

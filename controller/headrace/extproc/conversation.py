@@ -25,6 +25,7 @@ from enum import Enum, auto
 from typing import Any
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
+from headrace.core.bounded_json import MAX_BYTES
 from headrace.extproc import answers, names
 from headrace.extproc.body import BodyFacts, UnreadableBody, read_body
 from headrace.extproc.events import Event, PickNeeded, RequestRefused
@@ -45,13 +46,15 @@ from headrace.extproc.wire import Kind, Message
 @dataclass(frozen=True, kw_only=True)
 class ConversationSettings:
     """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
-    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. `control_headers`: objective,
+    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. Of these, bodies over
+    `max_parsed_body_bytes` pass unread, as parsing costs memory and time of all others. `control_headers`: objective,
     fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker. `subset_hint`: the
     gateway's subset limits the pick. `conformance_hooks`: tell clients in a response header which endpoint answered, as
     the conformance suite asks of a picker."""
 
     new_request_id: Callable[[], str]
     max_body_bytes: int = 64 << 20
+    max_parsed_body_bytes: int = MAX_BYTES
     control_headers: bool = True
     subset_hint: bool = True
     conformance_hooks: bool = False
@@ -200,6 +203,7 @@ class Conversation:
                 path=headers.get(":path", "") if headers.get(":method", "POST") == "POST" else "",
                 content_encoding=headers.get("content-encoding", ""),
                 whole=whole,
+                max_bytes=self._settings.max_parsed_body_bytes,
             )
         except UnreadableBody as error:
             return [self._refuse_here(400, RefusalReason.BAD_REQUEST, str(error))]
@@ -224,6 +228,7 @@ class Conversation:
             headers=headers,
             model=facts.model,
             prompt=facts.prompt,
+            unread=facts.unread,
             body_size=len(self._body),
             body=self._body,
             streaming=facts.streaming,
@@ -268,7 +273,7 @@ class Conversation:
         if model is None or not self._model or model == self._model:
             return None
         try:
-            changed = with_model(body, model)
+            changed = with_model(body, model, self._settings.max_parsed_body_bytes)
         except ValueError:
             return None
         self._response_phase().restore_model = self._model

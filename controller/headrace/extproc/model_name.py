@@ -9,14 +9,19 @@ carry the whole response) and its `message` (Anthropic's `message_start`)."""
 
 from __future__ import annotations
 
+import json
 import re
 from enum import Enum, auto
 
 import orjson
 
+from headrace.core.bounded_json import MAX_BYTES, check_bounds, load
+
 _NESTED = (b"response", b"message")
 # Longer keys are none of the above: their rest is followed, not kept.
 _LONGEST_KEY = 16
+# More than 1,024 characters, each written as an escape.
+_LONGEST_NAME = 8192
 
 # Tokens in the objects that are watched, and elsewhere: arrays of numbers have none.
 _WATCHED = re.compile(rb'["{}\[\],:]')
@@ -24,6 +29,12 @@ _UNWATCHED = re.compile(rb'["{}\[\]]')
 _WATCHED_EVENT = re.compile(rb'["{}\[\],:\n]')
 _UNWATCHED_EVENT = re.compile(rb'["{}\[\]\n]')
 _STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# All up to the next bracket that has brackets inside, or to a string that goes on in the next piece: a document may
+# have hundreds of thousands of strings, and a step for each would take a second.
+_FLAT = rb'[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+"'
+_UNWATCHED_RUN = re.compile(rb"(?:%b|[{\[](?:%b)*+[}\]])*+" % (_FLAT, _FLAT), re.DOTALL)
+_FLAT_EVENT = rb'[^"{}\[\]\n]++|"(?:[^"\\\n]++|\\[^\n])*+"'
+_UNWATCHED_EVENT_RUN = re.compile(rb"(?:%b|[{\[](?:%b)*+[}\]])*+" % (_FLAT_EVENT, _FLAT_EVENT))
 # JSON has no raw line break in a string: in an event stream it ends the event, whatever was open.
 _STRING_EVENT = re.compile(rb'(?:[^"\\\n]++|\\[^\n])*+')
 
@@ -48,10 +59,11 @@ class _At(Enum):
 class ModelNames:
     """The scanner of one body. `events`: an SSE stream, each line a document of its own. `nested`: see above.
 
-    `replaced` counts the names put in so far."""
+    `replaced` counts the names put in so far; `first` is the first name that stood there, as it was written."""
 
     def __init__(self, model: str, *, events: bool = False, nested: bool = False) -> None:
         self.replaced = 0
+        self.first = b""
         self._name = orjson.dumps(model)[1:-1]
         self._events = events
         self._nested = nested
@@ -66,6 +78,11 @@ class ModelNames:
         self._key = b""
         self._after_colon = False
         self._escaped = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether what was fed so far ends within a name."""
+        return self._at is _At.NAME
 
     def feed(self, piece: bytes) -> bytes:
         """The next piece with its names replaced. Nothing is kept back: what comes out belongs to what went in."""
@@ -101,6 +118,8 @@ class ModelNames:
             at = self._string(piece, at)
             if inside is _At.NAME:
                 copied = at
+                if self.replaced == 1 and len(self.first) <= _LONGEST_NAME:
+                    self.first += piece[begun:at]
             elif inside is _At.KEY and len(self._key) <= _LONGEST_KEY:
                 self._key += piece[begun : min(at, begun + _LONGEST_KEY + 1)]
             if at < size:
@@ -115,6 +134,9 @@ class ModelNames:
     def _structure(self, piece: bytes, at: int) -> tuple[int, _At]:
         """Goes on behind the next token, or at the end of the piece; and where the scanner is then."""
         watched = self._outer if self._depth == 1 else self._inner and self._depth == 2
+        if not watched and self._depth:
+            run = (_UNWATCHED_EVENT_RUN if self._events else _UNWATCHED_RUN).match(piece, at)
+            at = run.end() if run is not None else at
         if self._events:
             found = (_WATCHED_EVENT if watched else _UNWATCHED_EVENT).search(piece, at)
         else:
@@ -174,19 +196,31 @@ class ModelNames:
             return at
 
 
-def with_model(body: bytes, model: str) -> bytes:
+def named_model(body: bytes) -> str:
+    """The model that a JSON object, whole or cut, names; "" if it names none so far. Raises TooComplex."""
+    check_bounds(body)
+    scanner = ModelNames("")
+    scanner.feed(body)
+    if not scanner.replaced or scanner.cut:
+        return ""
+    try:
+        found = load(b'"%b"' % scanner.first)
+    except ValueError:
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def with_model(body: bytes, model: str, max_bytes: int = MAX_BYTES) -> bytes:
     """The JSON object `body`, whole or cut, with its `model` replaced and every other byte kept.
 
     A body that spells the key with escapes, or has none, is written anew. Raises ValueError if that cannot be done:
-    it is no JSON object."""
+    it is no JSON object, or longer than `max_bytes`, or too complex."""
     scanner = ModelNames(model)
     changed = scanner.feed(body)
     if scanner.replaced:
         return changed
-    value = orjson.loads(body)
+    value = load(body, max_bytes)
     if not isinstance(value, dict):
         raise ValueError("the body must be a JSON object")
-    try:
-        return orjson.dumps({**value, "model": model})
-    except TypeError:
-        raise ValueError("the body is nested too deeply") from None
+    # Not orjson's: that nests to 254 levels only, and writes NaN as null.
+    return json.dumps({**value, "model": model}, separators=(",", ":")).encode()

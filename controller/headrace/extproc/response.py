@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from headrace.core.fields import is_digits
 from headrace.extproc import answers
 from headrace.extproc.events import Event, ResponseChunk, ResponseEnded, ResponseStarted
 from headrace.extproc.metadata import read_headers, served_endpoint
@@ -40,7 +41,7 @@ class ResponseReader:
         status = headers.get(":status", "")
         self._events.append(
             ResponseStarted(
-                status=int(status) if status.isascii() and status.isdigit() else 0,
+                status=int(status) if is_digits(status, 3) else 0,
                 served=served_endpoint(message.metadata_context) if message.metadata_context is not None else "",
                 streaming=self.streaming,
             )

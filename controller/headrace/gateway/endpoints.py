@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from envoy.config.core.v3 import address_pb2, health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 
-from headrace.core import Pool
+from headrace.core import Pool, fields
 from headrace.datalayer.pods import endpoints_of
 from headrace.gateway.clusters import number
 from headrace.gateway.snapshot import PickerService, Snapshot, UnresolvedPicker, mapping, mappings
@@ -33,25 +33,26 @@ def picker_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
 
 
 def _of_slices(snapshot: Snapshot, service: PickerService) -> Iterable[Address]:
-    for found in snapshot.endpoint_slices.values():
-        metadata = mapping(found.get("metadata"))
+    for endpoint_slice in snapshot.endpoint_slices.values():
+        metadata = mapping(endpoint_slice.get("metadata"))
         owner = mapping(metadata.get("labels")).get("kubernetes.io/service-name")
         if metadata.get("namespace") != service.namespace or owner != service.name:
             continue
-        if found.get("addressType") not in ("IPv4", "IPv6"):
+        if endpoint_slice.get("addressType") not in ("IPv4", "IPv6"):
             continue
         # A Service's port leads to the slice's port of the same name; an unnamed one has the name "".
-        ports = [port for port in mappings(found.get("ports")) if (port.get("name") or "") == service.port_name]
-        for endpoint in mappings(found.get("endpoints")):
+        ports = [
+            port for port in mappings(endpoint_slice.get("ports")) if (port.get("name") or "") == service.port_name
+        ]
+        for endpoint in mappings(endpoint_slice.get("endpoints")):
             conditions = mapping(endpoint.get("conditions"))
             ends = conditions.get("terminating") is True
             # No answer counts as ready, says the API.
             if not (service.is_ours if ends else conditions.get("ready") is not False):
                 continue
-            for address in endpoint.get("addresses") or ():
-                for port in ports:
-                    if isinstance(port.get("port"), int):
-                        yield str(address), port["port"]
+            addresses = endpoint.get("addresses")
+            for found in filter(None, map(fields.address, addresses if isinstance(addresses, list) else ())):
+                yield from ((found, listens) for port in ports if (listens := fields.port(port.get("port"))))
 
 
 def assignment(name: str, addresses: Iterable[Address]) -> endpoint_pb2.ClusterLoadAssignment:

@@ -35,12 +35,18 @@ class Metrics:
         )
         self.model_requests = Counter(
             "headrace_gateway_model_requests",
-            "Bodies read for body-based routing, by whether they named a model: named, none or malformed",
+            "Bodies read for body-based routing, by whether they named a model: named, none, refused or malformed",
             ["result"],
             registry=self.registry,
         )
         self.model_seconds = Counter(
             "headrace_gateway_model_seconds", "Time spent reading bodies for body-based routing", registry=self.registry
+        )
+        self.malformed_objects = Counter(
+            "headrace_gateway_malformed_objects",
+            "Objects and watch events of the API server that could not be used, by kind",
+            ["kind"],
+            registry=self.registry,
         )
         self.pools = Gauge(
             "headrace_gateway_pools", "InferencePools known, by API group", ["group"], registry=self.registry

@@ -34,6 +34,7 @@ from google.protobuf.message import DecodeError, Message
 from xds.core.v3 import extension_pb2 as xds_extension_pb2
 from xds.type.matcher.v3 import matcher_pb2, string_pb2
 
+from headrace.core.bounded_json import MAX_BYTES
 from headrace.gateway import names
 from headrace.gateway.clusters import number, pack, retry_elsewhere, seconds
 from headrace.gateway.filters import listener_filters
@@ -42,8 +43,8 @@ _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 _Predicate: TypeAlias = matcher_pb2.Matcher.MatcherList.Predicate
 _Mode: TypeAlias = processing_mode_pb2.ProcessingMode
 _Route: TypeAlias = route_components_pb2.Route
-# A longer JSON body is answered 413. Envoy holds it until it is read, and the controller while it reads it.
-BODY_LIMIT_BYTES = 32 << 20
+# A longer JSON body is answered 413, by Envoy. It holds each until it is read, and the controller while it reads it.
+BODY_LIMIT_BYTES = MAX_BYTES
 _EARLY = "envoy.http.early_header_mutation.header_mutation"
 # The controller answers in milliseconds, or it is gone: then the request is refused, as no other pool may have it.
 _MODEL_TIMEOUT_SECONDS = 2.0

@@ -17,6 +17,8 @@ import grpc.aio
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
+from headrace.core import Refusal, RefusalReason
+from headrace.core.bounded_json import TooComplex, TooLong
 from headrace.extproc import MalformedMessage, answers
 from headrace.extproc.body import read_model
 from headrace.extproc.metadata import read_headers
@@ -35,16 +37,17 @@ _CLEAR_ROUTE_CACHE = flag(5, True)  # of CommonResponse
 class ModelStream:
     """One request's conversation: headers, then its whole body. No I/O. `base_models` is model to base model."""
 
-    __slots__ = ("_base_models", "_encoding", "done", "model")
+    __slots__ = ("_base_models", "_encoding", "done", "model", "refused")
 
     def __init__(self, base_models: Mapping[str, str]) -> None:
         self._base_models = base_models
         self._encoding = ""
         self.model = ""
         self.done = False
+        self.refused = False
 
     def feed(self, raw: bytes) -> bytes:
-        """The answer to one message. Raises MalformedMessage."""
+        """The answer to one message: a body too long or too complex to be read is refused. Raises MalformedMessage."""
         message = read_message(raw)
         if message.kind is Kind.REQUEST_HEADERS:
             headers, ended = read_headers(message.content)
@@ -58,8 +61,17 @@ class ModelStream:
         except DecodeError as error:
             raise MalformedMessage(f"HttpBody: {error}") from None
         self.done = True
-        self.model = read_model(body.body, content_encoding=self._encoding)
+        try:
+            self.model = read_model(body.body, content_encoding=self._encoding)
+        except TooLong as error:
+            return self._refuse(413, RefusalReason.BODY_TOO_LARGE, error)
+        except TooComplex as error:
+            return self._refuse(400, RefusalReason.BAD_REQUEST, error)
         return model_answer(self.model, self._base_models.get(self.model, ""))
+
+    def _refuse(self, status: int, reason: RefusalReason, error: ValueError) -> bytes:
+        self.refused = True
+        return answers.immediate(Refusal(status, reason, f"the body cannot be read for its model: {error}"))
 
 
 def model_answer(model: str, base_model: str) -> bytes:
@@ -100,7 +112,8 @@ class ModelService:
             self._metrics.model_requests.labels("malformed").inc()
             logger.warning("body-based routing: the gateway broke the protocol: %s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        self._metrics.model_requests.labels("named" if stream.model else "none").inc()
+        result = "named" if stream.model else "refused" if stream.refused else "none"
+        self._metrics.model_requests.labels(result).inc()
 
     async def _turn(self, stream: ModelStream, context: Any) -> None:
         raw = await context.read()

@@ -23,13 +23,14 @@ from headrace.gateway.metrics import Metrics
 from headrace.gateway.model_service import ModelService
 from headrace.gateway.nudge import Nudge
 from headrace.gateway.options import Options
-from headrace.gateway.snapshot import Object, Snapshot
+from headrace.gateway.snapshot import Object, Snapshot, mappings
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
 from headrace.gateway.xds_names import RuleName, untested_version
 from headrace.kube.client import ConfigurationError, Resource, connect, request
+from headrace.kube.reflector import check_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Process:
 
     def _build(self, client: Any) -> None:
         options = self._options
-        self._watch = Watch(client, self._changed)
+        self._watch = Watch(client, self._changed, lambda kind: self._metrics.malformed_objects.labels(kind).inc())
         self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
         self._writer = StatusWriter(
             client,
@@ -249,7 +250,7 @@ class Process:
 
 async def _listed(client: Any, resource: Resource) -> list[Object]:
     found = await request(client, "GET", resource.path())
-    return list(found.get("items") or ())
+    return [dict(entry) for entry in mappings(found.get("items")) if not check_metadata(entry)]
 
 
 def _taken(flag: str, port: int) -> CannotServe:

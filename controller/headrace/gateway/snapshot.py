@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, PickerReference, Pool, parse_pool
+from headrace.core.fields import mapping as mapping
+from headrace.core.fields import mappings as mappings
 from headrace.gateway import names
 from headrace.gateway.names import PoolKey
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
 POOL_KIND = "InferencePool"
+# Of a backendRef, says the Gateway API.
+_MAX_WEIGHT = 1_000_000
 
 Object = Mapping[str, Any]
 # Objects of one kind by (namespace, name).
@@ -195,7 +199,7 @@ def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
                 kind=str(reference.get("kind") or "Service"),
                 namespace=str(reference.get("namespace") or route_namespace),
                 name=str(reference.get("name") or ""),
-                weight=weight if isinstance(weight, int) and weight >= 0 else 1,
+                weight=weight if isinstance(weight, int) and 0 <= weight <= _MAX_WEIGHT else 1,
                 filters=tuple(mappings(reference.get("filters"))),
             )
         )
@@ -220,14 +224,3 @@ def parse_pools(objects: Iterable[Object]) -> tuple[dict[PoolKey, Pool], dict[Po
         except InvalidPool as error:
             bad[key] = error
     return pools, bad
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is an object, else an empty one: objects may have been stored under another schema."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def mappings(value: object) -> Iterator[Mapping[str, Any]]:
-    """The objects in a list; nothing of what is not one."""
-    if isinstance(value, list | tuple):
-        yield from (entry for entry in value if isinstance(entry, Mapping))

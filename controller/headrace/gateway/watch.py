@@ -50,13 +50,17 @@ _BASE_MODELS: _Key = (CONFIG_MAPS, "", "")
 
 
 class Watch:
-    """The informers of the process. `on_change` is called after each batch of changes, once the first lists are in.
+    """The informers of the process. `on_change` is called after each batch of changes, once the first lists are in;
+    `on_malformed`, with the kind's plural, for what the API server says that cannot be used.
 
     `settled` is set when every kind has been listed or is known to be absent, beside each pool too. `news` counts the
     changes of kinds that are translated."""
 
-    def __init__(self, client: Any, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Any, on_change: Callable[[], None], on_malformed: Callable[[str], None] = lambda kind: None
+    ) -> None:
         self._client = client
+        self._on_malformed = on_malformed
         self._on_change = on_change
         self._reflectors: dict[_Key, Reflector] = {}
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
@@ -140,6 +144,7 @@ class Watch:
             label_selector=label_selector,
             field_selector=f"metadata.name={name}" if name else None,
             on_change=changed,
+            on_malformed=self._on_malformed,
         )
         self._reflectors[key] = found
         self._tasks[key] = asyncio.create_task(found.run(), name=f"reflector {resource} {namespace}/{name}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 TESTED_VERSIONS = ("v1.9.1",)
 
 # Envoy Gateway v1.9: irRouteName and irRouteDestinationName. Tested against its real output.
-_ROUTE_NAME = re.compile(r"((httproute|grpcroute)/([^/]+)/([^/]+)/rule/(\d+))/match/")
+_ROUTE_NAME = re.compile(r"((httproute|grpcroute)/([^/]+)/([^/]+)/rule/([0-9]{1,9}))/match/")
 KINDS = {"httproute": "HTTPRoute", "grpcroute": "GRPCRoute"}
 
 

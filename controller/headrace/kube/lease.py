@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from headrace.core.fields import mapping, number, text
 from headrace.kube.client import ApiError, Resource, request
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,11 @@ class LeaseLost(Exception):  # noqa: N818
 
 def holder_of(lease: dict[str, Any] | None) -> str:
     """Who holds a lease, by what it says; "" for nobody."""
-    return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
+    return text(_spec(lease).get("holderIdentity"))
+
+
+def _spec(lease: dict[str, Any] | None) -> Mapping[str, Any]:
+    return mapping(mapping(lease).get("spec"))
 
 
 class Lease:
@@ -76,7 +81,7 @@ class Lease:
             holder = holder_of(found)
             if holder and holder != self.identity and not self._expired(found or {}):
                 return holder
-            transitions = int(((found or {}).get("spec") or {}).get("leaseTransitions") or 0)
+            transitions = int(number(_spec(found).get("leaseTransitions"), 0))
             if found is not None and holder != self.identity:
                 transitions += 1
             try:
@@ -131,18 +136,18 @@ class Lease:
             found = await self._read()
             if found is None or holder_of(found) != self.identity:
                 return
-            spec = {**found["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+            spec = {**_spec(found), "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
             await self._put({**found, "spec": spec})
         except ApiError as error:
             logger.warning("Lease %s is not given back: %s", self.name, error)
 
     def _expired(self, found: dict[str, Any]) -> bool:
-        spec = found.get("spec") or {}
+        spec = _spec(found)
         stamp = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
         if stamp != self._seen[0]:
             self._seen = (stamp, self._clock())
             return False
-        return self._clock() - self._seen[1] > float(spec.get("leaseDurationSeconds") or self._duration)
+        return self._clock() - self._seen[1] > number(spec.get("leaseDurationSeconds"), self._duration)
 
     async def _read(self) -> dict[str, Any] | None:
         try:
@@ -153,7 +158,7 @@ class Lease:
             raise
 
     async def _write(self, found: dict[str, Any] | None, transitions: int, asked: float) -> None:
-        old = (found or {}).get("spec") or {}
+        old = _spec(found)
         acquired = old.get("acquireTime") if old.get("holderIdentity") == self.identity else None
         spec = {
             "holderIdentity": self.identity,

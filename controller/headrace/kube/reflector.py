@@ -16,14 +16,17 @@ from typing import Any
 
 import aiohttp
 
+from headrace.core.fields import mapping, text
 from headrace.kube.client import ApiError, Resource, open_response, request
 
-__all__ = ["Object", "ObjectStore", "Reflector", "Resource"]
+__all__ = ["Object", "ObjectStore", "OnMalformed", "Reflector", "Resource"]
 
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 Key = tuple[str, str]
+# Is told the plural of a kind of which something could not be used.
+OnMalformed = Callable[[str], None]
 
 # A watch is asked to end after about this many seconds, so a connection that died silently is noticed soon after.
 _WATCH_SECONDS = (45, 60)
@@ -36,25 +39,71 @@ _REFUSALS_BELIEVED_AFTER = 3
 _PAGE_SIZE = 500
 
 
+# Something on the way garbles the watch: it will do so again.
+_GARBLED_SECONDS = 1.0
+# Complaints about objects that are remembered, so that each is logged once.
+_MOST_COMPLAINTS = 1000
+
+
 class ExpiredError(Exception):
     """The server no longer knows the resource version: list again."""
 
 
+class MalformedEvent(ExpiredError):  # noqa: N818
+    """A line of a watch that is no event: whatever it was to say can only be had by a list."""
+
+
 def key_of(found: Mapping[str, Any]) -> Key:
     """(namespace, name) of an object; namespace "" for cluster-scoped kinds."""
-    metadata = found.get("metadata") or {}
-    return (metadata.get("namespace") or "", metadata.get("name") or "")
+    metadata = mapping(found.get("metadata"))
+    return (text(metadata.get("namespace")), text(metadata.get("name")))
+
+
+def check_metadata(found: object) -> str:
+    """What is wrong with an object's metadata, which everybody relies on; "" if nothing is."""
+    if not isinstance(found, Mapping) or not isinstance(metadata := found.get("metadata"), Mapping):
+        return "it has no metadata"
+    for field in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp"):
+        if not isinstance(metadata.get(field), str | None):
+            return f"metadata.{field} is no text"
+    if not metadata.get("name"):
+        return "metadata.name is missing"
+    for field in ("labels", "annotations"):
+        value = metadata.get(field)
+        if value is not None and not (
+            isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
+        ):
+            return f"metadata.{field} is no map of texts"
+    return ""
+
+
+def read_event(line: bytes) -> Mapping[str, Any]:
+    """The event of a line of a watch: `type` and `object`. Raises MalformedEvent."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        event = None
+    if (
+        not isinstance(event, dict)
+        or not isinstance(event.get("type"), str)
+        or not isinstance(event.get("object"), dict)
+    ):
+        raise MalformedEvent(f"a line of a watch is no event: {line[:100]!r}")
+    return event
 
 
 class ObjectStore:
-    """The objects of one kind, changed by lists and watch events. No I/O."""
+    """The objects of one kind, changed by lists and watch events. No I/O.
 
-    def __init__(self) -> None:
+    An object with malformed metadata is left out; `on_malformed` is told what is wrong with it."""
+
+    def __init__(self, on_malformed: Callable[[str], None] = lambda why: None) -> None:
         self.objects: dict[Key, Object] = {}
+        self._on_malformed = on_malformed
 
     def replace(self, listed: Iterable[Object]) -> bool:
         """Everything is now what was listed. True if that changed anything."""
-        new = {key_of(found): _trimmed(found) for found in listed}
+        new = {key_of(found): _trimmed(found) for found in listed if self._is_usable(found)}
         changed = {key: _version(found) for key, found in new.items()} != {
             key: _version(found) for key, found in self.objects.items()
         }
@@ -67,9 +116,9 @@ class ObjectStore:
         Raises ExpiredError for the server's own errors: what follows them is not to be trusted."""
         kind, found = event.get("type"), event.get("object")
         if kind == "ERROR" or not isinstance(found, dict):
-            raise ExpiredError(str((found or {}).get("message", "unreadable watch event"))[:200])
+            raise ExpiredError(str(mapping(found).get("message", "unreadable watch event"))[:200])
         key = key_of(found)
-        if kind in ("ADDED", "MODIFIED"):
+        if kind in ("ADDED", "MODIFIED") and self._is_usable(found):
             old = self.objects.get(key)
             self.objects[key] = _trimmed(found)
             return old is None or _version(old) != _version(found)
@@ -77,15 +126,22 @@ class ObjectStore:
             return self.objects.pop(key, None) is not None
         return False
 
+    def _is_usable(self, found: object) -> bool:
+        why = check_metadata(found)
+        if why:
+            namespace, name = key_of(mapping(found))
+            self._on_malformed(f"{namespace}/{name} is left out: {why}")
+        return not why
+
 
 def _version(found: Mapping[str, Any]) -> tuple[str, str]:
-    metadata = found.get("metadata") or {}
-    return (metadata.get("uid") or "", metadata.get("resourceVersion") or "")
+    metadata = mapping(found.get("metadata"))
+    return (text(metadata.get("uid")), text(metadata.get("resourceVersion")))
 
 
 def _trimmed(found: Object) -> Object:
     # Often the larger half of an object, and nobody here reads it.
-    found.get("metadata", {}).pop("managedFields", None)
+    found["metadata"].pop("managedFields", None)
     return found
 
 
@@ -93,7 +149,9 @@ class Reflector:
     """Follows the objects of a resource, in one namespace or all, narrowed by selectors.
 
     `objects` is the newest known state, keyed by (namespace, name). `on_change` is called, synchronously, after
-    each batch of changes and after the first list, whatever it held. `run` has to run for anything to happen."""
+    each batch of changes and after the first list, whatever it held; `on_malformed`, with the kind's plural, for each
+    object and each line of a watch that cannot be used: it is logged and left out. `run` has to run for anything to
+    happen."""
 
     def __init__(
         self,
@@ -104,6 +162,7 @@ class Reflector:
         label_selector: str | None = None,
         field_selector: str | None = None,
         on_change: Callable[[], None] | None = None,
+        on_malformed: OnMalformed = lambda kind: None,
     ) -> None:
         self._client = client
         self.resource = resource
@@ -111,7 +170,9 @@ class Reflector:
         selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         self._selectors = {name: value for name, value in selectors.items() if value}
         self._on_change = on_change or (lambda: None)
-        self._store = ObjectStore()
+        self._on_malformed = on_malformed
+        self._complaints: set[str] = set()
+        self._store = ObjectStore(self._malformed)
         self._synced = asyncio.Event()
         self._settled = asyncio.Event()
         self._unavailable = ""
@@ -161,7 +222,8 @@ class Reflector:
                 delay = _BACKOFF_SECONDS[0]
             except ExpiredError as error:
                 logger.info("listing %s again: %s", self.resource, error)
-                await asyncio.sleep(random.uniform(0, _BACKOFF_SECONDS[0]))
+                garbled = isinstance(error, MalformedEvent)
+                await asyncio.sleep(_GARBLED_SECONDS if garbled else random.uniform(0, _BACKOFF_SECONDS[0]))
             except ApiError as error:
                 pause = self._failed(error, delay)
                 delay = min(delay * 2, _BACKOFF_SECONDS[1]) if self._failing else _BACKOFF_SECONDS[0]
@@ -171,13 +233,37 @@ class Reflector:
         """List, then watch on from there until the server cannot."""
         version = await self._list()
         while True:
-            async for events in self._watch(version):
-                changed = False
-                for event in events:
-                    changed = self._store.apply(event) or changed
-                    version = (event["object"].get("metadata") or {}).get("resourceVersion") or version
-                if changed:
-                    self._on_change()
+            async for lines in self._watch(version):
+                version = self._apply(lines) or version
+
+    def _apply(self, lines: Iterable[bytes]) -> str:
+        """The events of some lines. Gives the newest version they name. Raises ExpiredError."""
+        changed = False
+        version = ""
+        garbled: MalformedEvent | None = None
+        try:
+            for line in filter(None, lines):
+                try:
+                    event = read_event(line)
+                except MalformedEvent as error:
+                    self._malformed(str(error))
+                    garbled = error
+                    continue
+                changed = self._store.apply(event) or changed
+                version = _version(event["object"])[1] or version
+        finally:
+            # Also before a list: that would find nothing new in what was applied here.
+            if changed:
+                self._on_change()
+        if garbled is not None:
+            raise garbled
+        return version
+
+    def _malformed(self, why: str) -> None:
+        self._on_malformed(self.resource.plural)
+        if why not in self._complaints and len(self._complaints) < _MOST_COMPLAINTS:
+            self._complaints.add(why)
+            logger.warning("%s: %s", self.resource, why)
 
     async def _list(self) -> str:
         items: list[Object] = []
@@ -190,9 +276,12 @@ class Reflector:
                 if error.status == 410:
                     raise ExpiredError("the list took too long for its continue token") from error
                 raise
-            items += page.get("items") or []
-            metadata = page.get("metadata") or {}
-            if not metadata.get("continue"):
+            listed = page.get("items")
+            if not isinstance(listed, list | None):
+                raise ApiError(0, "Unreadable", f"GET {path}: items is no list")
+            items += listed or []
+            metadata = mapping(page.get("metadata"))
+            if not text(metadata.get("continue")):
                 break
             query["continue"] = metadata["continue"]
         self._recovered()
@@ -202,10 +291,10 @@ class Reflector:
         self._settled.set()
         if changed or first:
             self._on_change()
-        return str(metadata.get("resourceVersion") or "")
+        return text(metadata.get("resourceVersion"))
 
-    async def _watch(self, version: str) -> AsyncIterator[list[Mapping[str, Any]]]:
-        """One watch request: batches of events, as they arrive together. Ends when the server ends it."""
+    async def _watch(self, version: str) -> AsyncIterator[list[bytes]]:
+        """One watch request: batches of lines, as they arrive together. Ends when the server ends it."""
         seconds = random.randint(*_WATCH_SECONDS)
         query = {
             **self._selectors,
@@ -228,11 +317,9 @@ class Reflector:
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 if lines:
-                    yield [json.loads(line) for line in lines if line]
+                    yield lines
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "Unreachable", f"watch of {path}: {error or type(error).__name__}") from error
-        except ValueError as error:
-            raise ExpiredError("unreadable watch event") from error
         finally:
             self._watching = False
             response.close()

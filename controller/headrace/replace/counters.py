@@ -7,10 +7,11 @@ Source: Prometheus text exposition format 0.0.4; metric names of the reference p
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from headrace.datalayer.exposition import CostlyPage, PageLimits, PageReader, Sample, read_labels
 
 REQUESTS = ("inference_objective_request_total", "inference_model_request_total")
 ERRORS = ("inference_objective_request_error_total", "inference_model_request_error_total")
@@ -28,8 +29,18 @@ IN_FLIGHT = ("headrace_epp_ledger_requests", "inference_objective_running_reques
 RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "trtllm_num_requests_running")
 WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "trtllm_num_requests_waiting")
 
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
-_LINE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*)\})?[ \t]+(\S+)', re.MULTILINE)
+_WANTED = (
+    *REQUESTS,
+    *ERRORS,
+    *IN_FLIGHT,
+    *RUNNING,
+    *WAITING,
+    *(f"{name}_bucket" for name in (*TTFT, *TPOT)),
+)
+# A busy picker's page has some thousand rows that count; nobody waits for the reader, so it may take its time.
+_LIMITS = PageLimits(kept_bytes=8 << 20, cpu_seconds=1.0)
+# What a row takes in memory beside the text of its labels.
+_ROW_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -165,17 +176,35 @@ class Window:
 Rows = dict[str, list[tuple[dict[str, str], float]]]
 
 
+class RowsReader:
+    """Reads the samples that are counted of one page, as it arrives."""
+
+    def __init__(self) -> None:
+        self._page = PageReader(_WANTED, _LIMITS)
+        self._rows: Rows = {}
+
+    def feed(self, piece: bytes) -> None:
+        """The next piece. Raises CostlyPage: a page that is known in part counts for nothing."""
+        self._take(self._page.feed(piece))
+        if self._page.cut:
+            raise CostlyPage(self._page.cut)
+
+    def end(self) -> Rows:
+        """The samples by metric name. Lines that make no sense are left out. Raises CostlyPage."""
+        self._take(self._page.end())
+        return self._rows
+
+    def _take(self, samples: Iterable[Sample]) -> None:
+        for name, labels, value in samples:
+            self._page.keep(len(labels) + _ROW_BYTES)
+            self._rows.setdefault(name, []).append((dict(read_labels(labels)), value))
+
+
 def read_rows(page: bytes) -> Rows:
-    """The samples of a page by metric name. Lines that make no sense are left out."""
-    rows: Rows = {}
-    for found in _LINE.finditer(page.decode("utf-8", "replace")):
-        try:
-            value = float(found[3])
-        except ValueError:
-            continue
-        if math.isfinite(value) and value >= 0:
-            rows.setdefault(found[1], []).append((dict(_LABEL.findall(found[2] or "")), value))
-    return rows
+    """The samples of a whole page that are counted, by metric name. Raises CostlyPage."""
+    reader = RowsReader()
+    reader.feed(page)
+    return reader.end()
 
 
 def picker_counters(rows: Rows) -> Counters:

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import aiohttp
 
-from headrace.core import endpoint_key, parse_pool
+from headrace.core import endpoint_key, fields, parse_pool
+from headrace.core.bounded_json import load
+from headrace.core.fields import mapping, mappings, text
 from headrace.core.pool import VERSION_OF_GROUP, Pool
 from headrace.datalayer.engines import engine_of
+from headrace.datalayer.exposition import CostlyPage
 from headrace.kube.client import ApiError, Resource, open_response, request
 from headrace.replace.counters import (
     Counters,
     Rows,
+    RowsReader,
     in_flight_at_picker,
     in_flight_at_server,
     picker_counters,
-    read_rows,
     server_counters,
 )
 from headrace.replace.plan import PoolRef
@@ -41,6 +43,7 @@ PICKER_METRICS_PORT = 9090
 _METRICS_PORT_NAMES = ("http-metrics", "metrics")
 _PAGE_SECONDS = 3.0
 _LIST_SECONDS = 3.0
+_TEXT_BYTES = 1 << 20
 # Pages asked for at once; a pool of hundreds of Pods must not open hundreds of connections in one moment.
 _AT_ONCE = 16
 
@@ -120,7 +123,7 @@ class Measure:
             return Members()
         listed = await self._pods(pool.namespace, pool.label_selector)
         servers = [
-            _target(pod, port, engine_of((pod.get("metadata") or {}).get("labels") or {}).path)
+            _target(pod, port, engine_of(mapping(mapping(pod.get("metadata")).get("labels"))).path)
             for pod in listed
             for port in pool.target_ports
         ]
@@ -135,12 +138,12 @@ class Measure:
             if error.status == 404:
                 return ()
             raise
-        spec = service.get("spec") or {}
-        selector = spec.get("selector") or {}
+        spec = mapping(service.get("spec"))
+        selector = mapping(spec.get("selector"))
         if not selector:
             return ()
         port = PICKER_METRICS_PORT
-        for entry in spec.get("ports") or ():
+        for entry in mappings(spec.get("ports")):
             if entry.get("name") in _METRICS_PORT_NAMES:
                 wanted = entry.get("targetPort", entry.get("port"))
                 port = wanted if isinstance(wanted, int) else port
@@ -150,7 +153,7 @@ class Measure:
 
     async def _pods(self, namespace: str, labels: str) -> list[Mapping[str, Any]]:
         found = await request(self._client, "GET", PODS.path(namespace), query={"labelSelector": labels})
-        return [pod for pod in found.get("items") or () if isinstance(pod, Mapping)]
+        return list(mappings(found.get("items")))
 
     async def read(self, ref: PoolRef) -> PoolReading:
         """One look at a pool. Never raises for Pods that do not answer or an API server that is away.
@@ -173,7 +176,7 @@ class Measure:
             return await self._from_prometheus(ref, members, self._prometheus)
         targets = [target for target in (*members.pickers, *members.servers) if target.ready]
         pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
-        return reading(ref, members, {target: read_rows(page) for target, page in pages.items() if page is not None})
+        return reading(ref, members, {target: rows for target, rows in pages.items() if rows is not None})
 
     async def _from_prometheus(self, ref: PoolRef, members: Members, prometheus: Prometheus) -> PoolReading:
         """A Prometheus that does not answer says nothing of the pool: what is counted stays as it was."""
@@ -197,41 +200,81 @@ class Measure:
             page = await self.text(target, "/v1/models") if target.ready else None
             if page is not None:
                 try:
-                    return frozenset(str(entry["id"]) for entry in json.loads(page)["data"])
+                    return frozenset(str(entry["id"]) for entry in load(page)["data"])
                 except (ValueError, KeyError, TypeError):
                     continue
         return frozenset()
 
     async def asks_who_reads(self, members: Members) -> bool:
         """Whether an endpoint picker gives its metrics to those alone who say who they are."""
-        answers = await asyncio.gather(*(self._get(found, found.path) for found in members.pickers if found.ready))
-        return any(status in (401, 403) for status, _ in answers)
+        answers = await asyncio.gather(
+            *(self._get(found, found.path, lambda piece: None) for found in members.pickers if found.ready)
+        )
+        return any(status in (401, 403) for status in answers)
 
     async def text(self, target: Target, path: str) -> bytes | None:
-        """Any page of a process; None if it does not answer with 200 in time."""
-        status, page = await self._get(target, path)
-        return page if status == 200 else None
+        """Any page of a process; None if it does not answer with 200 in time, or with over 1 MiB."""
+        page = bytearray()
 
-    async def _get(self, target: Target, path: str) -> tuple[int, bytes]:
-        """Status and body; status 0 where there was no answer in time."""
+        def take(piece: bytes) -> None:
+            page.extend(piece)
+            if len(page) > _TEXT_BYTES:
+                raise ValueError(f"it has over {_TEXT_BYTES} bytes")
+
+        return bytes(page) if await self._get(target, path, take) == 200 else None
+
+    async def _page(self, target: Target) -> Rows | None:
+        """What is counted of a process's metrics page; None if it does not answer with one in time."""
+        reader = RowsReader()
+        if await self._get(target, target.path, reader.feed) != 200:
+            return None
+        try:
+            return reader.end()
+        except CostlyPage as error:
+            logger.warning("the metrics page of %s is not used: %s", target.pod, error)
+            return None
+
+    async def _get(self, target: Target, path: str, take: Callable[[bytes], None]) -> int:
+        """The status; a body of status 200 goes to `take` as it arrives. 0 where there was no answer in time, or `take`
+        would not have it (ValueError)."""
         async with self._slots:
-            with contextlib.suppress(ApiError, aiohttp.ClientError, TimeoutError, OSError):
-                async with asyncio.timeout(_PAGE_SECONDS):
-                    if self._via == "proxy":
-                        where = f"{PODS.path(target.namespace, f'{target.pod}:{target.port}')}/proxy{path}"
-                        try:
-                            answer = await open_response(self._client, "GET", where)
-                        except ApiError as error:
-                            return error.status, b""
-                        return answer.status, await answer.read()
-                    async with self._session.get(
-                        f"http://{endpoint_key(target.address, target.port)}{path}"
-                    ) as response:
-                        return response.status, await response.read()
-        return 0, b""
+            try:
+                async with asyncio.timeout(_PAGE_SECONDS), self._open(target, path) as response:
+                    if response.status == 200:
+                        if response.headers.get("content-encoding", "identity") != "identity":
+                            raise ValueError("it is compressed")
+                        async for piece in response.content.iter_any():
+                            take(piece)
+                            # What is there already is given without a wait.
+                            await asyncio.sleep(0)
+                    return response.status
+            except ApiError as error:
+                return error.status
+            except ValueError as error:
+                logger.warning("%s of %s is not used: %s", path, target.pod, error)
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                pass
+        return 0
 
-    async def _page(self, target: Target) -> bytes | None:
-        return await self.text(target, target.path)
+    @contextlib.asynccontextmanager
+    async def _open(self, target: Target, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to a GET; closed at the end, for whatever is left of it is not wanted. Raises ApiError."""
+        if self._via == "proxy":
+            where = f"{PODS.path(target.namespace, f'{target.pod}:{target.port}')}/proxy{path}"
+            response = await open_response(self._client, "GET", where)
+        else:
+            response = await self._session.get(
+                f"http://{endpoint_key(target.address, target.port)}{path}",
+                headers={"accept-encoding": "identity"},
+                allow_redirects=False,
+            )
+        try:
+            yield response
+        finally:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
 
 
 def reading(ref: PoolRef, members: Members, pages: Mapping[Target, Rows], *, proof: bool = True) -> PoolReading:
@@ -266,19 +309,19 @@ def _not_ready(ref: PoolRef, members: Members) -> str:
 
 
 def _target(pod: Mapping[str, Any], port: int, path: str) -> Target | None:
-    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
-    address = status.get("podIP")
+    metadata, status = mapping(pod.get("metadata")), mapping(pod.get("status"))
+    address = fields.address(status.get("podIP"))
     if not address or status.get("phase") in ("Succeeded", "Failed"):
         return None
     ready = any(
         condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in status.get("conditions") or ()
+        for condition in mappings(status.get("conditions"))
     )
     return Target(
-        key=f"{metadata.get('uid')}:{port}",
-        namespace=str(metadata.get("namespace") or "default"),
-        pod=str(metadata.get("name") or ""),
-        address=str(address),
+        key=f"{text(metadata.get('uid'))}:{port}",
+        namespace=text(metadata.get("namespace")) or "default",
+        pod=text(metadata.get("name")),
+        address=address,
         port=port,
         path=path,
         ready=ready,

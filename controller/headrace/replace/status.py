@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from headrace.core.fields import mapping, number
 from headrace.kube.client import ApiError, request
 from headrace.kube.lease import LEASES, holder_of
 from headrace.replace.gates import table
@@ -54,14 +55,14 @@ async def _holder(client: Any, pool: PoolRef) -> str:
         if error.status == 404:
             return ""
         raise
-    spec = lease.get("spec") or {}
+    spec = mapping(lease.get("spec"))
     try:
         renewed = datetime.fromisoformat(str(spec.get("renewTime")))
     except ValueError:
         return holder_of(lease)
     # Whoever has not renewed it for several times its duration is gone.
     age = (datetime.now(UTC) - renewed).total_seconds()
-    return holder_of(lease) if age < 4 * float(spec.get("leaseDurationSeconds") or 15) else ""
+    return holder_of(lease) if age < 4 * number(spec.get("leaseDurationSeconds"), 15) else ""
 
 
 def milestones(state: State) -> int:

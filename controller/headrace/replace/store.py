@@ -11,10 +11,11 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.core.fields import mapping
 from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, Resource, request
 from headrace.kube.lease import LeaseLost
 from headrace.replace.plan import Plan, PoolRef, parse_plan
-from headrace.replace.state import InvalidState, State, parse_state, state_as_json
+from headrace.replace.state import State, parse_state, state_as_json
 
 CONFIG_MAPS = Resource("", "v1", "configmaps", True)
 LABELS = {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/component": "pool-replacement"}
@@ -81,7 +82,7 @@ class Store:
                 self._version, self._asked = "", None
                 return None
             raise
-        data = found.get("data") or {}
+        data = mapping(found.get("data"))
         self._version = str(found["metadata"].get("resourceVersion") or "")
         self._asked = data.get("request")
         if "state.json" not in data:
@@ -89,7 +90,7 @@ class Store:
         try:
             plan, state = parse_plan(json.loads(data.get("plan.json", ""))), parse_state(json.loads(data["state.json"]))
             epoch = int(data.get("epoch") or 0)
-        except (InvalidState, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Unreadable(f"ConfigMap {self._namespace}/{self.name}: {error}") from error
         self._epoch = epoch
         return Record(plan, state, epoch, self._version, _request(self._asked))

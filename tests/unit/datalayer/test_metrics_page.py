@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.datalayer.engines import ENGINES, Series, engine_of, parse_series, read_engines
-from headrace.datalayer.metrics_page import NoMetrics, ServerMetrics, _label_pairs, parse_page
+from headrace.datalayer.exposition import CostlyPage, PageLimits
+from headrace.datalayer.metrics_page import MetricsReader, NoMetrics, ServerMetrics, _label_pairs, parse_page
 from headrace.scheduling import Parameters
 
 VLLM = ENGINES["vllm"]
@@ -230,14 +231,46 @@ def test_a_page_cut_anywhere_is_read_as_far_as_it_goes(length: int) -> None:
         assert length < REAL_PAGE.index(b"\nvllm:kv_cache_usage_perc{")
 
 
-@pytest.mark.parametrize(
-    "labels", [b"a" * (1 << 20), b"a " * (1 << 19), b'a="' * (1 << 18) + b'"' * (1 << 18), b"a=" * (1 << 19)]
-)
-def test_long_labels_do_not_hold_the_picker_up(labels: bytes) -> None:
-    # With a search that starts anew at each letter this would take hours.
-    page = b"vllm:num_requests_running{%s} 3\n" % labels
-    with contextlib.suppress(NoMetrics):
-        assert parse_page(page, VLLM).running == 3
+def adapters_page(rows: int) -> bytes:
+    """The page of a server that has served so many mixes of 1,000 adapters, the newest in the middle."""
+    rng = Random(1)
+    names = [f"tenant-{number}/sql.v{number % 7}-lora" for number in range(1000)]
+    lines = [f"{RUNNING} 1", f"{WAITING} 0", f"{USAGE} 0.1"]
+    for row in range(rows):
+        mix = ",".join(rng.sample(names, 8)) if row != rows // 2 else "newest,tenant-1/sql.v1-lora"
+        labels = f'max_lora="8",running_lora_adapters="{mix}",waiting_lora_adapters="w{row}"'
+        lines.append(f"vllm:lora_requests_info{{{labels}}} {1.7e9 + (row if row != rows // 2 else 1e6)}")
+    return page(*lines)
+
+
+def test_thousands_of_old_label_sets_of_adapters_are_read_and_dropped() -> None:
+    rows = 6_000
+    content = adapters_page(rows)
+    assert len(content) > 1 << 20
+    kept = 0
+    before = _label_pairs.cache_info().currsize
+    reader = MetricsReader(VLLM, PageLimits(kept_bytes=256 << 10, cpu_seconds=60.0))
+    for at in range(0, len(content), 1 << 16):
+        reader.feed(content[at : at + (1 << 16)])
+        kept = max(kept, len(reader._rows.get("vllm:lora_requests_info", {})))
+    metrics = reader.end()
+    assert metrics.running_adapters == {"newest", "tenant-1/sql.v1-lora"}
+    assert metrics.waiting_adapters == {f"w{rows // 2}"}
+    assert (metrics.max_adapters, len(metrics.known_adapters), kept) == (8, 1001, 0)
+    assert _label_pairs.cache_info().currsize <= before + 3
+
+
+def test_names_of_adapters_are_capped() -> None:
+    lines = [f'vllm:lora_requests_info{{running_lora_adapters="a{n},{"x" * 300}"}} {n}' for n in range(5000)]
+    metrics = parse_page(page(f"{RUNNING} 1", *lines), VLLM)
+    assert metrics.running_adapters == {"a4999"}
+    assert len(metrics.known_adapters) == 2049
+
+
+def test_a_page_of_endless_series_is_refused() -> None:
+    lines = [f'vllm:num_requests_running{{model_name="{n}"}} 1' for n in range(10_000)]
+    with pytest.raises(CostlyPage, match="wanted series"):
+        parse_page(page(*lines), VLLM)
 
 
 def test_long_labels_are_not_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,8 @@ from aiohttp import web
 
 from headrace.core import Endpoint
 from headrace.datalayer.engines import ENGINES
+from headrace.datalayer.exposition import PageLimits
+from headrace.datalayer.metrics_page import MetricsReader
 from headrace.datalayer.scraper import Scraper, ScrapeSettings, interval, page_url
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 
@@ -60,7 +63,7 @@ def test_where_pages_are() -> None:
 
 @asynccontextmanager
 async def scraped(
-    handler: object, host: str = "127.0.0.1", **settings: float
+    handler: object, host: str = "127.0.0.1", **settings: object
 ) -> AsyncIterator[tuple[Scraper, EndpointRecord, EndpointStore]]:
     app = web.Application()
     app.router.add_get("/metrics", handler)  # type: ignore[arg-type]
@@ -158,12 +161,75 @@ async def test_a_page_over_the_limit_is_cut_off_and_the_server_marked() -> None:
             text="vllm:num_requests_running 2\n" + "# filler\n" * 10_000 + "vllm:num_requests_waiting 9\n"
         )
 
-    async with scraped(handler, max_page_bytes=1000) as (scraper, record, store):
+    async with scraped(handler, limits=PageLimits(page_bytes=1000)) as (scraper, record, store):
         assert await scraper.scrape(record)
         assert record.scrape_error == "the page is over 1000 bytes: cut off"
         assert store.snapshot()[0].running == 2
         assert record.metrics is not None
         assert record.metrics.waiting is None
+
+
+async def test_a_page_of_one_long_line_is_not_read_and_others_have_their_turn() -> None:
+    sent = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            await answer.write(b'vllm:num_requests_running{model_name="')
+            for _ in range(128):
+                await answer.write(b"x" * (64 << 10))
+                sent += 64 << 10
+        return answer
+
+    async with scraped(handler, timeout_seconds=60.0) as (scraper, record, store):
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        assert not await scraper.scrape(record)
+        task.cancel()
+        assert record.scrape_error == "CostlyPage: a line has over 65536 bytes"
+        assert not store.snapshot()[0].fresh
+        assert turns > 2
+
+
+async def test_a_long_page_is_read_in_turns_with_others() -> None:
+    lines = 40_000
+    text = "# filler of a comment\n" * lines + "vllm:num_requests_running 2\n"
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(text=text)
+
+    async with scraped(handler, timeout_seconds=60.0, limits=PageLimits(cpu_seconds=60.0)) as (scraper, record, store):
+        pieces = turns = 0
+        feed = MetricsReader.feed
+
+        def counted(self: MetricsReader, piece: bytes) -> None:
+            nonlocal pieces
+            pieces += 1
+            feed(self, piece)
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(MetricsReader, "feed", counted)
+            task = asyncio.create_task(others())
+            assert await scraper.scrape(record)
+            task.cancel()
+        assert store.snapshot()[0].running == 2
+        assert pieces > 1
+        assert turns >= pieces
 
 
 async def test_a_large_pool_is_not_asked_all_at_once() -> None:

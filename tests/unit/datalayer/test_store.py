@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.core import Endpoint
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.metrics_page import ServerMetrics
-from headrace.datalayer.store import EndpointStore
+from headrace.datalayer.store import AdapterNames, EndpointStore
 
 
 def endpoint(number: int, uid: str = "u") -> Endpoint:
@@ -157,6 +157,43 @@ def test_adapters_sent_count_as_in_use_before_the_server_says_so() -> None:
     for name in ("c", "a"):
         ledger.finish(ledger.start(name, K1, name, 1, 4.0, attached=True), 5.0)
     assert store.snapshot()[0].resident_adapters == {"a", "c"}
+
+
+def test_adapters_are_known_while_a_server_that_reports_them_is_there() -> None:
+    store, _ = store_of(2)
+    scrape(store, K1, 1.0, known_adapters=frozenset({"a", "b"}))
+    scrape(store, K2, 1.0, known_adapters=frozenset({"b", "c"}))
+    store.snapshot()
+    assert store.adapters == {"a", "b", "c"}
+    scrape(store, K1, 2.0, known_adapters=frozenset({"a"}))
+    store.snapshot()
+    assert store.adapters == {"a", "b", "c"}
+    store.replace([endpoint(1)])
+    assert store.adapters == {"a"}
+    assert not store.is_adapter("b")
+    # Another Pod under the same address.
+    store.replace([endpoint(1, uid="new")])
+    assert store.adapters == set()
+
+
+NAMES = st.frozensets(st.sampled_from("abcdefgh"))
+
+
+@given(st.lists(st.tuples(st.sampled_from("123"), NAMES)), st.integers(0, 8))
+def test_names_of_adapters_are_those_of_present_servers_up_to_a_number(
+    reports: list[tuple[str, frozenset[str]]], most: int
+) -> None:
+    adapters = AdapterNames(most)
+    for key, names in reports:
+        adapters.report(key, names)
+    expected = frozenset().union(*dict(reports).values())
+    assert adapters.names <= expected
+    assert len(adapters.names) <= most
+    if most == 8:
+        assert adapters.names == expected
+    for key in "123":
+        adapters.report(key, frozenset())
+    assert not adapters.names
 
 
 def test_endpoints_come_and_go() -> None:

@@ -31,6 +31,13 @@ def test_the_namespace_is_a_flag_or_the_environment() -> None:
     assert options("--pool-name=p", f"--pool-group={EXTENSION_GROUP}").pool_group == EXTENSION_GROUP
 
 
+def test_limits_of_bodies() -> None:
+    found = options("--pool-name=p")
+    assert (found.max_body_bytes, found.max_parsed_body_bytes) == (64 << 20, 8 << 20)
+    found = options("--pool-name=p", "--max-request-body-bytes=1000", "--max-parsed-body-bytes=100")
+    assert (found.max_body_bytes, found.max_parsed_body_bytes) == (1000, 100)
+
+
 @pytest.mark.parametrize(
     ("flags", "value"),
     [([], True), (["--secure-serving"], True), (["--secure-serving=false"], False), (["--secure-serving=true"], True)],

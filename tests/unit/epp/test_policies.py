@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, Decision, FailureMode, ModelRewrite, Objective, Refusal, Request
+from headrace.core import (
+    EXTENSION_GROUP,
+    GA_GROUP,
+    Decision,
+    FailureMode,
+    ModelRewrite,
+    Objective,
+    Refusal,
+    RefusalReason,
+    Request,
+)
 from headrace.core.model_rewrite import RewriteRule, RewriteTarget
 from headrace.core.objective import PoolReference
 from headrace.epp.policies import Policies
@@ -56,6 +67,27 @@ def test_a_rewrite_changes_the_model_and_keeps_the_asked_one() -> None:
     request = made.apply(Request("id", wanted_model="header"))
     assert (request.model, request.asked_model) == ("", "")
     assert len(told) == 1
+
+
+def test_a_body_that_is_not_read_is_refused_where_a_rewrite_could_apply() -> None:
+    unread = Request("id", unread="it is long")
+    made, told = policies(a="b")
+    for found in (made.apply(unread), Policies(Random(1), lambda *what: None).apply(replace(unread, wanted_model="b"))):
+        assert isinstance(found, Refusal)
+        assert (found.status, found.reason) == (413, RefusalReason.BODY_TOO_LARGE)
+    assert not told
+    assert Policies(Random(1), lambda *what: None).apply(unread) is unread
+
+
+async def test_the_director_refuses_what_it_could_not_rewrite() -> None:
+    d = director()
+    d.replace_endpoints(endpoints(1), FailureMode.OPEN)
+    picked = await d.decide(needed(model="", unread="it is long"))
+    assert isinstance(picked.outcome, Decision)
+    d.policies.set_rewrites([ModelRewrite("n", "r", POOL, (RewriteRule(frozenset(), (RewriteTarget("t"),)),))])
+    picked = await d.decide(needed(model="", unread="it is long"))
+    assert isinstance(picked.outcome, Refusal)
+    assert (picked.outcome.status, picked.entry) == (413, None)
 
 
 def test_a_rewrite_to_itself_is_none() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body
 from headrace.extproc.model_name import with_model
 
@@ -174,8 +175,36 @@ def test_any_object_has_facts(document: dict[str, object]) -> None:
         assert "model" in str(error)
 
 
-@pytest.mark.parametrize("depth", [300, 1000, 1020])
-def test_a_prompt_nested_deeper_than_can_be_written_again_is_not_known(depth: int) -> None:
+@pytest.mark.parametrize("depth", [300, 500])
+def test_a_prompt_nested_deeper_than_orjson_writes_is_read(depth: int) -> None:
     nested = b"[" * depth + b"]" * depth
     for body in (b'{"model":"m","prompt":%s}' % nested, b'{"model":"m","messages":[{"content":%s}]}' % nested):
         assert read_body(body, path="/v1/completions").model == "m"
+
+
+def test_a_body_over_the_limit_passes_unread() -> None:
+    content = b'{"model":"m","prompt":"abc"}'
+    for path in (COMPLETIONS, "/other"):
+        assert read_body(content, path=path, max_bytes=len(content)) == BodyFacts("m", b"abc")
+        facts = read_body(content, path=path, max_bytes=len(content) - 1)
+        assert facts.unread
+        assert facts == BodyFacts(unread=facts.unread)
+    # What is no JSON object names no model, however long it is.
+    assert read_body(b"binary", path="/other", max_bytes=1) == BodyFacts()
+
+
+def test_of_a_cut_body_only_the_beginning_is_read() -> None:
+    content = b'{"prompt":"abc","model":"m"'
+    assert read_body(content, path=COMPLETIONS, whole=False).model == "m"
+    facts = read_body(content, path=COMPLETIONS, whole=False, max_bytes=12)
+    assert (facts.model, facts.prompt) == ("", content[:12])
+    assert facts.unread
+
+
+def test_a_body_with_too_many_values_is_refused_or_passes_unread() -> None:
+    content = b'{"model":"m","messages":[' + b"[]," * MAX_NODES + b"[]]}"
+    with pytest.raises(UnreadableBody, match=str(MAX_NODES)):
+        read_body(content, path="/v1/chat/completions")
+    facts = read_body(content, path="/other")
+    assert str(MAX_NODES) in facts.unread
+    assert facts == BodyFacts(unread=facts.unread)

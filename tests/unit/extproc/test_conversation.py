@@ -249,6 +249,17 @@ def test_a_body_over_the_limit_is_refused() -> None:
     assert answer.immediate_response.status.code == 413
 
 
+def test_a_body_over_the_limit_of_parsing_is_picked_for_unread() -> None:
+    content = b'{"model":"m","prompt":"abc"}'
+    for limit, model in ((len(content), "m"), (len(content) - 1, "")):
+        gateway = Gateway(settings=m.settings(max_parsed_body_bytes=limit), outcome=Decision((PICK,)))
+        gateway.send(m.request_headers())
+        answers = gateway.send(m.body("request_body", content, True))
+        assert b"".join(a.request_body.response.body_mutation.streamed_response.body for a in answers) == content
+        request = gateway.pick.request
+        assert (request.model, bool(request.unread), request.body_size) == (model, not model, len(content))
+
+
 @pytest.mark.parametrize("mode", [BodyMode.FULL_DUPLEX_STREAMED, BodyMode.BUFFERED])
 def test_the_model_is_rewritten_where_it_stands(mode: BodyMode) -> None:
     gateway = Gateway(outcome=Decision((PICK,), model="new"))

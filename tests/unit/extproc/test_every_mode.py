@@ -209,7 +209,7 @@ def test_a_refusal_is_one_answer_in_every_mode(
 
 
 def test_twenty_megabytes_in_small_pieces() -> None:
-    gateway = Gateway(outcome=Decision((PICK,), model="target"))
+    gateway = Gateway(outcome=Decision((PICK,), model="target"), settings=m.settings(max_parsed_body_bytes=64 << 20))
     content = json.dumps({"prompt": "é\n" * (4 << 20), "model": "asked"}).encode()
     assert len(content) > 20 << 20
     pieces = [content[at : at + 16_384] for at in range(0, len(content), 16_384)]

@@ -152,8 +152,13 @@ def test_what_has_no_place_for_a_model(content: bytes) -> None:
         with_model(content, "b")
 
 
-def test_a_body_that_cannot_be_written_anew_is_refused() -> None:
-    # The key is spelled with an escape, so the whole would have to be written again, and it is nested too deeply.
+def test_a_body_that_is_written_anew_keeps_what_orjson_cannot_write() -> None:
     nested = b"[" * 300 + b"]" * 300
-    with pytest.raises(ValueError, match="nested"):
-        with_model(b'{"mod\\u0065l":"asked","prompt":%s}' % nested, "target")
+    content = b'{"mod\\u0065l":"asked","prompt":%s,"x":NaN,"y":"\\ud800"}' % nested
+    assert with_model(content, "target") == b'{"model":"target","prompt":%s,"x":NaN,"y":"\\ud800"}' % nested
+
+
+def test_a_body_over_the_limit_is_not_written_anew() -> None:
+    with pytest.raises(ValueError, match="at most 10 are read"):
+        with_model(b'{"mod\\u0065l":"asked"}', "target", 10)
+    assert with_model(b'{"model":"asked"}', "target", 10) == b'{"model":"target"}'

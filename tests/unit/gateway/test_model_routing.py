@@ -13,10 +13,12 @@ from google.protobuf import any_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc import MalformedMessage
 from headrace.extproc.body import read_model
 from headrace.gateway import names
 from headrace.gateway.base_models import BaseModels, base_models
+from headrace.gateway.model_routing import BODY_LIMIT_BYTES
 from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
 from headrace.gateway.translate import Translation, translate
@@ -197,6 +199,22 @@ def test_any_body_is_answered(content: bytes):
 def test_the_model_of_a_body(content: bytes, wanted: str):
     assert read_model(content) == wanted
     assert read_model(content, content_encoding="gzip") == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"model":"m","x":"%s"}' % (b"x" * BODY_LIMIT_BYTES), 413),
+        (b'{"model":"m","x":[' + b'{"":0},' * MAX_NODES + b"0]}", 400),
+        (b'{"model":"m","x":' + b"[" * 1000 + b"]" * 1000 + b"}", 400),
+    ],
+    ids=["long", "many", "deep"],
+)
+def test_bodies_beyond_the_bounds_are_refused(content: bytes, status: int):
+    stream = ModelStream({})
+    answer = pb.ProcessingResponse.FromString(stream.feed(body(content)))
+    assert answer.immediate_response.status.code == status
+    assert (stream.done, stream.refused, stream.model) == (True, True, "")
 
 
 def models(name: str, base: str, adapters: object = None) -> dict:

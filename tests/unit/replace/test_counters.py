@@ -68,8 +68,11 @@ def test_histograms_of_different_engines_are_compared_over_what_they_share() -> 
 
 
 def test_nonsense_is_left_out() -> None:
-    page = b'a_total{x="1"} NaN\na_total -1\nb 3\n# HELP b\nb{} x\n\xff\xfe 1\nc{le="} 1\n'
-    assert set(read_rows(page)) == {"b"}
+    running, waiting = b"vllm:num_requests_running", b"vllm:num_requests_waiting"
+    page = b'%s{x="1"} NaN\n%s -1\n%s 3\n# HELP %s\n%s{} x\n\xff\xfe 1\n%s{le="} 1\nother 1\n' % (
+        *(running, running, waiting, waiting, waiting, running),
+    )
+    assert read_rows(page) == {waiting.decode(): [({}, 3.0)]}
     assert server_counters(read_rows(b'vllm:time_to_first_token_seconds_bucket{le="1"} 4\n')).ttft is None, (
         "no +Inf, no histogram"
     )

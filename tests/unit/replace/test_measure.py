@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gzip
 
+import aiohttp
 import pytest
+from aiohttp import web
 
-from headrace.replace.counters import Rows
-from headrace.replace.measure import Members, Target, reading
+from headrace.replace.counters import Rows, in_flight_at_server
+from headrace.replace.measure import Measure, Members, Target, reading
 from headrace.replace.plan import PoolRef
 
 REF = PoolRef("inference.networking.k8s.io", "serving", "pool")
@@ -64,3 +68,47 @@ def test_samples_of_prometheus_prove_nothing_of_who_answers() -> None:
     found = reading(REF, MEMBERS, {sample: IDLE, dataclasses.replace(PICKER, key="picker@x"): IDLE}, proof=False)
     assert set(found.pages) == {"server-a@10.0.0.1:8000", "picker@x"}
     assert found.born["server-a@10.0.0.1:8000"] == 1.0
+
+
+GOOD = b"vllm:num_requests_running 2\nvllm:num_requests_waiting 1\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "in_flight"),
+    [
+        (GOOD, {}, 200, 3.0),
+        (GOOD, {}, 500, None),
+        (GOOD, {"location": "/elsewhere"}, 302, None),
+        (gzip.compress(b"#" * (64 << 20)), {"content-encoding": "gzip"}, 200, None),
+        (b'vllm:num_requests_running{model_name="' + b"x" * (8 << 20) + b'"} 2\n' + GOOD, {}, 200, None),
+        (GOOD + b"# more\n" * (3 << 20), {}, 200, None),
+    ],
+    ids=["good", "error", "redirect", "compressed", "long line", "long page"],
+)
+async def test_pages_of_servers_are_read_within_bounds(
+    body: bytes, headers: dict[str, str], status: int, in_flight: float | None
+) -> None:
+    elsewhere = False
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal elsewhere
+        elsewhere = elsewhere or request.path == "/elsewhere"
+        answer = web.StreamResponse(status=status, headers=headers)
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            await answer.write(body)
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        served = dataclasses.replace(SERVER, address="127.0.0.1", port=runner.addresses[0][1])
+        async with aiohttp.ClientSession() as session:
+            rows = await Measure(None, session, via="pod")._page(served)
+        assert (None if rows is None else in_flight_at_server(rows)) == in_flight
+        assert not elsewhere
+    finally:
+        await runner.cleanup()

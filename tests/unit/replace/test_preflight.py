@@ -33,8 +33,8 @@ class Pools(Measure):
             raise ApiError(404, "NotFound", str(ref))
         return self.known[ref]
 
-    async def _get(self, target: Any, path: str) -> tuple[int, bytes]:
-        return self.answer, b""
+    async def _get(self, target: Any, path: str, take: Any) -> int:
+        return self.answer
 
 
 async def test_a_new_pool_that_is_made_next_is_in_nobodys_way() -> None:
