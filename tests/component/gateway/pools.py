@@ -45,9 +45,17 @@ class Pools:
                 self.world.wait_pool(wanted, *keys, picker=f"{process.address}:9002")
 
     async def shares(self, name: str, count: int) -> Counter[str]:
-        """Which servers answered that many requests, or with which status others did."""
-        answers = await asyncio.gather(*(self.client.ask(name) for _ in range(count)))
-        return Counter(str(seen.get("server")) if status == 200 else str(status) for status, seen, _ in answers)
+        """Which servers answered that many requests, a few at a time, or with which status others did."""
+        found: Counter[str] = Counter()
+        left = itertools.repeat(None, count)
+
+        async def ask() -> None:
+            for _ in left:
+                status, seen, _ = await self.client.ask(name)
+                found[str(seen.get("server")) if status == 200 else str(status)] += 1
+
+        await asyncio.gather(*(ask() for _ in range(8)))
+        return found
 
 
 @asynccontextmanager
