@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ..hang import HANG_SECONDS
 from .replacement import Stage, replaced, simple
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def play(stage: Stage, repository: Path, *arguments: str, start: bool = False) -
         "pool_replacement_report_dir": str(stage.directory / "reports"), "pool_replacement_poll_interval": 0.2,
         "pool_replacement_steps": [10, 100],
         "pool_replacement_settings": {
-            "interval": 1.5, "gate_timeout": 10, "min_sample": 20, "warmup_requests": 0, "drain_timeout": 10,
+            "interval": 1.5, "gate_timeout": 600, "min_sample": 20, "warmup_requests": 0, "drain_timeout": 600,
         },
     }  # fmt: skip
     command = [
@@ -40,7 +41,7 @@ def play(stage: Stage, repository: Path, *arguments: str, start: bool = False) -
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     stage.running.append(process)
-    return process if start else stage.finish(process, 400)
+    return process if start else stage.finish(process)
 
 
 def job(stage: Stage) -> dict[str, Any]:
@@ -102,15 +103,15 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     following = play(stage, repository, "-e", '{"pool_replacement_manual_steps": [10]}', start=True)
     await_job(stage, following)
     pod = run_pod(stage, "pod-1")
-    stage.wait_for("AwaitingApproval", timeout=300)
+    stage.wait_for("AwaitingApproval")
     code, output = play(stage, repository, "-e", "action=status")
     assert code == 0, output
     assert "AwaitingApproval" in output
     code, output = play(stage, repository, "-e", "action=approve")
     assert code == 0, output
-    code, output = stage.finish(pod, 400)
+    code, output = stage.finish(pod)
     assert code == 0, output
-    code, output = stage.finish(following, 400)
+    code, output = stage.finish(following)
     assert code == 0, output
     assert "10 % at the new pool: pass" in output
     assert "100 % at the new pool: pass" in output
@@ -122,20 +123,22 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     assert RECAP.search(output)[1] == "0", "what is done is not done again"  # type: ignore[index]
     following = play(stage, repository, "-e", "action=rollback", start=True)
     # The Job's controller would start a Pod once it is made; here the Job of before is there still.
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 5 * HANG_SECONDS
     while not asked(stage):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     pod = run_pod(stage, "pod-2")
-    code, output = stage.finish(pod, 400)
+    code, output = stage.finish(pod)
     assert code == 0, output
-    code, output = stage.finish(following, 400)
+    code, output = stage.finish(following)
     assert code == 0, output
     assert stage.specs() == before
 
 
 def test_a_rollback_asked_before_the_job_has_begun_is_not_lost(stage: Stage, repository: Path) -> None:
     before = simple(stage)
+    # The run does not end before it has heard of the rollback.
+    stage.hold(10)
     following = play(stage, repository, start=True)
     await_job(stage, following)
     code, output = play(stage, repository, "-e", '{"action": "rollback", "pool_replacement_begin_seconds": 2}')
@@ -145,12 +148,12 @@ def test_a_rollback_asked_before_the_job_has_begun_is_not_lost(stage: Stage, rep
     time.sleep(10)
     assert asking.poll() is None
     pod = run_pod(stage, "pod-1")
-    code, output = stage.finish(asking, 400)
+    code, output = stage.finish(asking)
     assert code == 0, output
-    stage.finish(pod, 400)
+    stage.finish(pod)
     assert stage.kept()["phase"] == "RolledBack"
     assert stage.specs() == before
-    assert stage.finish(following, 400)[0] != 0
+    assert stage.finish(following)[0] != 0
 
 
 def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_afterwards(
@@ -173,7 +176,9 @@ def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_aft
             "-e", json.dumps({"inference_gateway_routes": routes, "ansible_python_interpreter": sys.executable}),
         ]  # fmt: skip
         environment = {"ANSIBLE_ROLES_PATH": str(repository / "roles"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, env=environment, timeout=400)
+        done = subprocess.run(
+            command, cwd=repository, capture_output=True, text=True, env=environment, timeout=5 * HANG_SECONDS
+        )
         return done.returncode, done.stdout + done.stderr
 
     plan = stage.plan(manual=[10])

@@ -66,8 +66,7 @@ def install(api: ApiServer, binaries: Path) -> None:
     for crds in ("gateway-api", "envoy-gateway"):
         applied = api.kubectl("apply", "--server-side", "-f", str(binaries / "crds" / crds))
         assert applied.returncode == 0, applied.stderr
-    waited = api.kubectl("wait", "--for=condition=Established", "crd", "--all", f"--timeout={HANG_SECONDS:.0f}s")
-    assert waited.returncode == 0, waited.stderr
+    api.wait_established()
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     environment = {**os.environ, "KUBECONFIG": str(api.kubeconfig), "ENVOY_GATEWAY_NAMESPACE": NAMESPACE}
     made = subprocess.run(

@@ -43,7 +43,8 @@ async def test_a_pool_and_a_service_share_a_rule(pools: Pools) -> None:
 
 async def test_the_share_of_a_missing_pool_is_answered_500(pools: Pools) -> None:
     nowhere = pool("nowhere")
-    await pools.apply_route("missing", {"backendRefs": [backend(pools.a, 1), backend(nowhere, 1)]})
+    refs = [backend(pools.a, 1), backend(nowhere, 1)]
+    await pools.apply_route("missing", {"backendRefs": refs}, lacking=True)
     shares = await pools.shares("missing", 200)
     assert is_likely(0.5, shares["500"], 200), shares
     assert set(shares) == {*A, "500"}
