@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PLAYBOOK := $(BIN)/ansible-playbook
 ENVOY := build/envoy/envoy/_bin/envoy
 STAMP := $(VENV)/.installed
-PYTEST := tests/tools/pytest.sh $(BIN)/pytest
+PYTEST := $(BIN)/pytest
 # Other projects' programs and CRDs that tests need.
 TOOLS := $(HOME)/.cache/headrace/tools
 PYTHON_CODE := controller tests benchmarks roles plugins molecule docs

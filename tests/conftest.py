@@ -9,8 +9,14 @@ import hypothesis
 import pytest
 
 # CI judges a change, so it tries the same examples each time; new ones are looked for here and in `make test-full`.
-hypothesis.settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
-hypothesis.settings.register_profile("long", deadline=None, max_examples=5_000)
+# How long an example takes is the machine's business, and no verdict.
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("default"), max_examples=5_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

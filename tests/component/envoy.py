@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 
+from ..hang import HANG_SECONDS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -66,13 +68,12 @@ async def start_envoy(
     name: str = "envoy",
     log_level: str = "warning",
     concurrency: int = 1,
-    ready_timeout: float = 30.0,
 ) -> AsyncIterator[Envoy]:
     """Run Envoy with `config` (a bootstrap as a dict; `admin` is filled in) until the block ends.
 
     Yields when the admin page says LIVE, that is when the first configuration, xDS included, is in place.
     `directory` takes the configuration and the log `<name>.log`. Raises RuntimeError with the log's end if Envoy
-    exits or is not ready within `ready_timeout` seconds."""
+    exits or never gets ready."""
     binary = envoy_binary()
     if not binary.exists():
         raise FileNotFoundError(f"{binary} is missing: build it, or name an Envoy in HEADRACE_TEST_ENVOY")
@@ -91,7 +92,7 @@ async def start_envoy(
             stderr=log_stream,
         )
     try:
-        envoy = Envoy(process, await _ready(process, address_file, log, ready_timeout), log)
+        envoy = Envoy(process, await _ready(process, address_file, log), log)
         yield envoy
     finally:
         if process.returncode is None:
@@ -104,10 +105,10 @@ async def start_envoy(
                 await process.wait()
 
 
-async def _ready(process: asyncio.subprocess.Process, address_file: Path, log: Path, seconds: float) -> str:
+async def _ready(process: asyncio.subprocess.Process, address_file: Path, log: Path) -> str:
     """The admin page's URL, once it says LIVE. Envoy has no event to await from outside: polled every 20 ms."""
     try:
-        async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(HANG_SECONDS), aiohttp.ClientSession() as session:
             while process.returncode is None:
                 if address := _text(address_file).strip():
                     with contextlib.suppress(aiohttp.ClientError):

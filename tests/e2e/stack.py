@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..hang import HANG_SECONDS
+
 RECAP = re.compile(r"^localhost\s+: ok=\d+\s+changed=(?P<changed>\d+)\s+unreachable=\d+\s+failed=(?P<failed>\d+)", re.M)
 
 
@@ -114,7 +116,9 @@ class Stack:
 
     # ---- the API server
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 120) -> str:
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 3 * HANG_SECONDS
+    ) -> str:
         """Run kubectl and return what it printed."""
         done = subprocess.run(
             [str(self.kubectl_path), "--kubeconfig", str(self.kubeconfig), *arguments],
@@ -157,7 +161,9 @@ class Stack:
         """Scale a Deployment and wait until its Pods agree."""
         self.kubectl("scale", "-n", namespace, f"deployment/{deployment}", f"--replicas={replicas}")
         if replicas:
-            self.kubectl("rollout", "status", "-n", namespace, f"deployment/{deployment}", "--timeout=90s")
+            self.kubectl(
+                "rollout", "status", "-n", namespace, f"deployment/{deployment}", f"--timeout={2 * HANG_SECONDS:.0f}s"
+            )
 
     @contextmanager
     def scaled_to_zero(self, deployment: str, selector: str, namespace: str = "default") -> Iterator[None]:
@@ -165,7 +171,9 @@ class Stack:
         before = self.objects("deployment", deployment, "-n", namespace)[0]["spec"]["replicas"]
         self.scale(deployment, 0, namespace)
         try:
-            self.kubectl("wait", "-n", namespace, "--for=delete", "pod", "-l", selector, "--timeout=150s")
+            self.kubectl(
+                "wait", "-n", namespace, "--for=delete", "pod", "-l", selector, f"--timeout={2 * HANG_SECONDS:.0f}s"
+            )
             yield
         finally:
             self.scale(deployment, before, namespace)
@@ -173,7 +181,7 @@ class Stack:
     # ---- traffic
 
     def request(
-        self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None, timeout: float = 30
+        self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None, timeout: float = HANG_SECONDS
     ) -> Answer:
         """One request through the Gateway: POST of JSON where there is a body, else GET."""
         host, port = self.gateway.rsplit(":", 1)
@@ -199,7 +207,7 @@ class Stack:
             events=events,
         )
 
-    def wait_for(self, what: str, condition: Callable[[], bool], timeout: float = 60) -> None:
+    def wait_for(self, what: str, condition: Callable[[], bool], timeout: float = 2 * HANG_SECONDS) -> None:
         """Ask again until the condition holds; the test fails, naming it, when it does not in time."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -153,7 +153,9 @@ def test_a_strangers_playbook_serves_traffic(elsewhere: Stack) -> None:
 
 
 def test_a_dead_endpoint_costs_no_request(elsewhere: Stack) -> None:
-    """Its container is killed: until the kubelet says so, every other pick names it, and the other endpoint answers."""
+    """Its container is killed: until the kubelet says so, every other pick names it, and the other endpoint answers.
+
+    The kubelet starts it again, sooner or later: then it answers as well."""
     elsewhere.kubectl("apply", "-f", "-", stdin=json.dumps(grant()))
     with routed(elsewhere, "dead", [ELSEWHERE]) as path:
         first, second = elsewhere.pods("app=elsewhere", "elsewhere")
@@ -167,19 +169,22 @@ def test_a_dead_endpoint_costs_no_request(elsewhere: Stack) -> None:
             answer = elsewhere.request(f"{path}/v1/completions", body, headers={SELECTION: chosen})
             return answer.status, answer.headers.get("x-headrace-pod", answer.body.decode())
 
+        names = [pod["metadata"]["name"] for pod in (first, second)]
         with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(ask, range(40))) == {(200, second["metadata"]["name"])}
+            answers = Counter(pool.map(ask, range(40)))
+        assert set(answers) <= {(200, name) for name in names}, answers
+        assert answers[200, names[1]] > 0
 
 
 @contextmanager
-def hanging(stack: Stack, picker: str) -> Iterator[None]:
-    """A picker that does not move, though its Pod looks ready for a while."""
+def hanging(stack: Stack, picker: str) -> Iterator[Callable[[], bool]]:
+    """A picker that does not move, though its Pod looks ready for a while; yields whether it does so still."""
     numbers = [number for pod in stack.pods(f"app.kubernetes.io/name={picker}") for number in stack.processes(pod)]
     assert numbers
     for number in numbers:
         os.kill(number, signal.SIGSTOP)
     try:
-        yield
+        yield lambda: all(map(stack.is_process, numbers))
     finally:
         for number in numbers:
             # The kubelet may have replaced it meanwhile.
@@ -209,9 +214,11 @@ def test_a_picker_that_hangs_fails_open(stack: Stack) -> None:
 
 def test_a_picker_that_hangs_fails_closed(stack: Stack) -> None:
     body = {"model": "meta-llama/Meta-Llama-3-8B-Instruct", "prompt": "x", "max_tokens": 2}
-    with hanging(stack, f"{LLAMA['name']}-epp"):
+    with hanging(stack, f"{LLAMA['name']}-epp") as hangs:
         for asked in (None, body, {**body, "stream": True}):
             answer = stack.request(f"/v1/{'completions' if asked else 'models'}", asked)
+            if not hangs():
+                break  # the kubelet has replaced it
             assert answer.status in (503, 504), answer.body
             assert "x-headrace-pod" not in answer.headers
     stack.wait_for("it serves again", lambda: stack.request("/v1/completions", body).status == 200)

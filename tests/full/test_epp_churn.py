@@ -36,7 +36,7 @@ METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 @pytest.fixture(scope="module")
 def api(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server of the module's own."""
-    with running_with_crds(repository, tmp_path_factory.mktemp("apiserver"), established_seconds=60) as server:
+    with running_with_crds(repository, tmp_path_factory.mktemp("apiserver")) as server:
         yield server
 
 

@@ -127,7 +127,7 @@ async def test_churn_of_everything_costs_no_request(world: World) -> None:
 
         async with (
             pod_servers(*(ipv4(host) for host in range(100, 106))),
-            load(pools.client, "storm", per_second=RATE) as seen,
+            load(pools.client, "storm", per_second=RATE, at_once=5 * RATE) as seen,
         ):
             started = time.monotonic()
             turn = 0

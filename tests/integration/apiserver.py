@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..hang import HANG_SECONDS
 from ..ports import free_port
-
-START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,19 @@ class ApiServer:
     def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run kubectl; the caller looks at the return code."""
         command = [str(self.kubectl_path), "--kubeconfig", str(self.kubeconfig), *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=2 * HANG_SECONDS)
 
     def get(self, *arguments: str) -> Any:
         """`kubectl get ... -o json`, parsed."""
         done = self.kubectl("get", *arguments, "-o", "json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def wait_established(self, *names: str) -> None:
+        """Until the API server serves these CRDs: all of them without a name."""
+        wanted = [f"crd/{name}" for name in names] or ["crd", "--all"]
+        done = self.kubectl("wait", "--for=condition=Established", *wanted, f"--timeout={HANG_SECONDS:.0f}s")
+        assert done.returncode == 0, done.stderr
 
     def apply(self, *objects: Any) -> None:
         """Server-side apply, under strict validation, of objects that must be accepted."""
@@ -44,15 +49,12 @@ class ApiServer:
 
 
 @contextmanager
-def running_with_crds(repository: Path, directory: Path, *, established_seconds: int = 30) -> Iterator[ApiServer]:
+def running_with_crds(repository: Path, directory: Path) -> Iterator[ApiServer]:
     """One that serves InferencePools of both groups and their companions."""
     with running(repository / "build/bin", directory) as server:
         done = server.kubectl("apply", "--server-side", "-R", "-f", str(repository / "crds"))
         assert done.returncode == 0, done.stderr
-        done = server.kubectl(
-            "wait", "--for=condition=Established", "crd", "--all", f"--timeout={established_seconds}s"
-        )
-        assert done.returncode == 0, done.stderr
+        server.wait_established()
         yield server
 
 
@@ -117,7 +119,7 @@ def running(binaries: Path, directory: Path) -> Iterator[ApiServer]:
 
 
 def _wait_until_ready(server: ApiServer, processes: list[subprocess.Popen[bytes]], directory: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while True:
         ready = server.kubectl("get", "--raw", "/readyz")
         # /readyz answers before the namespace controller of the server itself has made "default".
@@ -125,5 +127,5 @@ def _wait_until_ready(server: ApiServer, processes: list[subprocess.Popen[bytes]
             return
         logs = "".join((directory / f"{name}.log").read_text()[-2000:] for name in ("etcd", "kube-apiserver"))
         assert all(process.poll() is None for process in processes), f"a server ended:\n{logs}"
-        assert time.monotonic() < deadline, f"not ready after {START_SECONDS} s:\n{logs}"
+        assert time.monotonic() < deadline, f"not ready after {HANG_SECONDS} s:\n{logs}"
         time.sleep(0.3)

@@ -27,8 +27,7 @@ def gateway_api(api: ApiServer, repository: Path) -> ApiServer:
     crds = str(repository / "build/bin/crds/gateway-api")
     done = api.kubectl("apply", "--server-side", "--force-conflicts", "-R", "-f", crds)
     assert done.returncode == 0, done.stderr
-    done = api.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    assert done.returncode == 0, done.stderr
+    api.wait_established()
     return api
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -31,6 +32,7 @@ from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight
 from headrace.epp.metrics import Metrics
 
+from ..hang import HANG_SECONDS
 from ..ports import free_port
 from .apiserver import ApiServer
 
@@ -103,6 +105,8 @@ class Stage:
     old: Served
     new: Served
     directory: Path
+    # Nobody asks the pools anything while the new one's share, in percent, is this or more: no gate can pass then.
+    held_at: float = math.inf
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -201,6 +205,15 @@ class Stage:
         labels = "app.kubernetes.io/component=pool-replacement"
         self.api.kubectl("delete", "configmaps,leases", "-n", self.namespace, "-l", labels)
 
+    # ---- traffic
+
+    def hold(self, share: int) -> None:
+        """Stop all traffic as soon as the new pool has this share: a replacement waits at its gate, until `go_on`."""
+        self.held_at = share
+
+    def go_on(self) -> None:
+        self.held_at = math.inf
+
     # ---- the command
 
     def plan(self, **changes: Any) -> Path:
@@ -209,8 +222,8 @@ class Stage:
         quick = {
             "old": {"namespace": self.namespace, "name": f"{self.name}-old"},
             "new": {"namespace": self.namespace, "name": f"{self.name}-new"},
-            "steps": [10, 50, 100], "interval": 1.5, "gate_timeout": 10, "min_sample": 20, "warmup_requests": 0,
-            "dead_after": 1, "drain_timeout": 10,
+            "steps": [10, 50, 100], "interval": 1.5, "gate_timeout": 600, "min_sample": 20, "warmup_requests": 0,
+            "dead_after": 1, "drain_timeout": 600,
         }  # fmt: skip
         path.write_text(json.dumps({**quick, **changes}))
         return path
@@ -228,7 +241,7 @@ class Stage:
         self.running.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str]:
+    def finish(self, process: subprocess.Popen[str], timeout: float = 5 * HANG_SECONDS) -> tuple[int, str]:
         """Wait for a command: its exit code and what it said."""
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
@@ -243,9 +256,9 @@ class Stage:
         done = self.api.kubectl("get", "configmap", name, "-n", self.namespace, "-o", "json")
         return json.loads(json.loads(done.stdout)["data"]["state.json"]) if done.returncode == 0 else {}
 
-    def wait_for(self, *phases: str, share: int | None = None, timeout: float = 200) -> dict[str, Any]:
+    def wait_for(self, *phases: str, share: int | None = None) -> dict[str, Any]:
         """Until the recorded state is in one of the phases."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + 5 * HANG_SECONDS
         while True:
             state = self.kept()
             if state.get("phase") in phases and share in (None, state.get("share")):
@@ -265,7 +278,7 @@ def staged(api: ApiServer, name: str, number: int, directory: Path) -> Iterator[
     thread = threading.Thread(target=lambda: asyncio.run(_serve(stage, stopping, ready)), name=f"traffic {name}")
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(HANG_SECONDS)
         yield stage
     finally:
         stopping.set()
@@ -289,9 +302,11 @@ async def _serve(stage: Stage, stopping: threading.Event, ready: threading.Event
         while not stopping.is_set():
             if time.monotonic() - looked > 0.3:
                 share, looked = await asyncio.to_thread(_share_of_new, stage, share), time.monotonic()
-            moved = sum(rng.random() < share for _ in range(REQUESTS_PER_SECOND // 20))
-            stage.new.ask(moved)
-            stage.old.ask(REQUESTS_PER_SECOND // 20 - moved)
+            # What a weight comes to is a little more or less, as weights are whole numbers.
+            if 100 * share < stage.held_at - 2:
+                moved = sum(rng.random() < share for _ in range(REQUESTS_PER_SECOND // 20))
+                stage.new.ask(moved)
+                stage.old.ask(REQUESTS_PER_SECOND // 20 - moved)
             await asyncio.sleep(0.05)
 
 
@@ -304,7 +319,7 @@ def _share_of_new(stage: Stage, before: float) -> float:
         headers={"Authorization": f"Bearer {config['users'][0]['user']['token']}"},
     )
     try:
-        with urllib.request.urlopen(asked, timeout=20, context=_UNVERIFIED) as answer:
+        with urllib.request.urlopen(asked, timeout=HANG_SECONDS, context=_UNVERIFIED) as answer:
             items = json.load(answer)["items"]
     except (OSError, ValueError):
         return before
@@ -339,7 +354,7 @@ class Cut:
 
     def __enter__(self) -> Cut:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(HANG_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:

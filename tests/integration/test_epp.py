@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from ..component.epp.picker import PickerProcess, start_picker
+from ..hang import HANG_SECONDS
 from .apiserver import ApiServer
 
-HANG_SECONDS = 20.0
 GA, EXTENSION = "inference.networking.k8s.io", "inference.networking.x-k8s.io"
 
 
@@ -280,7 +280,7 @@ async def test_one_of_two_replicas_leads(
             assert (await second.get("/healthz"))[0] == 200
             # It gives the Lease back when it is told to end: nobody waits for its 15 s.
             first.kill(signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 assert await first.process.wait() == 0
                 await ready(second, 200)
             (held,) = api.get("leases", "-n", namespace)["items"]

@@ -10,25 +10,27 @@ import pytest
 from headrace.kube.client import connect
 from headrace.kube.lease import Lease, LeaseHeld, LeaseLost
 
+from ..hang import HANG_SECONDS
 from .apiserver import ApiServer
 
 
 async def test_one_holder_at_a_time(api: ApiServer) -> None:
     client = await connect(str(api.kubeconfig))
     try:
-        first = Lease(client, "default", "one-holder", "first", duration=2.0, labels={"app": "test"})
-        second = Lease(client, "default", "one-holder", "second", duration=2.0)
+        now = 100.0
+        first = Lease(client, "default", "one-holder", "first", duration=2.0, labels={"app": "test"}, clock=lambda: now)
+        second = Lease(client, "default", "one-holder", "second", duration=2.0, clock=lambda: now)
         assert await first.try_acquire() == ""
         assert await second.try_acquire() == "first"
+        # Longer than the duration: a lease that is renewed does not run out.
+        for _ in range(4):
+            now += 1.5
+            await first.ensure()
+            assert await second.try_acquire() == "first"
         with pytest.raises(LeaseHeld, match="held by first"):
-            keeping = asyncio.ensure_future(first.keep())
-            try:
-                # Longer than the duration: a lease that is renewed does not run out.
-                await second.acquire(4.0)
-            finally:
-                keeping.cancel()
+            await second.acquire(0.0)
         await first.release()
-        await second.acquire(5.0)
+        await second.acquire(0.0)
         assert second.transitions == 1
         with pytest.raises(LeaseLost, match="taken over by second"):
             await first.renew()
@@ -43,15 +45,35 @@ async def test_who_is_gone_is_followed_after_the_duration(api: ApiServer) -> Non
     client = await connect(str(api.kubeconfig))
     try:
         gone = Lease(client, "default", "gone", "gone", duration=2.0)
-        await gone.acquire(1.0)
+        await gone.acquire(0.0)
         loop = asyncio.get_running_loop()
         began = loop.time()
         heir = Lease(client, "default", "gone", "heir", duration=2.0)
-        await heir.acquire(30.0)
+        await heir.acquire(HANG_SECONDS)
         assert loop.time() - began >= 2.0
         with pytest.raises(LeaseLost):
-            await asyncio.sleep(1.0)
             await gone.ensure()
+    finally:
+        await client.close()
+
+
+async def test_a_holder_renews_by_itself(api: ApiServer) -> None:
+    client = await connect(str(api.kubeconfig))
+    try:
+        lease = Lease(client, "default", "kept", "holder", duration=1.0)
+        await lease.acquire(0.0)
+
+        def renewed() -> str:
+            return str(api.get("lease", "kept", "-n", "default")["spec"]["renewTime"])
+
+        before = renewed()
+        keeping = asyncio.create_task(lease.keep())
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                while await asyncio.to_thread(renewed) == before:
+                    assert not keeping.done()
+        finally:
+            keeping.cancel()
     finally:
         await client.close()
 

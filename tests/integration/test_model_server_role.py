@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ..hang import HANG_SECONDS
 from .apiserver import ApiServer, running
 from .roles import run_role, validate
 from .test_model_server_templates import VARIABLES, rendered
@@ -24,7 +25,7 @@ def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     assert CRDS.is_dir(), f"{CRDS} is missing: run `make tools`"
     with running(repository / "build/bin", tmp_path_factory.mktemp("servers")) as server:
         assert server.kubectl("apply", "--server-side", "-f", str(CRDS)).returncode == 0
-        assert server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s").returncode == 0
+        server.wait_established()
         yield server
 
 
@@ -156,7 +157,7 @@ def test_what_a_group_no_longer_asks_for_goes(cluster: ApiServer, tmp_path: Path
 
 
 def test_without_keda_the_role_says_so(cluster: ApiServer, tmp_path: Path) -> None:
-    assert cluster.kubectl("delete", "crd", "scaledobjects.keda.sh", "--timeout=30s").returncode == 0
+    assert cluster.kubectl("delete", "crd", "scaledobjects.keda.sh", f"--timeout={HANG_SECONDS:.0f}s").returncode == 0
     refused = run_role(
         cluster, tmp_path, ROLE, servers(autoscaling={"by": "keda", "max": 2, "prometheus": "http://p:9090"})
     )

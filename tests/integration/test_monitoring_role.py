@@ -33,8 +33,7 @@ def operated(api: ApiServer) -> ApiServer:
     assert CRDS.is_dir(), f"{CRDS} is missing: run `make tools`"
     done = api.kubectl("apply", "--server-side", "-f", str(CRDS))
     assert done.returncode == 0, done.stderr
-    done = api.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    assert done.returncode == 0, done.stderr
+    api.wait_established()
     return api
 
 

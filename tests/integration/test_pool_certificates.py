@@ -60,8 +60,7 @@ CRD: dict[str, Any] = {
 def issuing(api: ApiServer) -> ApiServer:
     """The API server, once it has the CRD."""
     api.apply(CRD)
-    done = api.kubectl("wait", "--for=condition=Established", "crd/certificates.cert-manager.io", "--timeout=30s")
-    assert done.returncode == 0, done.stderr
+    api.wait_established("certificates.cert-manager.io")
     return api
 
 

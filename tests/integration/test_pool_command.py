@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 
 from ..component.epp.picker import start_picker
+from ..hang import HANG_SECONDS
 from ..unit.extproc import messages as m
 from .apiserver import ApiServer
 from .test_epp import EXTENSION, GA, namespace, pod, set_ready
@@ -27,7 +28,7 @@ async def headrace(*arguments: str) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_SECONDS):
         out, error = await process.communicate()
     assert b"Traceback" not in error, error.decode()
     return process.returncode or 0, out.decode(), error.decode()

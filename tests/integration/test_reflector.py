@@ -13,11 +13,11 @@ from headrace.kube.client import ApiError, ConfigurationError, Resource, connect
 from headrace.kube.patch import apply, patch_status
 from headrace.kube.reflector import Reflector
 
+from ..hang import HANG_SECONDS
 from .apiserver import ApiServer
 
 CONFIG_MAPS = Resource("", "v1", "configmaps", True)
 POOLS = Resource("inference.networking.k8s.io", "v1", "inferencepools", True)
-HANG_SECONDS = 20.0
 
 
 def config_map(name: str, **labels: str) -> dict[str, Any]:

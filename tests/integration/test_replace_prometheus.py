@@ -17,6 +17,7 @@ import pytest
 from headrace.replace.prometheus import Credentials
 
 from ..certificates import Authority
+from ..hang import HANG_SECONDS
 from ..ports import free_port
 from .replacement import Stage, replaced, simple
 
@@ -58,7 +59,7 @@ def scraping(stage: Stage, *, secret: Path | None = None) -> Iterator[str]:
         opener.addheaders = [("Authorization", Credentials(secret).headers()["authorization"])]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANG_SECONDS
         while not _scraped(url, opener):
             assert process.poll() is None, "Prometheus has ended"
             assert time.monotonic() < deadline, "Prometheus scrapes nothing"
@@ -99,7 +100,7 @@ def test_a_whole_replacement_is_measured_with_prometheus(stage: Stage) -> None:
     before = simple(stage)
     with scraping(stage) as url:
         plan = stage.plan(
-            steps=[50, 100], interval=6, gate_timeout=60, drain_timeout=1, prometheus_url=url,
+            steps=[50, 100], interval=6, gate_timeout=600, drain_timeout=1, prometheus_url=url,
             prometheus_match='cluster="one"',
         )  # fmt: skip
         # The API server here has no nodes to reach Pods through: pages could not be read this way.
@@ -118,7 +119,7 @@ def test_errors_that_prometheus_tells_of_take_the_new_pool_back(stage: Stage) ->
     stage.new.behaviour.errors = 0.5
     with scraping(stage) as url:
         code, output = stage.run(
-            stage.plan(interval=10, gate_timeout=60), "--prometheus-url", url, "--read-via", "proxy"
+            stage.plan(interval=10, gate_timeout=600), "--prometheus-url", url, "--read-via", "proxy"
         )
     assert code == 3, output
     assert "server errors" in stage.kept()["reason"]
@@ -135,7 +136,7 @@ def test_a_prometheus_that_asks_who_is_asking(stage: Stage) -> None:
         assert code == 3, output
         assert "401: give credentials that may read" in output
         (secret / "password").write_text(PASSWORD)
-        plan = stage.plan(steps=[100], interval=5, gate_timeout=60, drain_timeout=1, prometheus_url=url)
+        plan = stage.plan(steps=[100], interval=5, gate_timeout=600, drain_timeout=1, prometheus_url=url)
         code, output = stage.run(plan, "--read-via", "proxy", "--prometheus-credentials", str(secret), run="two")
     assert code == 0, output
     assert stage.specs() == replaced(stage, before)

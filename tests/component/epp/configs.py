@@ -57,11 +57,14 @@ def pool_config(
     fail_open: bool = False,
     tls: bool = False,
     say_observed: bool = True,
-    message_timeout: str = "10s",
+    message_timeout: str = "300s",
+    keepalive_timeout: str = "300s",
     observe_bodies: bool = False,
     before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """A listener whose every request goes to the pool `endpoints`, picked by the EPP on `epp_port` (several: any).
+
+    Its times are longer than any test's: a picker that is slow because the machine is busy is not one that fails.
 
     `mode` is the picking filter's processing mode; `observe` adds the observation filter after it, `say_observed` tells
     the picker so in the pick's gRPC metadata, `observe_bodies` shows it the responses' bodies; `before` are HTTP
@@ -144,7 +147,7 @@ def pool_config(
         "type": "STATIC",
         # In turn, one picker would get each pick and the other each observation.
         "lb_policy": "RANDOM",
-        "connect_timeout": "2s",
+        "connect_timeout": "300s",
         "circuit_breakers": breakers,
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "load_assignment": _assignment("epp", [f"127.0.0.1:{port}" for port in epp_ports]),
@@ -152,7 +155,7 @@ def pool_config(
             _OPTIONS: {
                 "@type": f"type.googleapis.com/{_OPTIONS}",
                 "explicit_http_config": {
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "1s", "timeout": "1s"}}
+                    "http2_protocol_options": {"connection_keepalive": {"interval": "1s", "timeout": keepalive_timeout}}
                 },
             }
         },
@@ -181,7 +184,7 @@ def pool_config(
     pool = {
         "name": "pool",
         "type": "STATIC",
-        "connect_timeout": "2s",
+        "connect_timeout": "300s",
         "circuit_breakers": breakers,
         "load_assignment": _assignment("pool", endpoints),
         "load_balancing_policy": {"policies": [{"typed_extension_config": override_host}]},

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ...hang import HANG_SECONDS
 from ..envoy import Envoy, start_envoy
 from .configs import LISTENER, picking_mode, pool_config
 from .picker import PickerProcess, start_picker
@@ -66,7 +67,9 @@ def run_stack(tmp_path: Path) -> RunStack:
                 )
             )
             client = await stack.enter_async_context(
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30))
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=HANG_SECONDS)
+                )
             )
             yield Stack(started, picker, envoy, f"http://127.0.0.1:{await envoy.listener_port(LISTENER)}", client)
 

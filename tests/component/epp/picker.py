@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 
+from ...hang import HANG_SECONDS
+
 
 @dataclass
 class PickerProcess:
@@ -60,11 +62,11 @@ class PickerProcess:
         """What the picker thinks is on its way."""
         return int(await self.metric("headrace_epp_ledger_requests"))
 
-    async def wait_in_flight(self, wanted: int, seconds: float = 10.0) -> None:
+    async def wait_in_flight(self, wanted: int) -> None:
         """Until that many requests are in flight. Raises AssertionError with the last count."""
         seen = -1
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(HANG_SECONDS):
                 while (seen := await self.in_flight()) != wanted:  # noqa: ASYNC110 (another process)
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -87,6 +89,8 @@ async def start_picker(
             *(source if source is not None else (f"--endpoints={','.join(endpoints)}",)),
             *("--bind-address=127.0.0.1", "--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0"),
             *("--drain-delay=0s", "--secure-serving=false"),
+            # A machine that does a lot else is no reason to know nothing of a server.
+            "--metrics-staleness-threshold=10m",
             *flags,
             stderr=asyncio.subprocess.PIPE,
             stdout=stream,
@@ -94,7 +98,7 @@ async def start_picker(
         assert process.stderr is not None
         copying: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(HANG_SECONDS):
                 ports = None
                 while ports is None:
                     line = await process.stderr.readline()

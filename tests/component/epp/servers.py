@@ -22,8 +22,8 @@ vllm:kv_cache_usage_perc{{engine="0",model_name="base"}} {kv_usage}
 class ModelServer:
     """One server. Requests are answered with what was received, as JSON; with `"stream": true`, as events.
 
-    A stream's events after the first wait for `go_on`, so that tests decide what happens in between, or, with `pause`,
-    for so many seconds; while `silent`, all of every answer waits."""
+    A stream's events after the first wait for `go_on`, so that tests decide what happens in between; while `silent`,
+    all of every answer waits."""
 
     key: str = ""
     waiting: int = 0
@@ -35,7 +35,6 @@ class ModelServer:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     events: int = 20
     silent: bool = False
-    pause: float = 0.0
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -66,9 +65,7 @@ class ModelServer:
             await answer.prepare(request)
             for number in range(self.events):
                 await answer.write(f"data: {number}\n\n".encode())
-                if number == 0 and self.pause:
-                    await asyncio.sleep(self.pause)
-                elif number == 0:
+                if number == 0:
                     await self.go_on.wait()
             await answer.write(b"data: [DONE]\n\n")
             await answer.write_eof()

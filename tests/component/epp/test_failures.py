@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ...hang import HANG_SECONDS
 from ..envoy import start_envoy
 from .configs import BOTH_WAYS_DUPLEX, LISTENER, picking_mode, pool_config
 from .conftest import RunStack, Stack
@@ -83,10 +83,9 @@ async def test_fail_close_is_an_error_at_once(run_stack: RunStack, mode: Any) ->
     async with run_stack(servers=1, fail_open=False, **mode) as stack:
         stack.picker.kill()
         await stack.picker.process.wait()
-        started = time.monotonic()
+        # Long before any time limit of Envoy's: those are longer than the client's.
         async with stack.client.post(stack.url + "/v1/completions", json={"model": "base", "prompt": "x"}) as answer:
             assert answer.status == 503
-        assert time.monotonic() - started < 5
         assert stack.servers[0].requests == []
 
 
@@ -105,19 +104,16 @@ async def test_clients_that_leave_are_not_counted(run_stack: RunStack, mode: Any
         assert await stack.picker.in_flight() == 6
         for answer in answers:
             answer.close()
-        await stack.picker.wait_in_flight(0)
+        await nothing_is_in_flight(stack)
         # Half a body, then gone: no pick was made.
         host, _, port = stack.url.removeprefix("http://").rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
         await writer.drain()
         writer.close()
-        await stack.picker.wait_in_flight(0)
-        for kind in ("pick", "observe"):
-            name = f'headrace_epp_streams_inflight{{kind="{kind}"}}'
-            async with asyncio.timeout(10):
-                while await stack.picker.metric(name):  # noqa: ASYNC110 (another process)
-                    await asyncio.sleep(0.02)
+        # Envoy has seen it go: the six before, and this one.
+        await all_have_left(stack, 7)
+        await nothing_is_in_flight(stack)
 
 
 BODY = json.dumps(STREAM).encode()
@@ -130,27 +126,36 @@ async def test_a_client_may_leave_in_any_phase(run_stack: RunStack, mode: Any) -
     async with run_stack(servers=1, **mode) as stack:
         (server,) = stack.servers
         host, _, port = stack.url.removeprefix("http://").rpartition(":")
+        opened = 0
 
         async def ask(content: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            nonlocal opened
+            opened += 1
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(content)
             await writer.drain()
             return reader, writer
+
+        async def nothing_is_left() -> None:
+            nonlocal opened
+            await all_have_left(stack, opened)
+            opened += 1
+            await nothing_is_in_flight(stack)
 
         # While it asks: within its headers, its body, and with all of it sent.
         for content in (LINE, HEADERS, HEADERS + BODY[:10], HEADERS + BODY):
             for _ in range(5):
                 _, writer = await ask(content)
                 writer.close()
-        await nothing_is_left(stack)
+        await nothing_is_left()
         # While the model server thinks.
         server.silent = True
         writers = [(await ask(HEADERS + BODY))[1] for _ in range(5)]
-        await stack.picker.wait_in_flight(5, seconds=30)
+        await stack.picker.wait_in_flight(5)
         for writer in writers:
             writer.close()
-        await nothing_is_left(stack)
         server.silent = False
+        await nothing_is_left()
         # While the answer comes, and with one piece missing of it.
         for last in (b"data: 0\n\n", b"data: 19\n\n"):
             connections = [await ask(HEADERS + BODY) for _ in range(5)]
@@ -159,16 +164,30 @@ async def test_a_client_may_leave_in_any_phase(run_stack: RunStack, mode: Any) -
             for reader, writer in connections:
                 await reader.readuntil(last)
                 writer.close()
-            await nothing_is_left(stack)
+            await nothing_is_left()
 
 
-async def nothing_is_left(stack: Stack) -> None:
-    """No request is in flight in the picker's eyes, and no stream is open."""
-    await stack.picker.wait_in_flight(0, seconds=30)
+async def all_have_left(stack: Stack, opened: int) -> None:
+    """Until so many connections have come and gone, and the picker has heard of every request on them."""
+    prefix = "http.pool.downstream_cx_"
+    async with asyncio.timeout(HANG_SECONDS):
+        while True:
+            counted = await stack.envoy.counters(prefix)
+            if (counted[f"{prefix}total"], counted[f"{prefix}active"]) == (opened, 0):
+                break
+            await asyncio.sleep(0.02)
+    # On a connection of its own, but the picker is told of it after the others.
+    async with stack.client.get(f"{stack.url}/v1/models", headers={"connection": "close"}) as answer:
+        assert answer.status == 200
+
+
+async def nothing_is_in_flight(stack: Stack) -> None:
+    """Until no request is in flight in the picker's eyes, and no stream is open."""
+    await stack.picker.wait_in_flight(0)
     assert sum(entry["in_flight"] for entry in (await stack.picker.endpoints()).values()) == 0
     for kind in ("pick", "observe"):
         name = f'headrace_epp_streams_inflight{{kind="{kind}"}}'
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_SECONDS):
             while await stack.picker.metric(name):  # noqa: ASYNC110 (another process)
                 await asyncio.sleep(0.02)
 
@@ -189,7 +208,7 @@ async def test_a_pick_that_the_gateway_does_not_follow_is_counted_where_it_went(
         answer = await client.post(url, json=STREAM)
         await answer.content.readuntil(b"\n\n")
         # An observer is told a little later than the client.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await picker.metric("headrace_epp_served_elsewhere_total") != 1:  # noqa: ASYNC110 (another process)
                 await asyncio.sleep(0.02)
         assert await picker.in_flight() == 1
@@ -203,7 +222,7 @@ async def test_a_server_without_metrics_is_used_by_its_in_flight_count(run_stack
     async with run_stack(servers=3, flags=("--metrics-staleness-threshold=100ms",)) as stack:
         for server in stack.servers:
             server.metrics_status = 500
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(HANG_SECONDS):
             while any(e["metrics_fresh"] for e in (await stack.picker.endpoints()).values()):
                 async with stack.client.post(stack.url + "/v1/completions", json={"model": "b"}) as answer:
                     assert answer.status == 200
@@ -218,15 +237,17 @@ async def test_a_server_without_metrics_is_used_by_its_in_flight_count(run_stack
 
 
 async def test_a_terminated_picker_serves_on_while_it_drains(run_stack: RunStack) -> None:
-    async with run_stack(servers=1, flags=("--drain-delay=1s", "--drain-timeout=1s")) as stack:
+    async with run_stack(servers=1, flags=("--drain-delay=1h",)) as stack:
         assert (await stack.picker.get("/readyz"))[0] == 200
         stack.picker.kill(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while (await stack.picker.get("/readyz"))[0] == 200:
                 pass
         async with stack.client.post(stack.url + "/v1/completions", json={"model": "base"}) as answer:
             assert answer.status == 200
-        async with asyncio.timeout(10):
+        # A second signal ends the drain.
+        stack.picker.kill(signal.SIGTERM)
+        async with asyncio.timeout(HANG_SECONDS):
             assert await stack.picker.process.wait() == 0
 
 

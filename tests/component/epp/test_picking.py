@@ -99,9 +99,12 @@ async def test_prefixes_come_back_to_their_server(run_stack: RunStack) -> None:
         for user in range(4):
             body = json.dumps({"model": "base", "prompt": f"user {user} " + "context " * 500}).encode()
             homes[user] = (await ask(stack, body))["server"]
+            # Load steers as well: the next request finds none.
+            await stack.picker.wait_in_flight(0)
         for user in range(4):
             body = json.dumps({"model": "base", "prompt": f"user {user} " + "context " * 600}).encode()
             assert (await ask(stack, body))["server"] == homes[user]
+            await stack.picker.wait_in_flight(0)
 
 
 @pytest.mark.parametrize("as_text", [True, False], ids=["comma string", "list"])

@@ -17,11 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from headrace.epp.tls import self_signed
 
+from ...hang import HANG_SECONDS
 from .picker import start_picker
 
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
+PROCESS = f"/{EXT_PROC}/Process"
 SERVING, NOT_SERVING, UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 
 
@@ -34,13 +36,7 @@ async def test_health_on_both_ports(tmp_path: Path) -> None:
         for port in (picker.grpc_port, picker.health_port):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 check = channel.unary_unary(CHECK)
-                for service in (
-                    "",
-                    "liveness",
-                    "readiness",
-                    "envoy.service.ext_proc.v3.ExternalProcessor",
-                    "inference-extension",
-                ):
+                for service in ("", "liveness", "readiness", EXT_PROC, "inference-extension"):
                     assert await check(named(service)) == SERVING
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await check(named("other"))
@@ -50,20 +46,35 @@ async def test_health_on_both_ports(tmp_path: Path) -> None:
 
 
 async def test_readiness_is_watched_through_the_drain(tmp_path: Path) -> None:
-    async with start_picker(["127.0.0.1:1"], tmp_path, "--drain-delay=1s", "--drain-timeout=100ms") as picker:
+    async with start_picker(["127.0.0.1:1"], tmp_path, "--drain-delay=1h") as picker:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.health_port}") as channel:
             watching = channel.unary_stream(WATCH)(named("readiness"))
-            gateway = channel.unary_stream(WATCH)(named("envoy.service.ext_proc.v3.ExternalProcessor"))
             assert await watching.read() == SERVING
-            assert await gateway.read() == SERVING
             picker.kill(signal.SIGTERM)
             assert await watching.read() == NOT_SERVING
             # A gateway that checks our health has time to learn of the successor.
-            assert await channel.unary_unary(CHECK)(named("envoy.service.ext_proc.v3.ExternalProcessor")) == SERVING
-            assert await gateway.read() == NOT_SERVING
+            assert await channel.unary_unary(CHECK)(named(EXT_PROC)) == SERVING
             assert await channel.unary_unary(CHECK)(named("liveness")) == SERVING
         assert (await picker.get("/readyz"))[0] == 503
         assert (await picker.get("/healthz"))[0] == 200
+        picker.kill(signal.SIGTERM)
+        assert await picker.process.wait() == 0
+
+
+async def test_a_gateway_is_told_of_the_end_after_everybody_else(tmp_path: Path) -> None:
+    async with start_picker(["127.0.0.1:1"], tmp_path, "--drain-delay=1s", "--drain-timeout=100ms") as picker:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.health_port}") as channel:
+            watches = {name: channel.unary_stream(WATCH)(named(name)) for name in (EXT_PROC, "readiness")}
+            assert [await watch.read() for watch in watches.values()] == [SERVING, SERVING]
+            told: list[str] = []
+
+            async def hear(name: str) -> None:
+                assert await watches[name].read() == NOT_SERVING
+                told.append(name)
+
+            picker.kill(signal.SIGTERM)
+            await asyncio.gather(*(hear(name) for name in watches))
+            assert told == ["readiness", EXT_PROC]
         assert await picker.process.wait() == 0
 
 
@@ -76,7 +87,7 @@ async def test_a_stream_of_nonsense_ends_alone(tmp_path: Path, raw: bytes) -> No
             await call.write(raw)
             await call.done_writing()
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(HANG_SECONDS):
                     assert await call.read() is grpc.aio.EOF
                 code = await call.code()
             except grpc.aio.AioRpcError as error:
@@ -158,7 +169,7 @@ async def test_what_cannot_start_says_why(tmp_path: Path, flags: list[str], mess
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headrace.cli.main", "epp", *filled, *ports), stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         _, stderr = await process.communicate()
     text = stderr.decode()
     assert process.returncode == code, text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from ...hang import HANG_SECONDS
 from ...ports import free_port
 from ..envoy import start_envoy
 from .configs import LISTENER, picking_mode, pool_config
@@ -42,7 +43,7 @@ async def simulators(
                 log.close()
                 processes.append(process)
                 keys.append(f"{host}:{port}")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG_SECONDS):
                 for key in keys:
                     while not await _healthy(session, key):  # noqa: ASYNC110 (another process)
                         await asyncio.sleep(0.05)
@@ -85,7 +86,7 @@ async def test_adapters_stay_where_they_are_and_answers_stream(tmp_path: Path) -
         # Until a server has reported an adapter, nobody can tell its name from a base model's.
         for model in ADAPTERS:
             await complete(model, 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while json.loads((await picker.get("/debug/endpoints"))[1])["adapters"] != sorted(ADAPTERS):
                 await asyncio.gather(*(complete(model, 1) for model in ADAPTERS))
 
@@ -99,7 +100,7 @@ async def test_adapters_stay_where_they_are_and_answers_stream(tmp_path: Path) -
             return found
 
         # One adapter fits on each server: once each has found its own, it stays there.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_SECONDS):
             for number in itertools.count(10):
                 settled = await homes(number)
                 if set(settled.values()) == set(keys):

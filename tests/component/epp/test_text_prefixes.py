@@ -16,6 +16,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from headrace.extproc import BodyMode
 from headrace.simulator.tokens import encode_chat, encode_prompt
 
+from ...hang import HANG_SECONDS
 from ...ports import free_port
 from ...unit.extproc import messages as m
 from .picker import PickerProcess, start_picker
@@ -69,7 +70,7 @@ async def test_text_prompts_and_chats(tmp_path: Path) -> None:
             payload = msgspec.msgpack.encode([0.0, [event], 0])
             heard = 'headrace_epp_kv_event_batches_total{result="ok"}'
             before = await picker.metric(heard)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG_SECONDS):
                 while await picker.metric(heard) == before:
                     await socket.send_multipart([b"kv", number.to_bytes(8, "big"), payload])
                     await asyncio.sleep(0.1)

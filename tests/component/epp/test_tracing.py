@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from ...hang import HANG_SECONDS
 from .conftest import RunStack
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-HANG_SECONDS = 60.0
 
 
 class Receiver:

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from ...hang import HANG_SECONDS
 from .objects import Object
 
 _IRREGULAR = {
@@ -61,7 +62,7 @@ class Api:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._server + path, data=data, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=20, context=self._context) as answer:
+            with urllib.request.urlopen(request, timeout=HANG_SECONDS, context=self._context) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             if error.code == 404 and missing_ok:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...certificates import Authority
+from ...hang import HANG_SECONDS
 from ...integration.apiserver import ApiServer
 from ..envoy import envoy_binary
 from .processes import Running, started
@@ -65,8 +66,7 @@ def install(api: ApiServer, binaries: Path) -> None:
     for crds in ("gateway-api", "envoy-gateway"):
         applied = api.kubectl("apply", "--server-side", "-f", str(binaries / "crds" / crds))
         assert applied.returncode == 0, applied.stderr
-    waited = api.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    assert waited.returncode == 0, waited.stderr
+    api.wait_established()
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     environment = {**os.environ, "KUBECONFIG": str(api.kubeconfig), "ENVOY_GATEWAY_NAMESPACE": NAMESPACE}
     made = subprocess.run(
@@ -74,7 +74,7 @@ def install(api: ApiServer, binaries: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     assert made.returncode == 0, made.stdout + made.stderr
 
@@ -91,7 +91,7 @@ def proxy(
     controller_ca: bytes, client: Path, server_name: str, *, name: str = "proxy", admin_port: int = ADMIN_PORT
 ) -> dict[str, Any]:
     """The EnvoyProxy: an admin page, and the static cluster that leads to the controller under mTLS."""
-    http2 = {"http2_protocol_options": {"connection_keepalive": {"interval": "5s", "timeout": "3s"}}}
+    http2 = {"http2_protocol_options": {"connection_keepalive": {"interval": "5s", "timeout": "300s"}}}
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     tls = {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
@@ -118,7 +118,7 @@ def proxy(
                 {
                     "name": "headrace_eds",
                     "type": "STATIC",
-                    "connect_timeout": "2s",
+                    "connect_timeout": "300s",
                     "circuit_breakers": {"thresholds": [_NO_LIMITS]},
                     "load_assignment": {
                         "cluster_name": "headrace_eds",

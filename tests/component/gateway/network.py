@@ -13,6 +13,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...hang import HANG_SECONDS
+
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _IPV6 = "2001:db8::"
 
@@ -60,7 +62,7 @@ def own_network() -> Iterator[None]:
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10)
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
 
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ...hang import HANG_SECONDS
 from ..epp.servers import ModelServer
 from .network import ipv4
 from .objects import Object, old_pool, pool, route
@@ -35,19 +36,33 @@ class Pools:
     picker_a: PodPicker
     picker_b: PodPicker
 
-    async def apply_route(self, name: str, *rules: Object, **arguments: Any) -> None:
-        """A route; wait until requests pass it, and until Envoy finds the pickers that it needs healthy."""
+    async def apply_route(self, name: str, *rules: Object, lacking: bool = False, **arguments: Any) -> None:
+        """A route; wait until requests pass it, and until Envoy finds the pickers that it needs healthy.
+
+        With several backends in a rule, until none is `lacking`: Envoy Gateway may learn of one after the others."""
         self.world.api.apply(route(name, *rules))
         await self.client.wait_served(name, **arguments)
         named = {found["name"] for rule in rules for found in rule["backendRefs"]}
         for wanted, keys, process in ((self.a, A, self.picker_a), (self.b, B, self.picker_b)):
             if wanted["metadata"]["name"] in named:
                 self.world.wait_pool(wanted, *keys, picker=f"{process.address}:9002")
+        if not lacking and any(len(rule["backendRefs"]) > 1 for rule in rules):
+            async with asyncio.timeout(HANG_SECONDS):
+                while "500" in await self.shares(name, 20):
+                    pass
 
     async def shares(self, name: str, count: int) -> Counter[str]:
-        """Which servers answered that many requests, or with which status others did."""
-        answers = await asyncio.gather(*(self.client.ask(name) for _ in range(count)))
-        return Counter(str(seen.get("server")) if status == 200 else str(status) for status, seen, _ in answers)
+        """Which servers answered that many requests, a few at a time, or with which status others did."""
+        found: Counter[str] = Counter()
+        left = itertools.repeat(None, count)
+
+        async def ask() -> None:
+            for _ in left:
+                status, seen, _ = await self.client.ask(name)
+                found[str(seen.get("server")) if status == 200 else str(status)] += 1
+
+        await asyncio.gather(*(ask() for _ in range(8)))
+        return found
 
 
 @asynccontextmanager

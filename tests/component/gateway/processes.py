@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...hang import HANG_SECONDS
+
 
 @dataclass
 class Running:
@@ -23,9 +25,9 @@ class Running:
         """All it has said."""
         return self.log.read_text(errors="replace")
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Until the condition holds. Raises AssertionError with the end of the log if the process ends first."""
-        wait_until(condition, seconds, what, alive=self)
+        wait_until(condition, what, alive=self)
 
     def stop(self, seconds: float = 15.0) -> None:
         """SIGTERM, and SIGKILL after `seconds`."""
@@ -55,13 +57,13 @@ def started(
         running.stop()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, alive: Running | None = None) -> None:
+def wait_until(condition: Callable[[], bool], what: str, *, alive: Running | None = None) -> None:
     """Until the condition, which asks another process, holds. Raises AssertionError saying what was waited for."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG_SECONDS
     while not condition():
         if alive is not None:
             code = alive.process.poll()
             assert code is None, f"{alive.name} ended with {code}, waiting for {what}:\n{alive.text()[-4000:]}"
         tail = alive.text()[-4000:] if alive is not None else ""
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{tail}"
+        assert time.monotonic() < deadline, f"{what}: not within {HANG_SECONDS} s\n{tail}"
         time.sleep(0.1)

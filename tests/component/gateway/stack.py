@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.tls import certificate_of_nobody
 from headrace.gateway.translate import Translation, translate
 from tests.component.envoy import Envoy, start_envoy
+from tests.hang import HANG_SECONDS
 from tests.unit.gateway import objects as o
 
 _GRPC_OPTIONS = [
@@ -36,6 +37,8 @@ _GRPC_OPTIONS = [
     ("grpc.max_receive_message_length", 65 << 20),
 ]
 LISTENER = "default/gateway/http"
+# Longer than any test.
+_PATIENCE = "300s"
 _OVERRIDE_HOST = "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost"
 _SERVED = {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint-served"}]}
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -82,20 +85,40 @@ class Stack:
             is_json = answer.headers.get("content-type", "").startswith("application/json")
             return answer.status, await answer.json() if is_json else {}
 
-    async def wait_endpoints(self, name: str, wanted: Sequence[str], seconds: float = 5.0) -> None:
+    async def wait_endpoints(self, name: str, wanted: Sequence[str]) -> None:
         """Until Envoy's cluster has just these endpoints. Raises AssertionError with what it has."""
         seen: list[str] = []
-        for _ in range(int(seconds / 0.02)):
+
+        async def has() -> bool:
             page = await self.envoy.admin_text("/clusters")
-            seen = sorted(
+            seen[:] = sorted(
                 line.split("::")[1]
                 for line in page.splitlines()
                 if line.startswith(f"{name}::") and "::cx_active::" in line
             )
-            if seen == sorted(wanted):
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"{name} has {seen}, not {wanted}")
+            return seen == sorted(wanted)
+
+        await self.until(has, lambda: f"{name} has {seen}, not {wanted}")
+
+    async def wait_status(self, wanted: int) -> None:
+        """Until a request is answered so. Raises AssertionError with the last answer's status."""
+        seen = 0
+
+        async def answered() -> bool:
+            nonlocal seen
+            seen, _ = await self.ask()
+            return seen == wanted
+
+        await self.until(answered, lambda: f"answered {seen}, not {wanted}")
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: Callable[[], str]) -> None:
+        """Until a condition on Envoy holds. Raises AssertionError saying what there is in its place."""
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                while not await condition():  # noqa: ASYNC110 (another process)
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(what()) from None
 
 
 def pods(keys: Iterable[str], app: str) -> list[dict[str, Any]]:
@@ -123,8 +146,12 @@ async def run_stack(
     http_filters: Sequence[Any] = (),
     *,
     controllers: int = 1,
+    patient: bool = True,
 ) -> AsyncIterator[Stack]:
-    """Translate for `routes` and run the outcome. `controllers`: how many there are, for Envoy to ask; 0: none."""
+    """Translate for `routes` and run the outcome. `controllers`: how many there are, for Envoy to ask; 0: none.
+
+    A `patient` Envoy has longer time limits than the translation's: what is slow because the machine is busy has not
+    failed."""
     translation = translate(
         o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
     )
@@ -141,8 +168,8 @@ async def run_stack(
             await server.stop(0)
     try:
         async with (
-            start_envoy(_bootstrap(translation, listening), directory) as envoy,
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client,
+            start_envoy(_bootstrap(translation, listening, patient=patient), directory) as envoy,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HANG_SECONDS)) as client,
         ):
             url = f"http://127.0.0.1:{await envoy.listener_port(LISTENER)}"
             yield Stack(cluster, servers, envoy, url, client, translation)
@@ -151,7 +178,7 @@ async def run_stack(
         await asyncio.gather(*(server.stop(0) for server in servers))
 
 
-def _bootstrap(translation: Translation, discovery_ports: Iterable[int]) -> dict[str, Any]:
+def _bootstrap(translation: Translation, discovery_ports: Iterable[int], *, patient: bool) -> dict[str, Any]:
     response = translation.response
     configuration = MessageToDict(route_pb2.RouteConfiguration.FromString(response.routes[0]))
     # Static routes may only name clusters that are there, unless told so; those over xDS may always.
@@ -177,7 +204,7 @@ def _bootstrap(translation: Translation, discovery_ports: Iterable[int]) -> dict
     discovery = {
         "name": "headrace_eds",
         "type": "STATIC",
-        "connect_timeout": "1s",
+        "connect_timeout": _PATIENCE,
         # As the role's EnvoyProxy has it: by default three retries at a time are too many.
         "circuit_breakers": {"thresholds": [{"max_requests": 1 << 20, "max_retries": 1 << 20}]},
         "load_assignment": {
@@ -193,10 +220,27 @@ def _bootstrap(translation: Translation, discovery_ports: Iterable[int]) -> dict
             }
         },
     }
+    resources: dict[str, Any] = {"listeners": [listener_json], "clusters": [discovery, *clusters]}
     return {
         "node": {"id": "test", "cluster": "test"},
-        "static_resources": {"listeners": [listener_json], "clusters": [discovery, *clusters]},
+        "static_resources": _with_patience(resources) if patient else resources,
     }
+
+
+def _with_patience(part: Any) -> Any:
+    """A part of a configuration with longer time limits."""
+    if isinstance(part, list):
+        return [_with_patience(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    part = {
+        key: _PATIENCE if key in ("connectTimeout", "initialFetchTimeout", "messageTimeout") else _with_patience(value)
+        for key, value in part.items()
+    }
+    for limited in (part.get("connectionKeepalive"), *part.get("healthChecks", ())):
+        if limited is not None:
+            limited["timeout"] = _PATIENCE
+    return part
 
 
 def _with_served(cluster: Any) -> Any:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from ...certificates import Authority
+from ...hang import HANG_SECONDS
+from ...shares import is_likely
 from . import objects
 from .network import ipv4
 from .objects import LISTENER_PORT, backend, pool, route
@@ -22,11 +28,25 @@ from .world import Client, World, client, controller_ready, model_servers, picke
 SECOND_PORT = 8889
 
 
+def issuer(address: str) -> str:
+    """The common name of the CA whose certificate a picker shows to a new connection."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((address, 9002), HANG_SECONDS) as plain, context.wrap_socket(plain) as connection:
+        shown = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
+    (name,) = shown.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(name.value)
+
+
 @asynccontextmanager
-async def load(asking: Client, *routes: str, per_second: int = 100) -> AsyncIterator[Counter[str]]:
-    """Requests at a steady rate over these routes while the block runs: how many got which status."""
+async def load(asking: Client, *routes: str, per_second: int = 100, at_once: int = 8) -> AsyncIterator[Counter[str]]:
+    """Requests over these routes while the block runs: how many got which status.
+
+    The rate is steady where the machine keeps up with it: there are never more than `at_once` on their way."""
     seen: Counter[str] = Counter()
     waiting: set[asyncio.Task[None]] = set()
+    places = asyncio.Semaphore(at_once)
 
     async def one(name: str) -> None:
         try:
@@ -34,11 +54,14 @@ async def load(asking: Client, *routes: str, per_second: int = 100) -> AsyncIter
             seen[f"{name} {status}"] += 1
         except Exception as error:  # noqa: BLE001 (counted, and looked at by the test)
             seen[f"{name} {type(error).__name__}"] += 1
+        finally:
+            places.release()
 
     async def run() -> None:
         start = asyncio.get_running_loop().time()
         for number, name in enumerate(itertools.cycle(routes)):
             await asyncio.sleep(max(0.0, start + number / per_second - asyncio.get_running_loop().time()))
+            await places.acquire()
             task = asyncio.create_task(one(name))
             waiting.add(task)
             task.add_done_callback(waiting.discard)
@@ -49,6 +72,12 @@ async def load(asking: Client, *routes: str, per_second: int = 100) -> AsyncIter
     finally:
         running.cancel()
         await asyncio.gather(running, *waiting, return_exceptions=True)
+
+
+async def answered(seen: Counter[str], more: int) -> None:
+    """Until so many more requests of a load have been answered."""
+    wanted = seen.total() + more
+    await until(lambda: seen.total() >= wanted, f"{more} more answers than {dict(seen)}")
 
 
 def failures(seen: Counter[str]) -> dict[str, int]:
@@ -77,9 +106,16 @@ async def test_a_picker_is_verified_and_its_ca_changes_under_traffic(world: Worl
         found = world.admin("/config_dump?resource=dynamic_active_secrets")["configs"]
         return [str(secret["secret"]) for secret in found if "default/verified/epp" in secret["name"]]
 
-    async def trusted(authority: Authority) -> None:
+    def trusts(authority: Authority) -> bool:
         lines = authority.certificate.decode().splitlines()
-        await until(lambda: any(lines[2] in text for text in serial()), "Envoy has the CA")
+        return any(lines[2] in text for text in serial())
+
+    async def trusted(authority: Authority) -> None:
+        await until(lambda: trusts(authority), "Envoy has the CA")
+
+    def refused() -> int:
+        """How many certificates of the picker Envoy has refused."""
+        return world.picker_counters(wanted).get("ssl.fail_verify_error", 0)
 
     async with model_servers(ipv4(71)), client() as asking:
         async with picker(world, wanted, ipv4(7), f"--cert-path={directory}"):
@@ -88,20 +124,22 @@ async def test_a_picker_is_verified_and_its_ca_changes_under_traffic(world: Worl
                 trust(first, second)
                 await trusted(second)
                 second.issue(host).write(directory)
-                await asyncio.sleep(2)
+                await until(lambda: issuer(ipv4(7)) == "second", "the picker shows the new certificate")
+                await answered(seen, 100)
                 trust(second)
-                await asyncio.sleep(1)
+                await until(lambda: not trusts(first), "Envoy trusts the new CA alone")
+                await answered(seen, 100)
             assert failures(seen) == {}
-            assert seen["verified 200"] > 200
         # A picker that comes anew is verified: by a CA that did not sign its certificate it is not trusted.
         trust(wrong)
         await trusted(wrong)
+        before = refused()
         async with picker(world, wanted, ipv4(7), f"--cert-path={directory}"):
-            await asyncio.sleep(2)
+            await until(lambda: refused() > before, "Envoy has refused the certificate")
             status, _, _ = await asking.ask("verified")
             assert status == 503
             trust(second)
-            await asking.wait_served("verified", seconds=10)
+            await asking.wait_served("verified")
 
 
 async def test_a_grpc_route_to_an_h2c_pool(world: World) -> None:
@@ -127,7 +165,7 @@ async def test_a_grpc_route_to_an_h2c_pool(world: World) -> None:
             grpc.aio.insecure_channel(f"127.0.0.1:{LISTENER_PORT}", options=options) as channel,
         ):
             call: Any = channel.unary_unary("/test.Test/Echo")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG_SECONDS):
                 while True:
                     with contextlib.suppress(grpc.aio.AioRpcError):
                         assert await call(b"abc") == b"cba"
@@ -163,19 +201,19 @@ async def test_the_controller_dies_under_load(pools: Pools) -> None:
     world = pools.world
     await pools.apply_route("dies", {"backendRefs": [backend(pools.a), backend(pools.b)]})
     async with load(pools.client, "dies") as seen:
-        await asyncio.sleep(1)
+        await answered(seen, 100)
         world.controller.process.kill()
         world.controller.process.wait()
         # A change that it misses: it must be there once the controller is back.
         missed = world.add_pod("a-missed", "a", ipv4(13))
-        await asyncio.sleep(2)
+        await answered(seen, 200)
         world.restart_controller()
         await until(controller_ready, "the controller is ready again")
         await asyncio.to_thread(world.wait_pool, pools.a, *A, f"{ipv4(13)}:8000")
         world.api.delete(missed)
         await asyncio.to_thread(world.wait_pool, pools.a, *A)
+        await answered(seen, 10)
     assert failures(seen) == {}
-    assert seen["dies 200"] > 300
 
 
 async def test_a_pool_of_a_rule_is_deleted_under_load(pools: Pools) -> None:
@@ -188,17 +226,19 @@ async def test_a_pool_of_a_rule_is_deleted_under_load(pools: Pools) -> None:
         await pools.apply_route("loses", {"backendRefs": [backend(pools.a, 70), backend(doomed, 30)]})
         await asyncio.to_thread(world.wait_pool, doomed, *B, picker=f"{ipv4(99)}:9002")
         async with load(pools.client, "loses") as seen:
-            await asyncio.sleep(1)
+            await answered(seen, 100)
             assert failures(seen) == {}
             world.api.delete(doomed)
             await until(lambda: seen["loses 500"] > 0, "the share of the deleted pool is answered 500")
-            await asyncio.sleep(1)
-        # In between, its endpoints are gone already and its route is not: its share alone fails, for a moment.
+            # Those that were on their way with the route of before are over.
+            await answered(seen, 50)
+            between = seen["loses 503"]
+            await answered(seen, 100)
+        # In between, its endpoints are gone already and its route is not: its share alone fails, until it is.
         assert set(seen) <= {"loses 200", "loses 500", "loses 503"}, seen
-        assert seen["loses 503"] < seen["loses 200"], seen
+        assert seen["loses 503"] == between, seen
     shares = await pools.shares("loses", 400)
-    # Four and a half sigma of a binomial of 400 at 0.3: 41.
-    assert 79 <= shares["500"] <= 161, shares
+    assert is_likely(0.3, shares["500"], 400), shares
     assert set(shares) == {*A, "500"}
     # The reason, as Gateway API says: in the route's status.
     parents = world.api.get(route("loses"))["status"]["parents"]
@@ -207,7 +247,7 @@ async def test_a_pool_of_a_rule_is_deleted_under_load(pools: Pools) -> None:
 
 
 async def test_churn_costs_no_request(pools: Pools) -> None:
-    """Pods come and go, pools and routes change, 10 changes a second, with requests all along."""
+    """Pods come and go, pools and routes change, with a few requests between any two changes."""
     world = pools.world
     await pools.apply_route("churn", {"backendRefs": [backend(pools.a, 50), backend(pools.b, 50)]})
     before = world.picker_counters(pools.a)
@@ -216,13 +256,13 @@ async def test_churn_costs_no_request(pools: Pools) -> None:
             name, address = f"churn-{turn % 4}", ipv4(100 + turn % 4)
             pod = world.add_pod(name, "a", address)
             world.api.apply(route(f"other-{turn % 5}", {"backendRefs": [backend(pools.a)]}))
-            await asyncio.sleep(0.2)
+            await answered(seen, 10)
             world.api.apply(route("churn", {"backendRefs": [backend(pools.a, 40 + turn % 20), backend(pools.b, 50)]}))
             world.api.apply({**pools.b, "metadata": {**pools.b["metadata"], "labels": {"turn": str(turn)}}})
-            await asyncio.sleep(0.2)
+            await answered(seen, 10)
             # As a cluster does it: first not ready, then gone.
             world.set_pod(pod, address, ready=False)
             world.api.delete(pod, route(f"other-{(turn + 2) % 5}"))
-        await asyncio.sleep(1)
+        await asyncio.to_thread(world.wait_pool, pools.a, *A)
+        await answered(seen, 50)
     assert failures(seen) == {}, (before, world.picker_counters(pools.a))
-    assert seen["churn 200"] > 500

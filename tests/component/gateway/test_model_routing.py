@@ -7,7 +7,6 @@ import collections
 import contextlib
 import gzip
 import json
-import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,10 +209,9 @@ async def test_answers_stream_and_outlive_the_controller(tmp_path: Path):
             all_of.servers[0].go_on.set()
             assert first + await answer.read() == expected_events()
         # Nobody can say which model it is: refused, and sent to no other pool. What has no JSON body passes.
-        started = time.monotonic()
+        # Long before any time limit of Envoy's: those are longer than the client's.
         assert (await all_of.ask("model-a"))[0] == 503
         assert (await all_of.ask("unknown", "/web"))[0] == 503
-        assert time.monotonic() - started < 6
         assert (await all_of.stack.ask("/web", "GET"))[0] == 200
 
 
@@ -221,20 +219,21 @@ async def test_the_end_of_one_controller_of_two_costs_what_it_was_answering(tmp_
     async with routed(tmp_path, controllers=2) as all_of:
         assert (await all_of.ask("model-a"))[0] == 200
         statuses: collections.Counter[int] = collections.Counter()
+        at_once, left, stopped = 8, iter(range(300)), asyncio.Event()
 
-        async def one() -> None:
-            status, _ = await all_of.ask("model-a")
-            statuses[status] += 1
-
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(300):
-                tasks.create_task(one())
+        async def client() -> None:
+            for number in left:
                 if number == 100:
-                    tasks.create_task(all_of.stack.controllers[0].stop(0))
-                await asyncio.sleep(0.005)
-        # Whose question was half answered cannot be asked again: these few, and only these.
+                    await all_of.stack.controllers[0].stop(0)
+                    stopped.set()
+                status, _ = await all_of.ask("model-a")
+                statuses[status] += 1
+
+        await asyncio.gather(*(client() for _ in range(at_once)))
+        # Whose question was half answered cannot be asked again: those that were on their way, and only these.
+        assert stopped.is_set()
         assert set(statuses) <= {200, 503}
-        assert statuses[200] > 250, statuses
+        assert statuses[503] <= at_once, statuses
 
 
 async def test_a_body_that_is_too_long_is_refused_where_it_would_be_read(tmp_path: Path):

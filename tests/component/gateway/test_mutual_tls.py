@@ -17,6 +17,7 @@ from headrace.certificates import InvalidCertificate
 from headrace.gateway.tls import mutual_credentials
 
 from ...certificates import Authority, Pair
+from ...hang import HANG_SECONDS
 
 HOST = "hook.test"
 _OPTIONS = [("grpc.ssl_target_name_override", HOST)]
@@ -39,7 +40,7 @@ class Serving:
         )
         async with grpc.aio.secure_channel(f"127.0.0.1:{self.port}", credentials, options=_OPTIONS) as channel:
             call: Any = channel.unary_unary("/test.Test/Echo")
-            yield lambda: call(b"ping", timeout=5)
+            yield lambda: call(b"ping", timeout=HANG_SECONDS)
 
     async def lets_in(self, server_ca: Authority, client: Pair | None) -> bool:
         """Whether a new connection gets an answer."""

@@ -39,16 +39,16 @@ async def test_a_picker_that_comes_later_and_annotations_that_change(world: Worl
     await until(lambda: PICK in filters_of(world, "later"), "the route is there")
     assert OBSERVE not in filters_of(world, "later")
     world.add_picker_service(wanted, ipv4(92))
-    await until(lambda: OBSERVE in filters_of(world, "later"), "the picker's Service says that it is ours", 15)
+    await until(lambda: OBSERVE in filters_of(world, "later"), "the picker's Service says that it is ours")
     assert "a stream of its own, observation off" in resolved(world, wanted)
     wanted["metadata"]["annotations"] = {
         "headrace.dev/request-body-mode": "BUFFERED",
         "headrace.dev/response-observation": "all",
     }
     world.api.apply(wanted)
-    await until(lambda: '"BUFFERED"' in json.dumps(filters_of(world, "later")[PICK]), "the annotations", 15)
+    await until(lambda: '"BUFFERED"' in json.dumps(filters_of(world, "later")[PICK]), "the annotations")
     assert '"response_body_mode": "STREAMED"' in json.dumps(filters_of(world, "later")[OBSERVE])
     assert "request bodies BUFFERED" in resolved(world, wanted)
     # No longer ours: the protocol's own mode.
     world.api.patch(service("later-epp", 9002), {"metadata": {"annotations": {"headrace.dev/endpoint-picker": None}}})
-    await until(lambda: OBSERVE not in filters_of(world, "later"), "one stream both ways", 15)
+    await until(lambda: OBSERVE not in filters_of(world, "later"), "one stream both ways")

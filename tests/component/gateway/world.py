@@ -18,6 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from ...certificates import Authority
+from ...hang import HANG_SECONDS
 from ...integration.apiserver import running as running_api
 from ..epp.picker import PickerProcess, start_picker
 from ..epp.servers import ModelServer
@@ -29,7 +30,6 @@ from .processes import Running, started, wait_until
 SERVER_NAME = "headrace-gateway.envoy-gateway-system.svc"
 # Envoy Gateway itself takes 8080, 8081, 9443 and 18000 to 19001.
 HEALTH_PORT, METRICS_PORT = 7081, 7091
-APPLIED_SECONDS = 60.0
 
 
 @dataclass
@@ -77,14 +77,16 @@ class World:
     def admin(self, path: str) -> Any:
         """A JSON page of Envoy's admin port; None while there is no Envoy."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{envoy_gateway.ADMIN_PORT}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{envoy_gateway.ADMIN_PORT}{path}", timeout=HANG_SECONDS
+            ) as answer:
                 return json.loads(answer.read())
         except OSError:
             return None
 
     def picker_counters(self, pool: Object) -> dict[str, int]:
         """What Envoy counted of a pool's picker that tells why it was not asked: for failures' messages."""
-        kinds = "health_check|keepalive|membership_change|update_success|cx_destroy|cx_connect|cx_total"
+        kinds = "health_check|keepalive|fail_verify|membership_change|update_success|cx_destroy|cx_connect|cx_total"
         prefix = f"cluster.{cluster_name(pool)}/epp."
         stats = (self.admin(f"/stats?format=json&filter={kinds}") or {}).get("stats", [])
         found = {stat["name"]: stat["value"] for stat in stats if stat.get("name", "").startswith(prefix)}
@@ -104,11 +106,10 @@ class World:
                     hosts.append(f"{address['address']}:{address['port_value']}")
         return {name: sorted(hosts) for name, hosts in found.items()}
 
-    def wait_endpoints(self, cluster: str, *wanted: str, seconds: float = APPLIED_SECONDS) -> None:
+    def wait_endpoints(self, cluster: str, *wanted: str) -> None:
         """Until a cluster of that name has exactly these endpoints."""
         wait_until(
             lambda: self.endpoints(cluster).get(cluster) == sorted(wanted),
-            seconds,
             f"{cluster} with {sorted(wanted)}",
             alive=self.envoy_gateway,
         )
@@ -130,7 +131,7 @@ class World:
 def controller_ready() -> bool:
     """Whether /readyz says so."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{HEALTH_PORT}/readyz", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{HEALTH_PORT}/readyz", timeout=HANG_SECONDS) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -175,12 +176,10 @@ def running_world(repository: Path, directory: Path) -> Iterator[World]:
         ]
         # Ended in the reverse order: Envoy Gateway, and Envoy with it, before the controller that they ask.
         controller = stack.enter_context(started("controller", command, directory))
-        controller.wait_until(controller_ready, 60, "the gateway controller is ready")
+        controller.wait_until(controller_ready, "the gateway controller is ready")
         gateway = stack.enter_context(envoy_gateway.running(api, binaries, directory / "envoy-gateway"))
         world = World(Api(api.kubeconfig), api.kubeconfig, binaries, directory, gateway, command, controller, stack)
-        wait_until(
-            lambda: (world.admin("/server_info") or {}).get("state") == "LIVE", 90, "Envoy is live", alive=gateway
-        )
+        wait_until(lambda: (world.admin("/server_info") or {}).get("state") == "LIVE", "Envoy is live", alive=gateway)
         yield world
 
 
@@ -252,13 +251,12 @@ class Client:
         *,
         body: bytes | None = b'{"model":"base","prompt":"hi"}',
         headers: Mapping[str, str] | None = None,
-        seconds: float = 30.0,
     ) -> tuple[int, dict[str, Any], str]:
         """Status, what the server saw (empty if none did), and the body as text. No body means GET."""
         everything = {"host": f"{route}.example", "content-type": "application/json", **(headers or {})}
         url = f"http://127.0.0.1:{self.port}{path}"
         method = "GET" if body is None else "POST"
-        timeout = aiohttp.ClientTimeout(total=seconds)
+        timeout = aiohttp.ClientTimeout(total=HANG_SECONDS)
         async with self.session.request(method, url, data=body, headers=everything, timeout=timeout) as answer:
             text = (await answer.read()).decode(errors="replace")
             try:
@@ -267,11 +265,11 @@ class Client:
                 seen = {}
             return answer.status, seen if isinstance(seen, dict) else {}, text
 
-    async def wait_served(self, route: str, seconds: float = APPLIED_SECONDS, **arguments: Any) -> dict[str, Any]:
+    async def wait_served(self, route: str, **arguments: Any) -> dict[str, Any]:
         """Until a request is answered 200: the picker may still be reading its pool. What the server saw."""
         last: object = None
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(HANG_SECONDS):
                 while True:
                     with contextlib.suppress(aiohttp.ClientError):
                         status, seen, text = await self.ask(route, **arguments)
@@ -280,7 +278,7 @@ class Client:
                         last = (status, text[:200])
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise AssertionError(f"{route}: no answer within {seconds} s, last {last}") from None
+            raise AssertionError(f"{route}: no answer within {HANG_SECONDS} s, last {last}") from None
 
 
 @asynccontextmanager
@@ -290,11 +288,11 @@ async def client() -> AsyncIterator[Client]:
         yield Client(session)
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], what: str) -> None:
     """Until a condition on the cluster holds."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(HANG_SECONDS):
             while not await asyncio.to_thread(condition):  # noqa: ASYNC110 (other processes)
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise AssertionError(f"not within {seconds} s: {what}") from None
+        raise AssertionError(f"not within {HANG_SECONDS} s: {what}") from None

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-TIMEOUT = 30.0
+from ...hang import HANG_SECONDS
+
+TIMEOUT = HANG_SECONDS
 MODEL = "test/model"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
 import pytest
 
 from .client import Client
-from .process import MODEL
+from .process import MODEL, simulator
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Count."}]}
 COMPLETION = {"model": MODEL, "prompt": "Once upon a time"}
@@ -233,23 +234,20 @@ async def test_health_ping_and_load(client: Client) -> None:
     assert (await client.get("/load")).json() == {"server_load": 0}
 
 
-async def test_a_client_that_leaves_frees_the_engine(client: Client) -> None:
-    body = {**COMPLETION, "max_tokens": 8000, "ignore_eos": True}
-    aborted = await client.metric("request_success_total", finished_reason="abort")
-
-    async def stream_and_leave() -> None:
-        async with client.session.post(client.url + "/v1/completions", json={**body, "stream": True}) as response:
-            await response.content.readline()
-
-    async def wait_and_leave() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await client.post("/v1/completions", body)
-
-    await asyncio.gather(stream_and_leave(), wait_and_leave())
-    await client.wait_metric("request_success_total", lambda value: value == aborted + 2, finished_reason="abort")
-    assert await client.metric("num_requests_running") == 0
-    assert await client.metric("kv_cache_usage_perc") == 0
+async def test_a_client_that_leaves_frees_the_engine(session: aiohttp.ClientSession) -> None:
+    with simulator() as (_, url):
+        client = Client(session, url)
+        waiting = asyncio.create_task(
+            client.post("/v1/completions", {**COMPLETION, "max_tokens": 100_000, "ignore_eos": True})
+        )
+        async with client.endless():
+            await client.wait_metric("num_requests_running", lambda value: value == 2)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        await client.wait_metric("request_success_total", lambda value: value == 2, finished_reason="abort")
+        await client.wait_metric("num_requests_running", lambda value: value == 0)
+        await client.wait_metric("kv_cache_usage_perc", lambda value: value == 0)
 
 
 async def test_hundreds_of_streams_at_once_all_arrive_whole(client: Client) -> None:

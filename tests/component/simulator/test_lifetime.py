@@ -12,31 +12,41 @@ from ...ports import free_port
 from .client import Client
 from .process import headrace, simulator
 
-# 500 steps of 8 ms: longer than the delay below.
 LONG = {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
 
 
-async def test_a_drain_finishes_what_runs_fails_readiness_and_then_refuses(session: aiohttp.ClientSession) -> None:
-    with simulator("--drain-delay-seconds", "2") as (process, url):
+async def test_a_drain_fails_readiness_and_serves_on(session: aiohttp.ClientSession) -> None:
+    with simulator("--drain-delay-seconds", "3600") as (process, url):
         client = Client(session, url)
-        async with session.post(url + "/v1/completions", json=LONG) as stream:
+        process.terminate()
+        process.wait_log("draining")
+        health = await client.get("/health")
+        assert health.status == 503
+        assert health.headers["connection"] == "close", "the next request must go to another server"
+        assert (await client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})).status == 200
+
+
+async def test_a_drain_finishes_what_runs_and_refuses_what_comes_after_its_delay(
+    session: aiohttp.ClientSession,
+) -> None:
+    with simulator("--drain-delay-seconds", "0.5") as (process, url):
+        client = Client(session, url)
+        # The one has an end, which comes after the delay's: 500 steps of 8 ms. The other keeps the server up meanwhile.
+        async with client.endless(), session.post(url + "/v1/completions", json=LONG) as stream:
             await stream.content.readline()
             process.terminate()
             process.wait_log("draining")
-            health = await client.get("/health")
-            assert health.status == 503
-            assert health.headers["connection"] == "close", "the next request must go to another server"
-            assert (await client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})).status == 200
             # Each of these takes a step of the engine, so the loop is no busy one; the test's client has a time limit.
             while (late := await client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})).status == 200:
                 pass
             assert late.status == 503
             assert "shutting down" in late.json()["error"]["message"]
             rest = await stream.content.read()
-        assert rest.endswith(b"data: [DONE]\n\n")
-        last = json.loads(rest.split(b"\n\n")[-3][6:])
-        assert last["choices"][0]["finish_reason"] == "length"
-        assert process.wait_exit() == 0
+            assert rest.endswith(b"data: [DONE]\n\n")
+            last = json.loads(rest.split(b"\n\n")[-3][6:])
+            assert last["choices"][0]["finish_reason"] == "length"
+        # In a thread: the event loop still closes the connection of who has just left.
+        assert await asyncio.to_thread(process.wait_exit) == 0
         process.wait_log("drained")
 
 
@@ -66,12 +76,14 @@ async def test_a_drain_has_a_limit(session: aiohttp.ClientSession) -> None:
 
 async def test_nothing_listens_while_the_model_is_loaded(session: aiohttp.ClientSession) -> None:
     port = free_port()
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--startup-seconds", "2"]
-    with headrace("simulate", *arguments) as process:
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--startup-seconds"]
+    client = Client(session, f"http://127.0.0.1:{port}")
+    with headrace("simulate", *arguments, "3600") as process:
         process.wait_log("starting")
-        client = Client(session, f"http://127.0.0.1:{port}")
         with pytest.raises(aiohttp.ClientConnectorError):
             await client.get("/health")
+    with headrace("simulate", *arguments, "0.1") as process:
+        process.wait_log("starting")
         process.wait_log("serving")
         assert (await client.get("/health")).status == 200
 

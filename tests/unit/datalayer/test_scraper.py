@@ -19,6 +19,8 @@ from headrace.datalayer.metrics_page import MetricsReader
 from headrace.datalayer.scraper import Scraper, ScrapeSettings, interval, page_url
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 
+from ...hang import HANG_SECONDS
+
 SETTINGS = ScrapeSettings(busy_seconds=0.2, idle_seconds=5.0, max_pages_per_second=100.0, jitter=0.0)
 
 
@@ -73,7 +75,9 @@ async def scraped(
     store = EndpointStore()
     target = Endpoint(namespace="n", pod_name="p", address="127.0.0.1", port=runner.addresses[0][1])
     store.replace([target])
-    scraper = Scraper(store, ScrapeSettings(**settings), clock=time.monotonic, rng=Random(1))  # type: ignore[arg-type]
+    # A page is late only where a test says when.
+    limits = ScrapeSettings(**{"timeout_seconds": HANG_SECONDS, **settings})  # type: ignore[arg-type]
+    scraper = Scraper(store, limits, clock=time.monotonic, rng=Random(1))  # type: ignore[arg-type]
     record = store.get(target.key)
     assert record is not None
     try:
@@ -96,7 +100,7 @@ async def test_pages_come_over_one_connection_while_they_are_wanted() -> None:
 
     async with scraped(handler, busy_seconds=0.01) as (scraper, record, store):
         scraper.adjust([record.endpoint])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             await enough.wait()
         assert len(set(peers)) == 1
         state = store.snapshot()[0]
@@ -113,7 +117,7 @@ async def test_an_idle_server_is_asked_again_when_it_gets_a_request() -> None:
 
     async with scraped(handler, busy_seconds=0.01, idle_seconds=600.0) as (scraper, record, _):
         scraper.adjust([record.endpoint])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             await pages.acquire()
             record.started("m", 1, time.monotonic())
             while pages.locked():
@@ -141,10 +145,11 @@ async def test_a_page_without_metrics_a_slow_page_and_a_refused_connection() -> 
             await held.wait()
         return web.Response(text="nothing here\n")
 
-    async with scraped(handler, timeout_seconds=0.2) as (scraper, record, store):
+    async with scraped(handler) as (scraper, record, _):
         assert not await scraper.scrape(record)
         assert "none of the metrics" in record.scrape_error
-        slow = True
+    slow = True
+    async with scraped(handler, timeout_seconds=0.2) as (scraper, record, store):
         assert not await scraper.scrape(record)
         assert record.scrape_error == "timed out"
         held.set()
@@ -249,7 +254,7 @@ async def test_a_large_pool_is_not_asked_all_at_once() -> None:
         store.replace(pool)
         started = time.monotonic()
         scraper.adjust(pool)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG_SECONDS):
             await everyone.wait()
     # A hundred pages, each at least half of a fiftieth second after the one before.
     assert time.monotonic() - started >= 0.95
@@ -262,11 +267,11 @@ async def test_servers_that_were_just_used_share_the_pages_of_busy_ones() -> Non
         twice.release()
         return web.Response(text="vllm:num_requests_running 0\n")
 
-    async with scraped(handler, busy_seconds=0.001) as (scraper, record, _):
+    async with scraped(handler, busy_seconds=0.001, idle_seconds=600.0) as (scraper, record, _):
         record.started("m", 1, time.monotonic())
         record.finished("m", 1, time.monotonic())
         scraper.adjust([record.endpoint])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             await twice.acquire()
             await twice.acquire()
         # Nothing is on its way there, and yet its load may change: it is one of the busy.

@@ -15,6 +15,7 @@ from headrace.flowcontrol.config import BandConfig
 from headrace.scheduling import EndpointState
 from headrace.scheduling.saturation import ConcurrencyDetector
 
+from ...hang import HANG_SECONDS
 from .values import request, settings, state
 
 
@@ -181,7 +182,7 @@ async def test_a_wait_ends_without_anybody_telling_of_a_change() -> None:
     (waiting,) = pool.start("a")
     await settle()
     pool.places = 1
-    assert await asyncio.wait_for(waiting, 5.0) is None
+    assert await asyncio.wait_for(waiting, HANG_SECONDS) is None
 
 
 async def test_bounds_refuse_with_429() -> None:

@@ -19,6 +19,7 @@ from headrace.gateway.snapshot import Object, Snapshot, parse_pools
 from headrace.gateway.watch import GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS
 from headrace.gateway.xds_names import TESTED_VERSIONS, RuleName, parse_route_name, untested_version
 from headrace.kube.client import ApiError, Resource
+from tests.hang import HANG_SECONDS
 from tests.unit.gateway import objects as o
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,6 +42,7 @@ class State:
         self.lists: list[Resource] = []
         self.now = 100.0
         self._changed = asyncio.Event()
+        self.awaited = asyncio.Event()
         self.knowledge = Knowledge(self, self.listed, Metrics(), clock=lambda: self.now)
 
     def change(self, snapshot: Snapshot) -> None:
@@ -49,6 +51,7 @@ class State:
         self._changed.set()
 
     async def wait_news(self, seen: int) -> None:
+        self.awaited.set()
         while self.news == seen:
             self._changed.clear()
             await self._changed.wait()
@@ -159,21 +162,23 @@ async def test_a_pool_is_remembered_unless_it_is_known_to_be_gone():
     assert (await state.ask(rule("r"))).pools == {}
 
 
-async def test_a_call_waits_a_moment_for_the_news_it_is_about():
+async def test_a_call_waits_a_moment_for_the_news_it_is_about(monkeypatch: pytest.MonkeyPatch):
+    # The moment is so long here that only the news can end it.
+    monkeypatch.setattr("headrace.gateway.knowledge._NEWS_SECONDS", 100 * HANG_SECONDS)
     state = State(known())
     await state.ask(rule("r"))
     call = asyncio.create_task(state.ask(rule("r")))
-    await asyncio.sleep(0.02)
-    assert not call.done()
-    state.change(known(services=[o.service()]))
-    async with asyncio.timeout(0.03):
+    async with asyncio.timeout(HANG_SECONDS):
+        await state.awaited.wait()
+        assert not call.done()
+        state.change(known(services=[o.service()]))
         assert (await call).services
 
 
 async def test_a_call_without_news_is_answered_all_the_same():
     state = State(known())
     await state.ask(rule("r"))
-    async with asyncio.timeout(0.2):
+    async with asyncio.timeout(HANG_SECONDS):
         await state.ask(rule("r"))
 
 
@@ -186,7 +191,7 @@ async def test_a_list_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch):
 
     state = State(o.snapshot())
     state.knowledge = Knowledge(state, hang, Metrics())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(HANG_SECONDS):
         assert not (await state.ask(rule("r"), rule("g", kind="grpcroute"))).http_routes
 
 

@@ -15,6 +15,8 @@ from headrace.kube import lease as lease_module
 from headrace.kube.client import ApiError
 from headrace.kube.lease import Elector, LeaseSettings
 
+from ...hang import HANG_SECONDS
+
 
 class Clock:
     now = 1000.0
@@ -140,9 +142,10 @@ async def test_a_hanging_api_server_does_not_make_a_holder_stay_too_long(
 
 async def test_a_holder_that_leaves_is_replaced_at_once(server: Server) -> None:
     clock = Clock()
-    a, b = elector("a", clock), elector("b", clock)
+    began = asyncio.Event()
+    a, b = elector("a", clock, lambda leading: began.set()), elector("b", clock)
     running = asyncio.create_task(a.run())
-    await asyncio.sleep(0.01)
+    await asyncio.wait_for(began.wait(), HANG_SECONDS)
     assert a.leading
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -16,6 +16,8 @@ from local_cluster import node
 from local_cluster.nodes import digest
 from local_cluster.settings import Node
 
+from ...hang import HANG_SECONDS
+
 TOOL = Path(node.__file__).parents[1]
 PROGRAM = """
 import sys
@@ -26,7 +28,7 @@ supervise([Service.of(script, folder) for script in sorted(folder.glob("*.sh"))]
 """
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = HANG_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -44,12 +46,13 @@ def test_a_service_that_ends_is_started_again_and_the_others_are_left_alone(tmp_
     try:
         failing, log = tmp_path / "failing.log", tmp_path / "steady.log"
         wait_for(lambda: failing.exists() and failing.read_text().count("started") >= 2)
+        wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
         steady = int(log.read_text())
         os.kill(steady, signal.SIGKILL)
-        wait_for(lambda: len(log.read_text().split()) == 2)
+        wait_for(lambda: log.read_text().count("\n") == 2)
         steady = int(log.read_text().split()[1])
         process.terminate()
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=HANG_SECONDS)
     finally:
         process.kill()
         if steady:
