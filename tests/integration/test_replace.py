@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from headrace.core.translated import ROUTES_TRANSLATED, TranslatedRoute, uid_of, write_routes
+
 from ..hang import HANG_SECONDS
 from ..ports import free_port
 from .replacement import GA, Cut, Stage, kill, replaced, rule, simple
@@ -101,6 +103,47 @@ def test_a_whole_replacement_over_many_routes(stage: Stage) -> None:
     assert stage.specs() == replaced(stage, before)
     events = stage.api.get("events", "-n", stage.namespace)["items"]
     assert {"Shifting", "Completed"} <= {event["reason"] for event in events}
+
+
+def test_a_step_is_done_when_the_gateway_says_that_it_is_translated(stage: Stage) -> None:
+    stage.route("one", rule(stage.pool_ref("old", 1)))
+    route = stage.api.get("httproute", "one", "-n", stage.namespace)["metadata"]
+
+    def say(generation: int) -> None:
+        entry = {
+            "parentRef": {"name": "gateway"},
+            "conditions": [{
+                "type": ROUTES_TRANSLATED, "status": "True", "reason": "Translated",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+                "message": write_routes([
+                    TranslatedRoute(("HTTPRoute", stage.namespace, "one"), generation, uid_of(route), "0")
+                ]),
+            }],
+        }  # fmt: skip
+        patch = json.dumps({"status": {"parents": [entry]}})
+        done = stage.api.kubectl(
+            *("patch", "inferencepool", f"{stage.name}-old", "-n", stage.namespace),
+            *("--subresource=status", "--type=merge", "-p", patch),
+        )
+        assert done.returncode == 0, done.stderr
+
+    def generation() -> int:
+        return int(stage.api.get("httproute", "one", "-n", stage.namespace)["metadata"]["generation"])
+
+    say(route["generation"])
+    process = stage.start(stage.plan(steps=[100]))
+    deadline = time.monotonic() + 60
+    while generation() == route["generation"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # The route is written. Without the word of the gateway the replacement stays at this step.
+    patched = generation()
+    time.sleep(3)
+    assert stage.kept()["phase"] == "Preparing"
+    assert generation() == patched
+    say(1_000)
+    code, output = stage.finish(process)
+    assert code == 0, output
 
 
 @pytest.mark.parametrize(

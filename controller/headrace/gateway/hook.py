@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -25,7 +25,7 @@ _NOTES_LOGGED = 50
 
 class Hook:
     """Answers PostTranslateModify. `snapshot` gives what to translate from, for the rules that a call names;
-    `on_translated` is told of each translation."""
+    `on_translated` is told of each translation, of the rules that it was about, and of what it was made from."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Hook:
         metrics: Metrics,
         *,
         verify_by_default: bool,
-        on_translated: Callable[[Translation], None] = lambda _: None,
+        on_translated: Callable[[Translation, Mapping[str, frozenset[RuleName]], Snapshot], None] = lambda *_: None,
     ) -> None:
         self._snapshot = snapshot
         self._metrics = metrics
@@ -55,7 +55,8 @@ class Hook:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"PostTranslateModifyRequest cannot be read: {error}")
             raise
         try:
-            snapshot = await self._snapshot(named_rules(request))
+            named = named_rules(request)
+            snapshot = await self._snapshot(frozenset().union(*named.values()))
         except RuntimeError as error:
             # Envoy Gateway keeps the configuration that it has, and tries again.
             self._metrics.translations.labels("failed").inc()
@@ -66,7 +67,7 @@ class Hook:
         self._metrics.translations.labels("ok").inc()
         self._metrics.translation_seconds.observe(time.perf_counter() - started)
         self._metrics.translation_notes.set(len(translation.notes))
-        self._on_translated(translation)
+        self._on_translated(translation, named, snapshot)
         return translation.response.SerializeToString(deterministic=True)
 
     def _log(self, translation: Translation) -> None:

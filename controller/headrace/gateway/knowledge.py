@@ -1,11 +1,12 @@
 """What a hook call is translated from: the informers' state, and one bounded list of each kind that lacks something.
 
 Envoy Gateway calls the hook once for a change, and not again when our informers have caught up with it. The informers
-hear of a change when Envoy Gateway does, and its way to the hook is longer. Three things make up for the rest:
+hear of a change when Envoy Gateway does, and its way to the hook is longer. Four things make up for the rest:
 
 - what has arrived is read before the answer, and a call that no news has preceded waits a moment for its news;
 - a kind with no open watch is listed, and so is one that lacks an object which the call names;
-- where a list fails, a route and its pools keep what their last translation had."""
+- where a list fails, a route and its pools keep what their last translation had;
+- what was translated from an older state all the same is translated again: see `in_effect` and `nudge`."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Informers(Protocol):
 
     @property
     def news(self) -> int:
-        """How many times a kind that is translated has changed."""
+        """How many times something that a translation depends on has changed."""
 
     async def wait_news(self, seen: int) -> None:
         """Until `news` is no longer `seen`."""

@@ -34,6 +34,7 @@ OBSERVED_METADATA = "x-headrace-observed"
 # On a pool.
 BODY_MODE_ANNOTATION = "headrace.dev/request-body-mode"
 OBSERVATION_ANNOTATION = "headrace.dev/response-observation"
+POOL_ANNOTATIONS = (BODY_MODE_ANNOTATION, OBSERVATION_ANNOTATION)
 
 DESTINATION = "x-gateway-destination-endpoint"
 SERVED = "x-gateway-destination-endpoint-served"

@@ -1,120 +1,147 @@
 """Has Envoy Gateway call the hook again when a translation is out of date and nothing else would make it call.
 
 Envoy Gateway does not watch what picks for a pool: its picker's Service and policy; and of the pool it looks at changes
-of the spec alone, not at annotations. It does take the whole pool, status included, into what it compares; so once the
-pool's status says its new plan, any reconcile leads to a call. A ReferenceGrant of the controller's own, which permits
-nothing that is there, is changed to cause one."""
+of the spec alone, not at annotations. A change of a route or a grant it may tell of before our informers have heard of
+it. It takes the pools that get requests, status included, into what it compares. So their status says that routes are
+translated again (see `in_effect`), and a ReferenceGrant of the controller's own, which permits nothing that is there,
+is changed to have Envoy Gateway compare."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from headrace.core import GA_GROUP
+from headrace.core.translated import RouteKey
+from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.names import PoolKey
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import GATEWAY_GROUP, POOL_KIND, Snapshot
+from headrace.gateway.status import GatewayKey
 from headrace.gateway.watch import REFERENCE_GRANTS
+from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError
 from headrace.kube.patch import apply
 
 logger = logging.getLogger(__name__)
 
 GRANT_NAME = "headrace-gateway-retranslate"
-# A call that comes by itself, and the write of the status, come first.
+# Changes that come together are looked at together.
+_SETTLE_SECONDS = 0.1
+# A call that comes by itself comes first.
 _PATIENCE_SECONDS = 1.0
-# The Envoy Gateway that made a translation here may ask another replica by now: then a change is out of our sight.
-_TRIES = 5
+# Another replica is asked, and sees to it by itself.
+_PATIENCE_FOR_OTHERS_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 60.0
+# After so many attempts without a call, Envoy Gateway asks another replica.
+_ATTEMPTS = 5
+
+
+@dataclass
+class _Spell:
+    """A Gateway that is out of date: with which routes, since when, and when something is done about it next."""
+
+    routes: Mapping[RouteKey, str]
+    due: float
+    attempts: int = 0
 
 
 class Nudge:
     """Call `changed` after changes, `translated` after translations; `run` causes calls.
 
-    `namespace` is where the grant is kept; "" causes none."""
+    `said` waits until the pools' status is written. `compare` has Envoy Gateway compare, see `touch_grant`."""
 
     def __init__(
         self,
-        client: Any,
-        namespace: str,
-        snapshot: Callable[[], Snapshot],
+        in_effect: InEffect,
+        said: Callable[[], Awaitable[None]],
+        compare: Callable[[], Awaitable[None]],
         metrics: Metrics,
         *,
-        verify_by_default: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
-        self._namespace = namespace
-        self._snapshot = snapshot
+        self._in_effect = in_effect
+        self._said = said
+        self._compare = compare
         self._metrics = metrics
-        self._verify_by_default = verify_by_default
-        self._in_effect: dict[PoolKey, str] | None = None
-        self._asked = False
+        self._clock = clock
+        self._spells: dict[GatewayKey, _Spell] = {}
         self._due = asyncio.Event()
 
     def changed(self) -> None:
-        """Something that a plan depends on may have changed. Not to be called before everything has been listed."""
-        if self._in_effect is None:
-            # What another replica translated, or this one before a restart, was as it is now.
-            self._in_effect = self._plans()
+        """Something that a translation depends on may have changed. Not to be called before everything has been
+        listed."""
+        self._in_effect.start()
         self._due.set()
 
-    def translated(self, plans: Mapping[PoolKey, str]) -> None:
-        """These plans are in effect now."""
-        self._asked = True
-        self._in_effect = {**(self._in_effect or {}), **plans}
+    def translated(self, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot) -> None:
+        """A hook call about these rules of these route configurations was answered from this snapshot."""
+        self._in_effect.translated(named, snapshot)
         self._due.set()
-
-    def stale(self) -> dict[PoolKey, str]:
-        """The pools whose plan is another than the one in effect, with that other plan."""
-        if self._in_effect is None:
-            return {}
-        now = self._plans()
-        self._in_effect = {key: plan for key, plan in self._in_effect.items() if key in now}
-        return {key: now[key] for key, plan in self._in_effect.items() if now[key] != plan}
-
-    def _plans(self) -> dict[PoolKey, str]:
-        snapshot = self._snapshot()
-        verify = self._verify_by_default
-        return {key: pool_plan(snapshot, pool, verify_by_default=verify) for key, pool in snapshot.pools.items()}
 
     async def run(self) -> None:
-        """Watch over the plans until cancelled."""
-        if not self._namespace:
-            logger.warning("no --namespace: a change of a picker's Service waits for the next change of a route")
-        tries = 0
-        before: dict[PoolKey, str] = {}
+        """Watch over what is in effect until cancelled."""
         while True:
             await self._due.wait()
-            await asyncio.sleep(_PATIENCE_SECONDS)
+            await asyncio.sleep(_SETTLE_SECONDS)
             self._due.clear()
-            found = self.stale()
-            if found != before:
-                tries, before = 0, found
-            if not found or not self._namespace:
-                continue
-            if tries == (_TRIES if self._asked else 1):
-                logger.info("Envoy Gateway asks here for no translation of %s", sorted("/".join(key) for key in found))
-                self._in_effect = {**(self._in_effect or {}), **found}
-                continue
-            tries += 1
-            await self._cause_call()
-            asyncio.get_running_loop().call_later(2.0**tries, self._due.set)
+            pause = await self.step()
+            if pause is not None:
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._due.wait()
+                except TimeoutError:
+                    self._due.set()
 
-    async def _cause_call(self) -> None:
-        grant = {
-            "apiVersion": f"{REFERENCE_GRANTS.group}/{REFERENCE_GRANTS.version}",
-            "kind": "ReferenceGrant",
-            "metadata": {"name": GRANT_NAME, "namespace": self._namespace},
-            "spec": {
-                "from": [{"group": GATEWAY_GROUP, "kind": "HTTPRoute", "namespace": self._namespace}],
-                "to": [{"group": GA_GROUP, "kind": POOL_KIND, "name": f"none-{time.time_ns():x}"}],
-            },
-        }
-        try:
-            await apply(self._client, REFERENCE_GRANTS, grant, force=True)
-        except ApiError as error:
-            logger.warning("ReferenceGrant %s/%s is not written: %s", self._namespace, GRANT_NAME, error)
+    async def step(self) -> float | None:
+        """Do what is due now. The seconds until something is due next; None: nothing is."""
+        stale, now = self._in_effect.stale(), self._clock()
+        self._spells = {gateway: spell for gateway, spell in self._spells.items() if gateway in stale}
+        for gateway, routes in stale.items():
+            spell = self._spells.get(gateway)
+            if spell is None or spell.routes != routes:
+                asked = self._in_effect.is_asked(gateway)
+                due = now + (_PATIENCE_SECONDS if asked else _PATIENCE_FOR_OTHERS_SECONDS)
+                # Changes that go on must not put it off for ever.
+                self._spells[gateway] = _Spell(routes, due if spell is None else min(due, spell.due))
+        overdue = {gateway: spell for gateway, spell in self._spells.items() if spell.due <= now}
+        if overdue:
+            await self._retranslate(overdue)
+        waiting = [spell.due for spell in self._spells.values()]
+        return max(0.01, min(waiting) - self._clock()) if waiting else None
+
+    async def _retranslate(self, due: Mapping[GatewayKey, _Spell]) -> None:
+        for gateway, spell in due.items():
+            if spell.attempts == _ATTEMPTS and self._in_effect.is_asked(gateway):
+                logger.info("Envoy Gateway asks here for no translation of Gateway %s", "/".join(gateway))
+                self._in_effect.forget(gateway)
+                spell.attempts = 0
+            spell.attempts += 1
+            spell.due = self._clock() + min(2.0**spell.attempts, _LONGEST_PAUSE_SECONDS)
+            if not self._in_effect.retranslate(gateway, spell.routes, spell.attempts):
+                logger.warning("Gateway %s is out of date, and no pool gets requests by it", "/".join(gateway))
+        await self._said()
+        for gateway in due:
+            self._in_effect.retranslation_is_said(gateway)
+        await self._compare()
         self._metrics.nudges.inc()
+
+
+async def touch_grant(client: Any, namespace: str) -> None:
+    """Change the controller's own ReferenceGrant, which is kept in `namespace`. A failure is logged."""
+    grant = {
+        "apiVersion": f"{REFERENCE_GRANTS.group}/{REFERENCE_GRANTS.version}",
+        "kind": "ReferenceGrant",
+        "metadata": {"name": GRANT_NAME, "namespace": namespace},
+        "spec": {
+            "from": [{"group": GATEWAY_GROUP, "kind": "HTTPRoute", "namespace": namespace}],
+            "to": [{"group": GA_GROUP, "kind": POOL_KIND, "name": f"none-{time.time_ns():x}"}],
+        },
+    }
+    try:
+        await apply(client, REFERENCE_GRANTS, grant, force=True)
+    except ApiError as error:
+        logger.warning("ReferenceGrant %s/%s is not written: %s", namespace, GRANT_NAME, error)

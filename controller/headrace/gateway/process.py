@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
 from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
+from headrace.gateway.events import Events
 from headrace.gateway.hook import Hook
+from headrace.gateway.in_effect import InEffect
 from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.model_service import ModelService
-from headrace.gateway.nudge import Nudge
+from headrace.gateway.names import PoolKey
+from headrace.gateway.nudge import Nudge, touch_grant
 from headrace.gateway.options import Options
 from headrace.gateway.snapshot import Object, Snapshot, mappings
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
@@ -49,6 +52,7 @@ _GRPC_OPTIONS = [
 ]
 # A hook call that comes before the informers have settled waits this long; Envoy Gateway keeps its configuration.
 _SETTLE_SECONDS = 5.0
+_UNVERIFIED = "TLS to the endpoint picker is not verified: write a BackendTLSPolicy for its Service"
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
 
@@ -103,8 +107,14 @@ class Process:
             background = [
                 tasks.create_task(self._watch.run(), name="informers"),
                 tasks.create_task(self._writer.run(), name="status"),
-                tasks.create_task(self._nudge.run(), name="nudge"),
+                tasks.create_task(self._events.run(), name="warning events"),
             ]
+            if self._options.namespace:
+                background.append(tasks.create_task(self._nudge.run(), name="nudge"))
+            else:
+                logger.warning(
+                    "no --namespace: what is translated from old objects waits for the next change of a route"
+                )
             logger.info("serving", extra={"ports": vars(ports)})
             on_listening(ports)
             await self._stop.wait()
@@ -121,19 +131,23 @@ class Process:
         options = self._options
         self._watch = Watch(client, self._changed, lambda kind: self._metrics.malformed_objects.labels(kind).inc())
         self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
+        self._events = Events(client, self._pool)
+        in_effect = InEffect(
+            lambda: self._watch.snapshot,
+            lambda: {key: pool for key, (_, pool) in self._writer.pools().items()},
+            options.controller_name,
+            verify_by_default=options.verify_by_default,
+        )
         self._writer = StatusWriter(
             client,
             self._watch,
             self._metrics,
             options.controller_name,
             verify_by_default=options.verify_by_default,
+            translated=in_effect.condition,
         )
         self._nudge = Nudge(
-            client,
-            options.namespace,
-            lambda: self._watch.snapshot,
-            self._metrics,
-            verify_by_default=options.verify_by_default,
+            in_effect, self._writer.written, lambda: touch_grant(client, options.namespace), self._metrics
         )
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
@@ -156,9 +170,17 @@ class Process:
         for group in (GA_GROUP, EXTENSION_GROUP):
             self._metrics.pools.labels(group).set(sum(key[0] == group for key in pools))
 
-    def _translated(self, translation: Translation) -> None:
-        self._writer.unverified(translation.unverified)
-        self._nudge.translated(translation.pools)
+    def _pool(self, key: PoolKey) -> Object | None:
+        found = self._writer.pools().get(key)
+        return found[1] if found is not None else None
+
+    def _translated(
+        self, translation: Translation, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot
+    ) -> None:
+        for key in translation.unverified:
+            self._events.warn(key, "EndpointPickerUnverified", _UNVERIFIED)
+        self._nudge.translated(named, snapshot)
+        self._writer.changed()
 
     async def _newest(self, named: frozenset[RuleName]) -> Snapshot:
         try:

@@ -5,11 +5,12 @@ there an entry is ours when the class of its Gateway is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, Pool
+from headrace.core.translated import ROUTES_TRANSLATED
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import (
@@ -54,16 +55,17 @@ def parents_of_pools(snapshot: Snapshot, controller_name: str) -> dict[PoolKey, 
             }
             if not keys:
                 continue
-            for gateway, accepted in _parents_of_route(route, namespace, snapshot, controller_name):
+            for gateway, accepted in parents_of_route(route, namespace, snapshot, controller_name):
                 for key in keys:
                     parents = found.setdefault(key, {})
                     parents[gateway] = parents.get(gateway, False) or accepted
     return found
 
 
-def _parents_of_route(
+def parents_of_route(
     route: Object, namespace: str, snapshot: Snapshot, controller_name: str
 ) -> Iterator[tuple[GatewayKey, bool]]:
+    """The Gateways of ours that a route names, each with whether it accepted the route, as far as is known."""
     statuses = list(mappings(mapping(route.get("status")).get("parents")))
     for reference in mappings(mapping(route.get("spec")).get("parentRefs")):
         if reference.get("group", GATEWAY_GROUP) != GATEWAY_GROUP or reference.get("kind", "Gateway") != "Gateway":
@@ -106,7 +108,6 @@ def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool) -> Condit
         service = snapshot.picker_service(pool)
     except UnresolvedPicker as error:
         return _condition("ResolvedRefs", False, "InvalidExtensionRef", str(error))
-    # The plan is here for its reader, and so that its change changes the pool: see `nudge`.
     plan = pool_plan(snapshot, pool, verify_by_default=verify_by_default)
     message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
     trust = find_trust(snapshot, service, verify_by_default=verify_by_default)
@@ -129,11 +130,14 @@ def wanted_status(
     written: frozenset[GatewayKey] = frozenset(),
     *,
     verify_by_default: bool = True,
+    translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
 ) -> dict[str, Any] | None:
     """The status keys to write for a pool; None where nothing is to be changed.
 
     Entries of other controllers stay, in their places. `written` are Gateways that we wrote entries for: a v1alpha2
-    entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions."""
+    entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions.
+    `translated` gives the condition that says which routes are translated; where it gives None, another replica's
+    stays."""
     field = "parents" if key[0] == GA_GROUP else "parent"
     status = mapping(pool.get("status"))
     old = list(mappings(status.get(field)))
@@ -141,7 +145,7 @@ def wanted_status(
     kept: list[dict[str, Any]] = []
     ours: dict[GatewayKey, Mapping[str, Any]] = {}
     for entry in old:
-        gateway = _gateway_of(entry, key[1])
+        gateway = gateway_of(entry, key[1])
         if gateway is not None and _is_ours(entry, key[0], gateway, snapshot, controller_name, written):
             ours[gateway] = entry
         elif not (key[0] == EXTENSION_GROUP and parents and _is_placeholder(entry)):
@@ -156,7 +160,10 @@ def wanted_status(
                 "name": gateway[1],
             },
             "conditions": _stamped(
-                conditions_of(snapshot, key, route_accepted=parents[gateway], verify_by_default=verify_by_default),
+                (
+                    *conditions_of(snapshot, key, route_accepted=parents[gateway], verify_by_default=verify_by_default),
+                    *filter(None, (translated(key, gateway),)),
+                ),
                 ours.get(gateway),
                 generation,
                 now,
@@ -170,7 +177,8 @@ def wanted_status(
     return {field: wanted}
 
 
-def _gateway_of(entry: Object, pool_namespace: str) -> GatewayKey | None:
+def gateway_of(entry: Object, pool_namespace: str) -> GatewayKey | None:
+    """The Gateway that a status entry is about; None where it is about something else."""
     reference = mapping(entry.get("parentRef"))
     if reference.get("kind", "Gateway") != "Gateway" or (reference.get("group") or GATEWAY_GROUP) != GATEWAY_GROUP:
         return None
@@ -202,7 +210,7 @@ def _stamped(
 ) -> list[dict[str, Any]]:
     """Conditions with times: the time of the last change of their status, not of this write."""
     known = {found.get("type"): found for found in mappings(mapping(old).get("conditions"))}
-    found = []
+    found: list[dict[str, Any]] = []
     for condition in conditions:
         before = known.get(condition.type)
         same = before is not None and before.get("status") == condition.status and before.get("lastTransitionTime")
@@ -216,6 +224,8 @@ def _stamped(
                 "lastTransitionTime": before["lastTransitionTime"] if same and before is not None else now,
             }
         )
+    if ROUTES_TRANSLATED in known and all(condition.type != ROUTES_TRANSLATED for condition in conditions):
+        found.append(dict(known[ROUTES_TRANSLATED]))
     return found
 
 

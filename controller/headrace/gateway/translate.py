@@ -24,7 +24,6 @@ from headrace.core import Pool
 from headrace.gateway import backend_filters, filters, model_routing, names
 from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
 from headrace.gateway.names import PoolKey
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
@@ -40,25 +39,24 @@ _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 
 @dataclass
 class Translation:
-    """The response; the pools that are served, each with its plan in words; what could not be done, for the log."""
+    """The response; the pools whose picker nobody verifies; what could not be done, for the log."""
 
     response: PostTranslateModifyResponse
-    pools: dict[PoolKey, str] = field(default_factory=dict)
     unverified: set[PoolKey] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
-def named_rules(request: PostTranslateModifyRequest) -> frozenset[RuleName]:
-    """The rules of routes that a hook call is about. What cannot be read names none."""
-    found: set[RuleName] = set()
+def named_rules(request: PostTranslateModifyRequest) -> dict[str, frozenset[RuleName]]:
+    """The rules of routes that a hook call is about, by route configuration. What cannot be read names none."""
+    found: dict[str, frozenset[RuleName]] = {}
     for content in request.routes:
         try:
             configuration = route_pb2.RouteConfiguration.FromString(content)
         except DecodeError:
             continue
-        for host in configuration.virtual_hosts:
-            found.update(name for route in host.routes if (name := parse_route_name(route.name)) is not None)
-    return frozenset(found)
+        rules = {parse_route_name(route.name) for host in configuration.virtual_hosts for route in host.routes}
+        found[configuration.name] = frozenset(rule for rule in rules if rule is not None)
+    return found
 
 
 def translate(
@@ -282,7 +280,6 @@ class _Work:
                 self.result.notes.append(f"InferencePool {'/'.join(key)}: {problem}")
             self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in plan.notes]
             self._picker_cluster(plan)
-            self.result.pools[key] = pool_plan(self._snapshot, pool, verify_by_default=self._verify_by_default)
         self._plans[key] = plan
         return plan
 

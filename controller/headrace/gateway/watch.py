@@ -12,7 +12,7 @@ from typing import Any
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.gateway import names
-from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, parse_pools
+from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, mapping, parse_pools
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
@@ -54,7 +54,7 @@ class Watch:
     `on_malformed`, with the kind's plural, for what the API server says that cannot be used.
 
     `settled` is set when every kind has been listed or is known to be absent, beside each pool too. `news` counts the
-    changes of kinds that are translated."""
+    changes that a translation depends on."""
 
     def __init__(
         self, client: Any, on_change: Callable[[], None], on_malformed: Callable[[str], None] = lambda kind: None
@@ -65,6 +65,7 @@ class Watch:
         self._reflectors: dict[_Key, Reflector] = {}
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         self._snapshot: Snapshot | None = None
+        self._marks: dict[Resource, dict[tuple[str, str], object]] = {}
         self._reshape = asyncio.Event()
         self._fresh_news = asyncio.Event()
         self.news = 0
@@ -129,7 +130,7 @@ class Watch:
 
         def changed() -> None:
             self._snapshot = None
-            if resource in TRANSLATED:
+            if resource in TRANSLATED and self._is_news(resource):
                 self.news += 1
                 self._fresh_news.set()
             if resource in (*POOLS, BACKEND_TLS_POLICIES):
@@ -148,6 +149,15 @@ class Watch:
         )
         self._reflectors[key] = found
         self._tasks[key] = asyncio.create_task(found.run(), name=f"reflector {resource} {namespace}/{name}")
+
+    def _is_news(self, resource: Resource) -> bool:
+        """Whether a translation may be another one now. The status of routes and pools, which Envoy Gateway and we
+        ourselves write after each change, makes none."""
+        now = {key: mark_of(found) for key, found in self._reflectors[(resource, "", "")].objects.items()}
+        if now == self._marks.get(resource):
+            return False
+        self._marks[resource] = now
+        return True
 
     def _follow_what_is_named(self) -> None:
         """Start and stop informers so that they are those that pools and policies call for."""
@@ -197,6 +207,13 @@ class Watch:
             pools=pools,
             bad_pools=bad,
         )
+
+
+def mark_of(found: Object) -> object:
+    """What changes with an object's spec and with the annotations that are read here."""
+    metadata = mapping(found.get("metadata"))
+    annotations = mapping(metadata.get("annotations"))
+    return (metadata.get("uid"), metadata.get("generation"), *map(annotations.get, names.POOL_ANNOTATIONS))
 
 
 def _typed(resource: Resource, objects: Mapping[tuple[str, str], Object]) -> Iterable[Object]:

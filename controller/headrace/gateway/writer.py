@@ -1,20 +1,21 @@
-"""Writes what `status` says to the API server, and a warning event where a picker is not verified."""
+"""Writes what `status` says to the API server."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from headrace.core import GA_GROUP
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import Object
-from headrace.gateway.status import GatewayKey, parents_of_pools, wanted_status
-from headrace.gateway.watch import EXTENSION_POOLS, GA_POOLS, POOLS, Watch
-from headrace.kube.client import ApiError, Resource, request
+from headrace.gateway.snapshot import Object, Snapshot
+from headrace.gateway.status import Condition, GatewayKey, parents_of_pools, wanted_status
+from headrace.gateway.watch import POOLS
+from headrace.kube.client import ApiError, Resource
 from headrace.kube.patch import patch_status
 
 logger = logging.getLogger(__name__)
@@ -22,47 +23,96 @@ logger = logging.getLogger(__name__)
 # Changes that come together are written together.
 _SETTLE_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
-_EVENTS = Resource("", "v1", "events", True)
+# Two replicas that disagree, as two versions may while they replace each other, write no oftener than this.
+_DISAGREEMENT_SECONDS = 10.0
+_WRITTEN_SECONDS = 5.0
+
+
+class Pools(Protocol):
+    """The informers, as far as status needs them."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest state."""
+
+    def objects(self, resource: Resource) -> Mapping[tuple[str, str], Object]:
+        """The newest known objects of a kind, by (namespace, name)."""
 
 
 class StatusWriter:
-    """Keeps the pools' status. Call `changed` after changes; `run` writes."""
+    """Keeps the pools' status. Call `changed` after changes; `run` writes.
+
+    `translated` gives the condition of a pool and a Gateway that says which routes are translated, or None."""
 
     def __init__(
-        self, client: Any, watch: Watch, metrics: Metrics, controller_name: str, *, verify_by_default: bool
+        self,
+        client: Any,
+        watch: Pools,
+        metrics: Metrics,
+        controller_name: str,
+        *,
+        verify_by_default: bool,
+        translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._watch = watch
         self._metrics = metrics
         self._controller_name = controller_name
         self._verify_by_default = verify_by_default
+        self._translated = translated
+        self._clock = clock
         self._due = asyncio.Event()
+        self._wanted_passes, self._passes = 0, 0
+        self._passed = asyncio.Event()
+        # What the API server answered to our own writes: the informer hears of them later.
+        self._answers: dict[PoolKey, Object] = {}
+        self._last: dict[PoolKey, tuple[object, float]] = {}
         self._written: dict[PoolKey, frozenset[GatewayKey]] = {}
-        self._warned: set[PoolKey] = set()
-        self._warnings: asyncio.Queue[PoolKey] = asyncio.Queue()
 
     def changed(self) -> None:
         """Something that status depends on may have changed."""
         self._due.set()
 
-    def unverified(self, keys: Iterable[PoolKey]) -> None:
-        """These pools' pickers are used without verification: one warning event for each."""
-        for key in keys:
-            if key not in self._warned:
-                self._warned.add(key)
-                self._warnings.put_nowait(key)
+    async def written(self) -> None:
+        """Until everything is written as it should be now, or some seconds have passed."""
+        self._wanted_passes += 1
+        wanted = self._wanted_passes
+        self._due.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WRITTEN_SECONDS):
+                while self._passes < wanted:
+                    self._passed.clear()
+                    await self._passed.wait()
 
     async def run(self) -> None:
         """Write until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._warn(), name="warning events")
-            while True:
-                await self._due.wait()
-                await asyncio.sleep(_SETTLE_SECONDS)
-                self._due.clear()
-                if not await self._write_all():
-                    # The object changed meanwhile, or the API server is away: decide again from what is new.
-                    asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._due.set)
+        while True:
+            await self._due.wait()
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._due.clear()
+            begun = self._wanted_passes
+            if await self._write_all():
+                self._passes = begun
+                self._passed.set()
+            else:
+                # The object changed meanwhile, or the API server is away: decide again from what is new.
+                asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._due.set)
+
+    def pools(self) -> dict[PoolKey, tuple[Resource, Object]]:
+        """The newest pool objects: the informers', or what our own last writes made of them."""
+        found = {
+            (resource.group, namespace, name): (resource, pool)
+            for resource in POOLS
+            for (namespace, name), pool in self._watch.objects(resource).items()
+        }
+        for key in list(self._answers):
+            known = found.get(key)
+            if known is None or not _is_newer(self._answers[key], known[1]):
+                del self._answers[key]
+            else:
+                found[key] = (known[0], self._answers[key])
+        return found
 
     async def _write_all(self) -> bool:
         """Write every status that is not as it should be. False: something has to be tried again."""
@@ -70,33 +120,41 @@ class StatusWriter:
         parents = parents_of_pools(snapshot, self._controller_name)
         all_done = True
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        for resource in POOLS:
-            for (namespace, name), pool in self._watch.objects(resource).items():
-                key = (resource.group, namespace, name)
-                own = parents.get(key, {})
-                try:
-                    status = wanted_status(
-                        pool,
-                        key,
-                        snapshot,
-                        own,
-                        self._controller_name,
-                        now,
-                        self._written.get(key, frozenset()),
-                        verify_by_default=self._verify_by_default,
-                    )
-                except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-                    # An object that nobody foresaw is no reason to leave the others without a status.
-                    logger.exception("no status for InferencePool %s", "/".join(key))
-                    continue
-                done = status is None or await self._write(resource, pool, status)
-                all_done = all_done and done
-                self._written[key] = frozenset(own) if done else self._written.get(key, frozenset()) | frozenset(own)
+        for key, (resource, pool) in self.pools().items():
+            own = parents.get(key, {})
+            try:
+                status = wanted_status(
+                    pool,
+                    key,
+                    snapshot,
+                    own,
+                    self._controller_name,
+                    now,
+                    self._written.get(key, frozenset()),
+                    verify_by_default=self._verify_by_default,
+                    translated=self._translated,
+                )
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+                # An object that nobody foresaw is no reason to leave the others without a status.
+                logger.exception("no status for InferencePool %s", "/".join(key))
+                continue
+            done = status is None or self._is_disputed(key, status) or await self._write(resource, pool, key, status)
+            all_done = all_done and done
+            self._written[key] = frozenset(own) if done else self._written.get(key, frozenset()) | frozenset(own)
         return all_done
 
-    async def _write(self, resource: Resource, pool: Object, status: dict[str, Any]) -> bool:
+    def _is_disputed(self, key: PoolKey, status: Mapping[str, Any]) -> bool:
+        """Whether somebody has just replaced the very status that is wanted. It is written later."""
+        content, until = self._last.get(key, (None, 0.0))
+        pause = until - self._clock()
+        if content != _without_times(status) or pause <= 0:
+            return False
+        asyncio.get_running_loop().call_later(pause, self._due.set)
+        return True
+
+    async def _write(self, resource: Resource, pool: Object, key: PoolKey, status: dict[str, Any]) -> bool:
         try:
-            await patch_status(self._client, resource, pool, status)
+            self._answers[key] = await patch_status(self._client, resource, pool, status)
         except ApiError as error:
             if error.status == 404:  # The pool is gone.
                 return True
@@ -105,44 +163,21 @@ class StatusWriter:
             if error.status != 409:
                 logger.warning("the status of %s %s is not written: %s", resource, pool["metadata"].get("name"), error)
             return False
+        self._last[key] = (_without_times(status), self._clock() + _DISAGREEMENT_SECONDS)
         self._metrics.status_writes.labels("ok").inc()
         return True
 
-    async def _warn(self) -> None:
-        while True:
-            key = await self._warnings.get()
-            group, namespace, name = key
-            resource = GA_POOLS if group == GA_GROUP else EXTENSION_POOLS
-            pool = self._watch.objects(resource).get((namespace, name))
-            if pool is None:
-                continue
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            event = {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"generateName": f"{name[:200]}.", "namespace": namespace},
-                "involvedObject": {
-                    "apiVersion": f"{resource.group}/{resource.version}",
-                    "kind": "InferencePool",
-                    "namespace": namespace,
-                    "name": name,
-                    "uid": pool["metadata"].get("uid", ""),
-                },
-                "type": "Warning",
-                "reason": "EndpointPickerUnverified",
-                "message": "TLS to the endpoint picker is not verified: write a BackendTLSPolicy for its Service",
-                "source": {"component": "headrace-gateway"},
-                "firstTimestamp": now,
-                "lastTimestamp": now,
-                "count": 1,
-            }
-            try:
-                await request(
-                    self._client,
-                    "POST",
-                    _EVENTS.path(namespace),
-                    body=event,
-                    content_type="application/json",
-                )
-            except ApiError as error:
-                logger.warning("no warning event for InferencePool %s/%s: %s", namespace, name, error)
+
+def _is_newer(one: Object, other: Object) -> bool:
+    """Whether an object is a newer version than another of the same uid."""
+    first, second = one["metadata"], other["metadata"]
+    try:
+        return first["uid"] == second["uid"] and int(first["resourceVersion"]) > int(second["resourceVersion"])
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_times(entry) for key, entry in value.items() if key != "lastTransitionTime"}
+    return [_without_times(entry) for entry in value] if isinstance(value, list) else value

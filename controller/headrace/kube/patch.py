@@ -10,14 +10,17 @@ from headrace.kube.client import APPLY_PATCH, MERGE_PATCH, Resource, request
 FIELD_MANAGER = "headrace"
 
 
-async def patch_status(client: Any, resource: Resource, found: Mapping[str, Any], status: Mapping[str, Any]) -> None:
-    """Replace keys of an object's status, provided that nobody changed the object since it was read.
+async def patch_status(
+    client: Any, resource: Resource, found: Mapping[str, Any], status: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Replace keys of an object's status, provided that nobody changed the object since it was read. The object then.
 
     Raises ApiError; status 409 means somebody did: read again and decide again."""
     metadata = found["metadata"]
     body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": dict(status)}
     path = resource.path(metadata.get("namespace"), metadata["name"], "status")
-    await request(client, "PATCH", path, query={"fieldManager": FIELD_MANAGER}, body=body, content_type=MERGE_PATCH)
+    query = {"fieldManager": FIELD_MANAGER}
+    return await request(client, "PATCH", path, query=query, body=body, content_type=MERGE_PATCH)
 
 
 async def apply(client: Any, resource: Resource, wanted: Mapping[str, Any], *, force: bool = False) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from headrace.replace.routes import (
     unsplittable,
 )
 from headrace.replace.state import State
+from headrace.replace.translated import Translations
 from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of, warm_up
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Cluster:
         self._plan = plan
         self._lease = lease
         self._measure = measure
+        self._translations = Translations(client, (plan.old, plan.new))
 
     # ---- reading
 
@@ -122,28 +124,38 @@ class Cluster:
 
     # ---- routes
 
-    async def shift(self, state: State, percent: int) -> Event:
-        """Give the new pool its share on every recorded route. Raises ApiError, LeaseLost."""
+    async def shift(self, state: State, percent: int) -> Event | None:
+        """Give the new pool its share on every recorded route. None: the gateway has not translated it yet.
+
+        Raises ApiError, LeaseLost."""
         routes = await self.routes()
         if event := await self._late(state, routes):
             return event
         await self._hold(state, routes)
         foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
-        return Abort(foreign) if foreign else WrittenEvent(percent)
+        if foreign:
+            return Abort(foreign)
+        return WrittenEvent(percent) if await self._translations.complete() else None
 
-    async def finalise(self, state: State) -> Event:
-        """Put the new pool in the old one's place everywhere. Raises ApiError, LeaseLost."""
+    async def finalise(self, state: State) -> Event | None:
+        """Put the new pool in the old one's place everywhere. None: the gateway has not translated it yet.
+
+        Raises ApiError, LeaseLost."""
         routes = await self.routes()
         if event := await self._late(state, routes):
             return event
         foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
         if foreign:
             return Abort(foreign)
+        if not await self._translations.complete():
+            return None
         await self._release(routes)
         return Finalised()
 
-    async def restore(self, state: State) -> Event:
-        """Give every recorded route its backends and weights back. Raises ApiError, LeaseLost."""
+    async def restore(self, state: State) -> Event | None:
+        """Give every recorded route its backends and weights back. None: the gateway has not translated it yet.
+
+        Raises ApiError, LeaseLost."""
         try:
             await self._hold(state, await self.routes())
         except ApiError as error:
@@ -166,6 +178,8 @@ class Cluster:
             logger.warning("could not restore backends and weights of %s: %s", record, refusal)
         if refused:
             raise refused[-1][1]
+        if not await self._translations.complete():
+            return None
         await self.give_back(state)
         await self._release(await self.routes())
         return Restored(tuple(left))
@@ -231,16 +245,18 @@ class Cluster:
                 return
             wanted = operations(route, record)
             if not wanted:
+                self._translations.note(record.key, route)
                 return
             await self._lease.ensure()
             try:
                 query = {"fieldManager": FIELD_MANAGER}
-                await request(self._client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
+                route = await request(self._client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
             except ApiError as error:
                 if error.status not in (404, 409, 422) or attempt == _PATCH_TRIES - 1:
                     raise
                 await asyncio.sleep(0.05 * 2**attempt)
             else:
+                self._translations.note(record.key, route)
                 return
 
     # ---- a route of our own, and the warm-up through it

@@ -58,10 +58,10 @@ class World(Protocol):
     """What is done to the cluster. All of it may raise ApiError and LeaseLost."""
 
     async def preflight(self) -> Refused | Found: ...
-    async def shift(self, state: State, percent: int) -> Event: ...
+    async def shift(self, state: State, percent: int) -> Event | None: ...
     async def warm_up(self, state: State) -> Event: ...
-    async def finalise(self, state: State) -> Event: ...
-    async def restore(self, state: State) -> Event: ...
+    async def finalise(self, state: State) -> Event | None: ...
+    async def restore(self, state: State) -> Event | None: ...
     async def give_back(self, state: State) -> None: ...
     async def discover(self, state: State) -> Event | None: ...
     async def leading_to(self, *pools: PoolRef) -> tuple[tuple[str, str, str], ...]: ...
@@ -174,7 +174,7 @@ class Runner:
             await self._sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
-    async def _act(self, state: State) -> Event:
+    async def _act(self, state: State) -> Event | None:
         plan, world = self._plan, self._world
         match state.phase:
             case Phase.PREFLIGHT:
@@ -198,13 +198,13 @@ class Runner:
             case _:
                 return await self._remove(plan.new, plan.remove_new, state.new_uid)
 
-    async def _clean_up(self, state: State) -> Event:
+    async def _clean_up(self, state: State) -> Event | None:
         removed = Removed()
         if self._plan.remove_old:
             # No route may be left leading to a pool that is gone: not one that came after the last look, nor one that
             # somebody has put back.
             event = await self._world.finalise(state)
-            if isinstance(event, Discovered):
+            if event is None or isinstance(event, Discovered):
                 return event
             if isinstance(event, Abort):
                 removed = Removed(kept=event.reason)

@@ -224,7 +224,7 @@ async def test_status_leaves_others_alone_and_is_not_written_twice(world: World,
     world.api.patch_status(wanted, {"parents" if version == V1 else "parent": [theirs]})
     told = route(name, {"backendRefs": [backend(wanted)]})
     world.api.apply(told)
-    await until(lambda: entry_of(world, wanted, "gateway") is not None, "our entry is there")
+    await until(lambda: "headrace.dev/RoutesTranslated" in str(world.parents(wanted)), "our entry is whole")
     kept = entry_of(world, wanted, "theirs")
     assert kept is not None
     assert kept["conditions"] == [condition]

@@ -16,7 +16,7 @@ from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.lacking import Missing, Recollection, lacking
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Object, Snapshot, parse_pools
-from headrace.gateway.watch import GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS
+from headrace.gateway.watch import GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS, mark_of
 from headrace.gateway.xds_names import TESTED_VERSIONS, RuleName, parse_route_name, untested_version
 from headrace.kube.client import ApiError, Resource
 from tests.hang import HANG_SECONDS
@@ -173,6 +173,23 @@ async def test_a_call_waits_a_moment_for_the_news_it_is_about(monkeypatch: pytes
         assert not call.done()
         state.change(known(services=[o.service()]))
         assert (await call).services
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_news"),
+    [
+        ({"generation": 3, "resourceVersion": "2"}, False),
+        ({"generation": 3, "labels": {"a": "b"}, "annotations": {"a": "b"}}, False),
+        ({"generation": 4}, True),
+        ({"generation": 3, "uid": "other"}, True),
+        ({"generation": 3, "annotations": {"headrace.dev/request-body-mode": "BUFFERED"}}, True),
+        ({"generation": 3, "annotations": {"headrace.dev/response-observation": "all"}}, True),
+    ],
+)
+def test_a_status_is_no_news(changed: dict[str, Any], is_news: bool):
+    before = {"metadata": {"name": "a", "generation": 3}, "status": {"parents": []}}
+    after = {"metadata": {"name": "a", **changed}, "status": {"parents": [{}]}}
+    assert (mark_of(before) != mark_of(after)) is is_news
 
 
 async def test_a_call_without_news_is_answered_all_the_same():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from headrace.core import GA_GROUP
 from headrace.gateway.base_models import base_models
 from headrace.gateway.discovery import EDS_TYPE, SDS_TYPE, SnapshotSource
+from headrace.gateway.in_effect import InEffect
 from headrace.gateway.lacking import lacking
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.status import parents_of_pools, wanted_status
@@ -76,15 +77,32 @@ def test_a_malformed_object_blocks_no_other(
         "httproute/default/badrefs/rule/0/match/0/*",
     ]
     request = o.hook_input([o.xds_route(name) for name in names], [RULE])
-    lacking(named_rules(request), found)
+    rules = named_rules(request)
+    lacking(frozenset().union(*rules.values()), found)
     result = translate(request, found)
     assert o.shares(o.routes_in(result.response)[names[0]])[0] == (A, 1)
+    raw = {(GA_GROUP, "default", "bad"): bad_pool}
+    in_effect = InEffect(lambda: found, lambda: raw, o.CONTROLLER, verify_by_default=True)
+    in_effect.start()
+    in_effect.translated(rules, found)
+    assert in_effect.stale() == {}
+    assert in_effect.retranslate(("default", "gateway"), [("HTTPRoute", "default", "bad")], 1)
+    in_effect.forget(("default", "gateway"))
+    in_effect.stale()
     parents = parents_of_pools(found, o.CONTROLLER)
     assert (GA_GROUP, "default", "a") in parents
     source = SnapshotSource(lambda: found, verify_by_default=True, nothing="NOBODY")
     for key, known in found.pools.items():
         pool_plan(found, known)
-        wanted_status(bad_pool, key, found, parents.get(key, {}), o.CONTROLLER, "2026-01-01T00:00:00Z")
+        wanted_status(
+            bad_pool,
+            key,
+            found,
+            parents.get(key, {}),
+            o.CONTROLLER,
+            "2026-01-01T00:00:00Z",
+            translated=in_effect.condition,
+        )
         source.resource(EDS_TYPE, "/".join(("inferencepool", *key, "epp")))
         source.resource(SDS_TYPE, "/".join(("inferencepool", *key, "epp/ca")))
     base_models(o.keyed([{"metadata": o.metadata("bad"), "data": data}]))

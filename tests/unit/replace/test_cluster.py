@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError
-from headrace.replace import cluster, objects
+from headrace.replace import cluster, objects, translated
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import Abort, Discovered, Restored
 from headrace.replace.ownership import FIELD_MANAGER
@@ -49,7 +49,7 @@ async def test_a_refusal_to_give_rules_back_ends_nothing(
 
     async def no_wait(seconds: float) -> None: ...
 
-    for module in (cluster, objects):
+    for module in (cluster, objects, translated):
         monkeypatch.setattr(module, "request", request)
     monkeypatch.setattr(cluster.asyncio, "sleep", no_wait)
     state = State(run="1", started=0.0, since=0.0, records=records([owned_by("kubectl")], PLAN))
@@ -86,7 +86,7 @@ def world(
             raise ApiError(404, "NotFound", path)
         return {**found, "kind": "HTTPRoute"}
 
-    for module in (cluster, objects):
+    for module in (cluster, objects, translated):
         monkeypatch.setattr(module, "request", request)
     return Cluster(None, None, PLAN, _Lease(), None), written  # type: ignore[arg-type]
 

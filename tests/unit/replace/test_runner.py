@@ -426,6 +426,23 @@ async def test_a_gateway_that_does_not_take_a_weight_is_waited_for_or_given_up(l
         assert last.percent == 10
 
 
+@pytest.mark.parametrize("step", ["shift", "finalise", "restore"])
+async def test_a_step_that_the_gateway_has_not_translated_is_not_done(step: str) -> None:
+    bench = Bench()
+    bench.errors = 1.0 if step == "restore" else 0.0
+    original, asked = getattr(bench, step), list[float]()
+
+    async def late(*arguments: Any) -> Event | None:
+        asked.append(bench.now)
+        event: Event | None = await original(*arguments) if bench.now >= asked[0] + 20.0 else None
+        return event
+
+    setattr(bench, step, late)
+    state = await bench.run()
+    assert state.phase is (Phase.ROLLED_BACK if step == "restore" else Phase.DONE)
+    assert asked[-1] >= asked[0] + 20.0
+
+
 async def test_the_total_time_is_bounded() -> None:
     bench = Bench(dataclasses.replace(PLAN, timeout=10.0))
     state = await bench.run()

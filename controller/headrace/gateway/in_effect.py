@@ -1,0 +1,267 @@
+"""Which state of each route the Envoys have, as far as it can be known, and which of them are out of date. No I/O.
+
+Envoy Gateway calls the hook once for a change. A call that came before our informers had heard of the change is
+answered from an older state, and nothing would correct that. So what each translation used is remembered for each
+Gateway. Where the informers come to know another state, the Gateway is out of date: `nudge` causes another call.
+
+A replica that Envoy Gateway did not ask goes by what the pools' status says was translated; where that says nothing,
+by what was there when this process started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TypeAlias
+
+from headrace.core.translated import ROUTES_TRANSLATED, RouteKey, TranslatedRoute, read_routes, uid_of, write_routes
+from headrace.gateway.names import PoolKey
+from headrace.gateway.plans import pool_plan
+from headrace.gateway.snapshot import Backend, Object, Snapshot, backends_of, mapping, mappings, rules_of
+from headrace.gateway.status import Condition, GatewayKey, gateway_of, parents_of_route
+from headrace.gateway.xds_names import KINDS, RuleName
+
+_STATE_LENGTH = 8
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What a translation used of one route. `pools` are those that the route led to."""
+
+    route: TranslatedRoute
+    pools: frozenset[PoolKey]
+
+
+class _Translated:
+    """What the last translation for a Gateway used."""
+
+    def __init__(self, used: Mapping[RouteKey, _Used]) -> None:
+        self.states = {key: frozenset((found.route.state,)) for key, found in used.items()}
+        by_pool: dict[PoolKey, list[TranslatedRoute]] = {}
+        for found in used.values():
+            for pool in found.pools:
+                by_pool.setdefault(pool, []).append(found.route)
+        self.listed = {pool: write_routes(routes) for pool, routes in by_pool.items()}
+
+
+@dataclass(frozen=True)
+class _Retranslation:
+    attempt: int
+    pools: frozenset[PoolKey]
+    routes: frozenset[RouteKey]
+
+
+_States: TypeAlias = Mapping[RouteKey, frozenset[str]]
+# A route's object, and its backends that are pools: read once, though asked for after each change of anything.
+_Parsed: TypeAlias = tuple[Object, tuple[Backend, ...]]
+
+
+class InEffect:
+    """`snapshot` gives the newest state; `pools` the newest pool objects, whose status other replicas write too."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        pools: Callable[[], Mapping[PoolKey, Object]],
+        controller_name: str,
+        *,
+        verify_by_default: bool,
+    ) -> None:
+        self._snapshot = snapshot
+        self._pools = pools
+        self._controller_name = controller_name
+        self._verify_by_default = verify_by_default
+        self._own: dict[GatewayKey, _Translated] = {}
+        self._assumed: dict[GatewayKey, _States] | None = None
+        self._retranslations: dict[GatewayKey, _Retranslation] = {}
+        self._parsed: dict[RouteKey, _Parsed] = {}
+
+    def start(self) -> None:
+        """Take what is there now for translated where nothing says otherwise. Only the first call does anything."""
+        if self._assumed is None:
+            self._assumed = {}
+            for gateway in self._gateways():
+                self.assume(gateway)
+
+    def translated(self, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot) -> None:
+        """A hook call was answered from this snapshot. `named` has the rules of each route configuration, by name."""
+        routes: dict[GatewayKey, set[RouteKey]] = {}
+        for configuration, rules in named.items():
+            namespace, _, rest = configuration.partition("/")
+            found = routes.setdefault((namespace, rest.partition("/")[0]), set())
+            found.update((KINDS[rule.kind], rule.namespace, rule.name) for rule in rules)
+        reading = _Reading(snapshot, self._verify_by_default, self._parsed)
+        for gateway, keys in routes.items():
+            self._own[gateway] = _Translated({key: reading.used(key) for key in keys})
+            self._retranslations.pop(gateway, None)
+
+    def is_asked(self, gateway: GatewayKey) -> bool:
+        """Whether Envoy Gateway asks this replica about a Gateway, as far as that is known."""
+        return gateway in self._own
+
+    def forget(self, gateway: GatewayKey) -> None:
+        """Envoy Gateway seems to ask another replica by now."""
+        self._own.pop(gateway, None)
+        self._retranslations.pop(gateway, None)
+
+    def assume(self, gateway: GatewayKey) -> None:
+        """Take what is there now for translated where nothing says otherwise."""
+        snapshot = self._snapshot()
+        reading = _Reading(snapshot, self._verify_by_default, self._parsed)
+        found = {key: frozenset((reading.used(key).route.state,)) for key in self._routes_of(gateway, snapshot)}
+        self._assumed = {**(self._assumed or {}), gateway: found}
+
+    def stale(self) -> dict[GatewayKey, dict[RouteKey, str]]:
+        """The routes whose newest state is another than the one in effect, with that newest state, by Gateway."""
+        snapshot = self._snapshot()
+        reading = _Reading(snapshot, self._verify_by_default, self._parsed)
+        gateways = self._gateways()
+        published = self._published() if gateways - self._own.keys() else {}
+        found: dict[GatewayKey, dict[RouteKey, str]] = {}
+        for gateway in gateways:
+            for key, states in self._in_effect(gateway, published).items():
+                newest = reading.used(key).route.state
+                if newest not in states and reading.exists(key):
+                    found.setdefault(gateway, {})[key] = newest
+        self._parsed = {key: parsed for key, parsed in self._parsed.items() if reading.exists(key)}
+        return found
+
+    def _in_effect(self, gateway: GatewayKey, published: Mapping[GatewayKey, _States]) -> _States:
+        own = self._own.get(gateway)
+        if own is not None:
+            return own.states
+        return {**(self._assumed or {}).get(gateway, {}), **published.get(gateway, {})}
+
+    def _published(self) -> dict[GatewayKey, _States]:
+        """What the pools' status says was translated. While it is being written, pools may differ."""
+        found: dict[GatewayKey, dict[RouteKey, frozenset[str]]] = {}
+        for pool in self._pools().values():
+            for gateway, routes in published_routes(pool):
+                states = found.setdefault(gateway, {})
+                for key, route in routes.items():
+                    states[key] = states.get(key, frozenset()) | {route.state}
+        return {**found}
+
+    # ---- causing another translation
+
+    def retranslate(self, gateway: GatewayKey, routes: Iterable[RouteKey], attempt: int) -> bool:
+        """Have the status of pools say that routes are to be translated again. False: no pool could say it.
+
+        Envoy Gateway compares the pools that get requests, status included, with those of its last call."""
+        snapshot = self._snapshot()
+        stale = frozenset(routes)
+        pools = _pools_with_weight(stale, snapshot) or _pools_with_weight(
+            self._in_effect(gateway, self._published()), snapshot
+        )
+        if pools:
+            self._retranslations[gateway] = _Retranslation(attempt, pools, stale)
+        return bool(pools)
+
+    def retranslation_is_said(self, gateway: GatewayKey) -> None:
+        """The status is written. Where another replica is asked, the next word is that one's."""
+        if not self.is_asked(gateway):
+            self._retranslations.pop(gateway, None)
+
+    def condition(self, pool: PoolKey, gateway: GatewayKey) -> Condition | None:
+        """The condition of a pool for a Gateway. None: this replica has nothing to say, what is there stays."""
+        again = self._retranslations.get(gateway)
+        own = self._own.get(gateway)
+        if again is not None and pool in again.pools:
+            listed = own.listed.get(pool, "") if own is not None else self._published_of(pool, gateway)
+            named = ", ".join(f"{kind} {space}/{name}" for kind, space, name in sorted(again.routes)[:_MAX_NAMED])
+            message = f"attempt {again.attempt} to have {named} translated again; in effect: {listed or 'unknown'}"
+            return Condition(ROUTES_TRANSLATED, "False", "Retranslating", message)
+        if own is None or pool not in own.listed:
+            return None
+        return Condition(ROUTES_TRANSLATED, "True", "Translated", own.listed[pool])
+
+    def _published_of(self, pool: PoolKey, gateway: GatewayKey) -> str:
+        found = self._pools().get(pool, {})
+        return ", ".join(write_routes(routes.values()) for of, routes in published_routes(found) if of == gateway)
+
+    def _gateways(self) -> set[GatewayKey]:
+        snapshot = self._snapshot()
+        return {key for key, found in snapshot.gateways.items() if snapshot.is_ours(found, self._controller_name)}
+
+    def _routes_of(self, gateway: GatewayKey, snapshot: Snapshot) -> Iterator[RouteKey]:
+        for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
+            for (namespace, name), route in routes.items():
+                parents = parents_of_route(route, namespace, snapshot, self._controller_name)
+                if any(found == gateway for found, _ in parents):
+                    yield kind, namespace, name
+
+
+def published_routes(pool: Object) -> Iterator[tuple[GatewayKey, dict[RouteKey, TranslatedRoute]]]:
+    """What a pool's status says was translated, by Gateway."""
+    namespace = str(mapping(pool.get("metadata")).get("namespace") or "")
+    status = mapping(pool.get("status"))
+    for entry in (*mappings(status.get("parents")), *mappings(status.get("parent"))):
+        gateway = gateway_of(entry, namespace)
+        for condition in mappings(entry.get("conditions")):
+            if gateway is not None and condition.get("type") == ROUTES_TRANSLATED:
+                yield gateway, read_routes(condition.get("message"))
+
+
+def _pools_with_weight(routes: Iterable[RouteKey], snapshot: Snapshot) -> frozenset[PoolKey]:
+    """The pools that get requests by these routes: Envoy Gateway leaves out those of weight 0."""
+    return frozenset(
+        backend.pool_key
+        for kind, namespace, name in routes
+        if (route := snapshot.route(kind.lower(), namespace, name)) is not None
+        for rule in rules_of(route)
+        for backend in backends_of(rule, namespace)
+        if backend.is_pool and backend.weight and snapshot.permits(kind, namespace, backend)
+    )
+
+
+class _Reading:
+    """Reads the state of routes from one snapshot."""
+
+    def __init__(self, snapshot: Snapshot, verify_by_default: bool, parsed: dict[RouteKey, _Parsed]) -> None:
+        self._snapshot = snapshot
+        self._verify_by_default = verify_by_default
+        self._parsed = parsed
+        self._plans: dict[PoolKey, str] = {}
+
+    def exists(self, key: RouteKey) -> bool:
+        """Whether there is such a route."""
+        return self._object(key) is not None
+
+    def used(self, key: RouteKey) -> _Used:
+        """What a translation from the snapshot uses of a route. Its state is "" where it leads to no pool."""
+        kind, namespace, _ = key
+        route = self._object(key) or {}
+        metadata = mapping(route.get("metadata"))
+        backends = self._backends(key, route)
+        pools = frozenset(found.pool_key for found in backends)
+        generation = metadata.get("generation")
+        state = ""
+        if pools:
+            permitted = [self._snapshot.permits(kind, namespace, found) for found in backends]
+            parts = (metadata.get("uid"), generation, permitted, [self._plan(found.pool_key) for found in backends])
+            state = sha256(repr(parts).encode()).hexdigest()[:_STATE_LENGTH]
+        number = generation if isinstance(generation, int) else 0
+        return _Used(TranslatedRoute(key, number, uid_of(metadata), state), pools)
+
+    def _backends(self, key: RouteKey, route: Object) -> tuple[Backend, ...]:
+        known = self._parsed.get(key)
+        if known is None or known[0] is not route:
+            backends = (found for rule in rules_of(route) for found in backends_of(rule, key[1]))
+            known = self._parsed[key] = (route, tuple(found for found in backends if found.is_pool))
+        return known[1]
+
+    def _object(self, key: RouteKey) -> Object | None:
+        kind, namespace, name = key
+        return self._snapshot.route(kind.lower(), namespace, name)
+
+    def _plan(self, key: PoolKey) -> str:
+        """All that a translation takes from a pool and what stands around it."""
+        if key not in self._plans:
+            pool = self._snapshot.pools.get(key)
+            plan = "cannot be used" if key in self._snapshot.bad_pools else "is not there"
+            if pool is not None:
+                plan = pool_plan(self._snapshot, pool, verify_by_default=self._verify_by_default)
+                plan = f"{plan}, {pool.picker}, {pool.app_protocol}"
+            self._plans[key] = plan
+        return self._plans[key]

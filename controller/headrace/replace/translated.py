@@ -1,0 +1,104 @@
+"""Whether the gateway has translated what a replacement has changed of routes.
+
+Headrace's gateway controller says in the pools' status which generation of each route it has translated. A gateway that
+says nothing of a route is believed to follow it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from headrace.core.translated import ROUTES_TRANSLATED, RouteKey, read_routes, uid_of
+from headrace.kube.client import ApiError, request
+from headrace.replace.measure import pools_resource
+from headrace.replace.ownership import Object
+from headrace.replace.plan import PoolRef
+
+logger = logging.getLogger(__name__)
+
+# A gateway that takes longer has another trouble: the gates tell what became of the requests.
+_PATIENCE_SECONDS = 60.0
+# Between these looks nobody asks whether the replacement is to be taken back: not for long.
+_LOOKS = 8
+_LOOK_SECONDS = 0.25
+
+
+class Translations:
+    """Asks the status of `pools`. `note` takes routes as the API server has them after a change."""
+
+    def __init__(
+        self,
+        client: Any,
+        pools: Iterable[PoolRef],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._client = client
+        self._pools = tuple(pools)
+        self._clock = clock
+        self._sleep = sleep
+        self._routes: dict[RouteKey, Object] = {}
+        self._since: float | None = None
+
+    def note(self, key: RouteKey, route: Object) -> None:
+        """This is how a route is now."""
+        self._routes[key] = route
+
+    async def complete(self) -> bool:
+        """Whether every noted route is translated, or it took too long, which is logged. Waits a little for it.
+
+        Raises ApiError."""
+        for _ in range(_LOOKS):
+            old = behind(self._routes, [await self._pool(ref) for ref in self._pools])
+            if not old or self._is_too_late(old):
+                self._routes.clear()
+                self._since = None
+                return True
+            await self._sleep(_LOOK_SECONDS)
+        return False
+
+    def _is_too_late(self, old: tuple[str, ...]) -> bool:
+        now = self._clock()
+        if self._since is None:
+            self._since = now
+        if now < self._since + _PATIENCE_SECONDS:
+            return False
+        logger.warning("going on, though the gateway has not translated %s yet", ", ".join(old))
+        return True
+
+    async def _pool(self, ref: PoolRef) -> Object:
+        try:
+            path = pools_resource(ref.group).path(ref.namespace, ref.name)
+            found: Object = await request(self._client, "GET", path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return {}
+        return found
+
+
+def behind(routes: Mapping[RouteKey, Object], pools: Iterable[Object]) -> tuple[str, ...]:
+    """The routes of which some gateway says in these pools' status that it has translated an older generation."""
+    entries = [
+        read_routes(condition.get("message"))
+        for pool in pools
+        for parent in _listed(pool.get("status"), "parents") + _listed(pool.get("status"), "parent")
+        for condition in _listed(parent, "conditions")
+        if condition.get("type") == ROUTES_TRANSLATED
+    ]
+    found = set()
+    for key, route in routes.items():
+        metadata = route.get("metadata") or {}
+        said = [entry[key] for entry in entries if key in entry and entry[key].uid == uid_of(metadata)]
+        if any(one.generation < int(metadata.get("generation") or 0) for one in said):
+            found.add("{} {}/{}".format(*key))
+    return tuple(sorted(found))
+
+
+def _listed(value: Any, field: str) -> list[Mapping[str, Any]]:
+    found = value.get(field) if isinstance(value, Mapping) else None
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
