@@ -39,6 +39,7 @@ EPP = ("epp", "--pool-name=p", "--pool-namespace=n", "--bind-address=127.0.0.1",
 GATEWAY = (
     "gateway",
     "--bind-address=127.0.0.1",
+    "--insecure",
     "--hook-port=0",
     "--eds-port=0",
     "--health-port=0",
