@@ -186,9 +186,8 @@ class Process:
                 if self._peering is not None:
                     work["follow replicas"] = self._peering.run()
                 if self._config_file is not None:
-                    work["watch the configuration"] = watch_config(
-                        self._config_file, self._reconfigure, on_bad=self._bad_config
-                    )
+                    on_bad = self._metrics.config_reloads.labels("error").inc
+                    work["watch the configuration"] = watch_config(self._config_file, self._reconfigure, on_bad=on_bad)
                 background = [tasks.create_task(forever(running, name), name=name) for name, running in work.items()]
                 if self._elector is not None:
                     name = "leader election"
@@ -234,12 +233,6 @@ class Process:
         self.director.reconfigure(config.scheduling, config.flow_control)
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
-
-    def _malformed(self, kind: str) -> None:
-        self._metrics.malformed_objects.labels(kind).inc()
-
-    def _bad_config(self) -> None:
-        self._metrics.config_reloads.labels("error").inc()
 
     async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         """The pool, or one of its Pods, changed."""
@@ -287,7 +280,8 @@ class Process:
                 clock=time.monotonic,
                 on_change=self._led,
             )
-        return watch_all(client, options, self, self.director.policies, self._malformed)
+        malformed = self._metrics.malformed_objects
+        return watch_all(client, options, self, self.director.policies, lambda kind: malformed.labels(kind).inc())
 
     async def _stand_down(self) -> None:
         """Leave the election; the Lease is given back."""
