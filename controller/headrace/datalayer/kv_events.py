@@ -1,18 +1,27 @@
 """KV cache events of vLLM: which blocks a server has stored and dropped, as it says itself.
 
 A message has three frames: topic, sequence number (8 bytes, big endian), and in msgpack `[time, [event, ...], rank]`.
-An event is an array that begins with its type's name; fields that a server does not send are taken as not there.
+An event is a map with its type's name under `type` (since June 2026), or an array that begins with that name. Fields
+that a server does not send are taken as not there; those that are not known here are skipped, as are unknown events.
 Source: vLLM 0.32.0, `kv_events.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta, Struct
 
-# A batch of a long prompt's blocks is some hundred kilobytes.
-MAX_MESSAGE_BYTES = 16 << 20
+# A server tells of what one step computed: some 16,000 tokens of up to 5 bytes, or a long prompt loaded at once. What
+# is decoded takes up to 16 times as much memory.
+MAX_MESSAGE_BYTES = 1 << 20
+_MAX_EVENTS = 10_000
+# Of all events of a message: half a million tokens in blocks of 16. The index takes about 3 us for each.
+_MAX_BLOCKS = 32_768
+# Smaller ones make a pick hash thousands of blocks; hybrid models have blocks of some thousand tokens.
+MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 8, 65_536
 # Tiers that a request can use without loading blocks back first; older servers name none.
 _GPU = (None, "GPU", "gpu")
 
@@ -20,7 +29,7 @@ BlockHash = int | bytes
 
 
 class MalformedEvents(ValueError):  # noqa: N818
-    """A message that is not a batch of events."""
+    """A message that is not a batch of events, or beyond a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,53 +68,115 @@ class Batch:
     events: tuple[Event, ...]
 
 
+class _Stored(Struct):
+    """The fields of BlockStored, in the order of the array."""
+
+    block_hashes: tuple[BlockHash, ...]
+    parent_block_hash: BlockHash | None
+    token_ids: tuple[Annotated[int, Meta(ge=0, lt=1 << 32)], ...]
+    block_size: Annotated[int, Meta(ge=MIN_BLOCK_SIZE, le=MAX_BLOCK_SIZE)]
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+
+
+class _Removed(Struct):
+    """The fields of BlockRemoved, in the order of the array."""
+
+    block_hashes: tuple[BlockHash, ...]
+    medium: str | None = None
+
+
+class _StoredMap(_Stored, tag_field="type", tag="BlockStored"):
+    # Of a model with several kinds of attention each group of layers has blocks of its own.
+    group_idx: int | None = None
+
+
+class _RemovedMap(_Removed, tag_field="type", tag="BlockRemoved"):
+    group_idx: int | None = None
+
+
+class _ClearedMap(Struct, tag_field="type", tag="AllBlocksCleared"):
+    pass
+
+
+class _StoredArray(_Stored, array_like=True, tag="BlockStored"):
+    pass
+
+
+class _RemovedArray(_Removed, array_like=True, tag="BlockRemoved"):
+    pass
+
+
+class _ClearedArray(Struct, array_like=True, tag="AllBlocksCleared"):
+    pass
+
+
+class _MapHead(Struct):
+    type: str
+
+
+class _ArrayHead(Struct, array_like=True):
+    type: str
+
+
+class _Message(Struct, array_like=True):
+    time: Any
+    events: Annotated[list[msgspec.Raw], Meta(max_length=_MAX_EVENTS)]
+
+
+_TYPES = frozenset(("BlockStored", "BlockRemoved", "AllBlocksCleared"))
+_message = msgspec.msgpack.Decoder(_Message)
+# msgspec has no union of maps and arrays.
+_map = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap)
+_array = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray)
+_map_head = msgspec.msgpack.Decoder(_MapHead)
+_array_head = msgspec.msgpack.Decoder(_ArrayHead)
+
+
 def read_batch(frames: Sequence[bytes]) -> Batch:
-    """The batch of a message's frames. Events of other types, and of other tiers than the GPU, are left out.
+    """The batch of a message's frames. Events of other types, of other tiers than the GPU, and of other groups of
+    layers than the first are left out.
 
     Raises MalformedEvents."""
     if len(frames) != 3 or len(frames[1]) != 8:
         raise MalformedEvents(f"{len(frames)} frames: a topic, a number of 8 bytes and a batch are wanted")
     if len(frames[2]) > MAX_MESSAGE_BYTES:
         raise MalformedEvents(f"a batch of {len(frames[2])} bytes; at most {MAX_MESSAGE_BYTES} are read")
+    events: list[Event] = []
+    blocks = 0
     try:
-        batch = msgspec.msgpack.decode(frames[2])
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise MalformedEvents(f"the batch is not msgpack: {str(error)[:100]}") from None
-    if not isinstance(batch, list) or len(batch) < 2 or not isinstance(batch[1], list):
-        raise MalformedEvents("the batch is not [time, [event, ...], rank]")
-    events = tuple(event for raw in batch[1] if (event := _event(raw)) is not None)
-    return Batch(int.from_bytes(frames[1], "big"), events)
+        for raw in _message.decode(frames[2]).events:
+            event = _event(raw)
+            if event is None:
+                continue
+            events.append(event)
+            blocks += len(event.hashes) if not isinstance(event, AllCleared) else 0
+            if blocks > _MAX_BLOCKS:
+                raise MalformedEvents(f"a batch of over {_MAX_BLOCKS} blocks")
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise MalformedEvents(f"the batch is not [time, [event, ...], rank]: {str(error)[:200]}") from None
+    return Batch(int.from_bytes(frames[1], "big"), tuple(events))
 
 
-def _event(raw: object) -> Event | None:
-    if not isinstance(raw, list) or not raw:
-        raise MalformedEvents("an event is not an array")
-    fields: list[object] = [*raw, *[None] * 8]
-    if fields[0] == "BlockStored":
-        return _stored(fields)
-    if fields[0] == "BlockRemoved":
-        return BlocksRemoved(_hashes(fields[1])) if fields[2] in _GPU else None
-    return AllCleared() if fields[0] == "AllBlocksCleared" else None
-
-
-def _stored(fields: list[object]) -> BlocksStored | None:
-    _, hashes, parent, tokens, block_size, lora_id, medium, lora_name, *_ = fields
-    if medium not in _GPU:
+def _event(raw: msgspec.Raw) -> Event | None:
+    # In msgpack 0x80 to 0x8f, 0xde and 0xdf begin a map.
+    first = memoryview(raw)[0]
+    is_map = first & 0xF0 == 0x80 or first in (0xDE, 0xDF)
+    try:
+        found = _map.decode(raw) if is_map else _array.decode(raw)
+    except msgspec.ValidationError:
+        if (_map_head.decode(raw) if is_map else _array_head.decode(raw)).type in _TYPES:
+            raise
         return None
-    if not isinstance(block_size, int) or block_size <= 0:
-        raise MalformedEvents(f"BlockStored: block_size {str(block_size)[:20]} is not a number over 0")
-    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 32 for token in tokens):
-        raise MalformedEvents("BlockStored: token_ids are not numbers")
-    if parent is not None and not isinstance(parent, int | bytes):
-        raise MalformedEvents("BlockStored: parent_block_hash is no hash")
-    named = _hashes(hashes)
-    if len(tokens) != len(named) * block_size:
-        raise MalformedEvents(f"BlockStored: {len(tokens)} tokens for {len(named)} blocks of {block_size}")
-    adapter = "" if lora_id is None and not lora_name else lora_name if isinstance(lora_name, str) else None
-    return BlocksStored(named, parent, tuple(tokens), block_size, adapter)
-
-
-def _hashes(raw: object) -> tuple[BlockHash, ...]:
-    if not isinstance(raw, list) or not all(isinstance(name, int | bytes) for name in raw):
-        raise MalformedEvents("block_hashes are no hashes")
-    return tuple(raw)
+    if isinstance(found, _ClearedMap | _ClearedArray):
+        return AllCleared()
+    if found.medium not in _GPU or (isinstance(found, _StoredMap | _RemovedMap) and found.group_idx):
+        return None
+    if isinstance(found, _Removed):
+        return BlocksRemoved(found.block_hashes)
+    if len(found.token_ids) != len(found.block_hashes) * found.block_size:
+        count, size = len(found.block_hashes), found.block_size
+        raise MalformedEvents(f"BlockStored: {len(found.token_ids)} tokens for {count} blocks of {size}")
+    adapter = found.lora_name or ("" if found.lora_id is None else None)
+    return BlocksStored(found.block_hashes, found.parent_block_hash, found.token_ids, found.block_size, adapter)

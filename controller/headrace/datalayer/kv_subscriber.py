@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import zmq
 import zmq.asyncio
@@ -15,6 +16,7 @@ import zmq.asyncio
 from headrace.core import Endpoint
 from headrace.datalayer.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
 from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.tasks import forever, restarted
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,9 @@ class KvSubscriber:
             self._tasks.pop(name).cancel()
         for name, endpoint in wanted.items():
             if name not in self._tasks:
-                task = asyncio.create_task(self._listen(endpoint), name=f"KV events of {endpoint.key}")
-                task.add_done_callback(_report_fault)
-                self._tasks[name] = task
+                title = f"KV events of {endpoint.key}"
+                work = partial(self._listen, endpoint)
+                self._tasks[name] = asyncio.create_task(restarted(work, title), name=title)
 
     async def close(self) -> None:
         """Stop every task and close the sockets."""
@@ -66,7 +68,6 @@ class KvSubscriber:
     async def _listen(self, endpoint: Endpoint) -> None:
         socket = self._context.socket(zmq.SUB)
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        breaks = asyncio.create_task(self._breaks(monitor, endpoint), name=f"connection to {endpoint.key}")
         try:
             socket.set(zmq.RCVHWM, _MOST_WAITING)
             socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -75,23 +76,35 @@ class KvSubscriber:
             socket.set(zmq.RECONNECT_IVL_MAX, 5_000)
             socket.set(zmq.SUBSCRIBE, self._settings.topic.encode())
             socket.connect(address(endpoint, self._settings))
-            complained = False
-            while True:
-                frames = await socket.recv_multipart()
-                try:
-                    batch = read_batch(frames)
-                except MalformedEvents as error:
-                    self._on_bad()
-                    if not complained:
-                        logger.warning("KV events of %s are not readable: %s", endpoint.key, error)
-                        complained = True
-                    continue
-                complained = False
-                self._on_batch(endpoint.key, batch)
+            async with asyncio.TaskGroup() as tasks:
+                name = f"connection to {endpoint.key}"
+                tasks.create_task(forever(self._breaks(monitor, endpoint), name), name=name)
+                await self._take(socket, endpoint)
+        except BaseExceptionGroup:
+            # Messages are lost until this is started again.
+            self._on_disconnect(endpoint.key)
+            raise
         finally:
-            breaks.cancel()
             socket.disable_monitor()
             socket.close(linger=0)
+
+    async def _take(self, socket: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
+        """Take messages until cancelled."""
+        complained = False
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                batch = read_batch(frames)
+            except MalformedEvents as error:
+                self._on_bad()
+                if not complained:
+                    logger.warning("KV events of %s are not readable: %s", endpoint.key, error)
+                    complained = True
+            else:
+                complained = False
+                self._on_batch(endpoint.key, batch)
+            # What waits already is given without a wait: a fast sender would keep the event loop for itself.
+            await asyncio.sleep(0)
 
     async def _breaks(self, monitor: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
         """Tell of each break of a connection: ZeroMQ makes it anew without a word."""
@@ -104,8 +117,3 @@ def address(endpoint: Endpoint, settings: KvEventsSettings) -> str:
     """Where an endpoint's server publishes."""
     host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     return f"tcp://{host}:{settings.port + endpoint.rank}"
-
-
-def _report_fault(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("%s ended: a fault in the picker", task.get_name(), exc_info=task.exception())

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import aiohttp
@@ -21,6 +22,7 @@ from headrace.datalayer.engines import Engine, EngineSet
 from headrace.datalayer.exposition import DEFAULT_LIMITS, CostlyPage, PageLimits
 from headrace.datalayer.metrics_page import MetricsReader, ServerMetrics
 from headrace.datalayer.store import EndpointRecord, EndpointStore
+from headrace.tasks import restarted
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +96,9 @@ class Scraper:
         for name, endpoint in wanted.items():
             if name not in self._tasks:
                 wake = self._wakes[endpoint.key] = asyncio.Event()
-                task = asyncio.create_task(self._watch(endpoint, wake), name=f"scrape {endpoint.key}")
-                task.add_done_callback(_report_fault)
-                self._tasks[name] = task
+                work = partial(self._watch, endpoint, wake)
+                title = f"scrape {endpoint.key}"
+                self._tasks[name] = asyncio.create_task(restarted(work, title), name=title)
 
     def wake(self, key: str) -> None:
         """An idle endpoint got a request: its next page is wanted soon."""
@@ -227,8 +229,3 @@ def page_url(endpoint: Endpoint, engine: Engine, settings: ScrapeSettings) -> st
     """Where an endpoint's page is."""
     port = settings.port or endpoint.port
     return f"{settings.scheme}://{endpoint_key(endpoint.address, port)}{settings.path or engine.path}"
-
-
-def _report_fault(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("%s ended: a fault in the picker", task.get_name(), exc_info=task.exception())

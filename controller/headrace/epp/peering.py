@@ -29,6 +29,7 @@ from headrace.datalayer.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAcco
 from headrace.epp.director import Director
 from headrace.epp.peer_metrics import PeerMetrics
 from headrace.epp.peer_tls import channel_credentials, read_certificate, server_credentials
+from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class Peering:
     async def run(self) -> None:
         """Find the others, follow them and be followed. Never returns."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publish(), name="tell replicas")
+            tasks.create_task(forever(self._publish(), "tell replicas"), name="tell replicas")
             # What others tell is of endpoints that have to be known.
             await self._director.wait_synced()
             try:
@@ -232,19 +233,20 @@ class Peering:
     async def _follow(self, link: Link) -> None:
         """Follow one address for as long as it is a replica's."""
         failures = 0
-        try:
-            while link.address in self._wanted:
+        while link.address in self._wanted:
+            try:
                 problem = await self._hear(link)
-                if link.ourselves:
-                    return  # and stays in the tables: it is not asked again
-                failures = failures + 1 if link.problem else 0
-                if problem != link.problem:
-                    logger.warning("replica %s is not heard: %s", link.address, problem)
-                link.problem = problem
-                longest = min(_MOST_RETRY_SECONDS, _FEWEST_RETRY_SECONDS * 2.0 ** min(failures, 8))
-                await asyncio.sleep(longest * self._rng.uniform(0.5, 1.0))
-        except Exception:  # a fault with one replica must not end the others
-            logger.exception("following replica %s failed: a fault in the picker", link.address)
+            except Exception:  # a fault with one replica must end neither the others nor this one for good
+                logger.exception("following replica %s failed: it is started again", link.address)
+                problem = "a fault in the picker"
+            if link.ourselves:
+                return  # and stays in the tables: it is not asked again
+            failures = failures + 1 if link.problem else 0
+            if problem != link.problem:
+                logger.warning("replica %s is not heard: %s", link.address, problem)
+            link.problem = problem
+            longest = min(_MOST_RETRY_SECONDS, _FEWEST_RETRY_SECONDS * 2.0 ** min(failures, 8))
+            await asyncio.sleep(longest * self._rng.uniform(0.5, 1.0))
         del self._tasks[link.address], self.links[link.address]
 
     async def _hear(self, link: Link) -> str:

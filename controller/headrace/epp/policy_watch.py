@@ -16,6 +16,7 @@ from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.epp.policies import Policies
 from headrace.kube.reflector import OnMalformed, Reflector, Resource
+from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class _Kind:
         changed = asyncio.Event()
         reflector = Reflector(client, resource, namespace=namespace, on_change=changed.set, on_malformed=on_malformed)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(reflector.run(), name=f"follow {self.name}")
+            tasks.create_task(forever(reflector.run(), f"follow {self.name}"), name=f"follow {self.name}")
             while True:
                 await changed.wait()
                 changed.clear()

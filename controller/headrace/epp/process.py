@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
 from aiohttp import web
@@ -35,10 +35,12 @@ from headrace.epp.peering import Peering, PeerSettings
 from headrace.epp.ports import CannotServe, Ports, bind, grpc_options, taken
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
+from headrace.tasks import forever, log_failure
 
 if TYPE_CHECKING:
     from headrace.datalayer.kv_subscriber import KvSubscriber
     from headrace.epp.tracing import Tracer
+    from headrace.kube.lease import Elector
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,8 @@ class Process:
         self._serves_on = False
         # With an election, only the replica that leads is ready.
         self._leading = not options.leader_election
-        self._standing: asyncio.Task[None] | None = None
+        self._elector: Elector | None = None
+        self._standing: asyncio.Task[NoReturn] | None = None
         # Until the API server can be asked, nobody may read what asks for it.
         self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
         self._stop = asyncio.Event()
@@ -179,15 +182,17 @@ class Process:
                     stack.push_async_callback(self.director.tracer.close)
                 watch = await self._pool_source(stack)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                background = [
-                    tasks.create_task(self._expire(), name="expire"),
-                    tasks.create_task(watch, name="watch the pool"),
-                ]
+                work = {"expire": self._expire(), "watch the pool": watch}
                 if self._peering is not None:
-                    background.append(tasks.create_task(self._peering.run(), name="follow replicas"))
+                    work["follow replicas"] = self._peering.run()
                 if self._config_file is not None:
-                    watching = watch_config(self._config_file, self._reconfigure, on_bad=self._bad_config)
-                    background.append(tasks.create_task(watching, name="watch the configuration"))
+                    on_bad = self._metrics.config_reloads.labels("error").inc
+                    work["watch the configuration"] = watch_config(self._config_file, self._reconfigure, on_bad=on_bad)
+                background = [tasks.create_task(forever(running, name), name=name) for name, running in work.items()]
+                if self._elector is not None:
+                    name = "leader election"
+                    self._standing = tasks.create_task(forever(self._elector.run(), name), name=name)
+                    background.append(self._standing)
                 logger.info("serving", extra={"ports": vars(ports), "pool": self._metrics.pool_name})
                 on_listening(ports)
                 await self._stop.wait()
@@ -229,12 +234,6 @@ class Process:
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 
-    def _malformed(self, kind: str) -> None:
-        self._metrics.malformed_objects.labels(kind).inc()
-
-    def _bad_config(self) -> None:
-        self._metrics.config_reloads.labels("error").inc()
-
     async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         """The pool, or one of its Pods, changed."""
         await self._replace(endpoints, pool.failure_mode)
@@ -248,11 +247,16 @@ class Process:
         if self._is_ready() != was_ready:
             await self._health.changed()
 
+    async def _serve_static(self) -> None:
+        """Serve the endpoints that the flags name. Never returns."""
+        await self._replace(self._options.endpoints, self._options.static_failure_mode)
+        await asyncio.Event().wait()
+
     async def _pool_source(self, stack: contextlib.AsyncExitStack) -> Coroutine[Any, Any, None]:
         """What keeps the pool's endpoints up to date. Raises CannotServe."""
         options = self._options
         if options.endpoints:
-            return self._replace(options.endpoints, options.static_failure_mode)
+            return self._serve_static()
         # Imported here: the Kubernetes client takes longer to load than everything else together.
         from headrace.epp.access import ReviewedAccess
         from headrace.epp.watch import watch_all
@@ -268,7 +272,7 @@ class Process:
             self._access = ReviewedAccess(client, clock=time.monotonic)
         if options.leader_election:
             name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
-            elector = Elector(
+            self._elector = Elector(
                 client,
                 options.pool_namespace,
                 name,
@@ -276,9 +280,8 @@ class Process:
                 clock=time.monotonic,
                 on_change=self._led,
             )
-            self._standing = asyncio.create_task(elector.run(), name="leader election")
-            stack.push_async_callback(self._stand_down)
-        return watch_all(client, options, self, self.director.policies, self._malformed)
+        malformed = self._metrics.malformed_objects
+        return watch_all(client, options, self, self.director.policies, lambda kind: malformed.labels(kind).inc())
 
     async def _stand_down(self) -> None:
         """Leave the election; the Lease is given back."""
@@ -296,6 +299,7 @@ class Process:
     def _led(self, leading: bool) -> None:
         self._leading = leading
         self._told = asyncio.create_task(self._health.changed(), name="tell of the election")
+        self._told.add_done_callback(log_failure)
 
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from headrace.core import Endpoint, InvalidPool, PickerReference, Pool, parse_pool
 from headrace.core.objective import PoolReference
@@ -17,6 +17,7 @@ from headrace.epp.options import Options
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import watch_policies
 from headrace.kube.reflector import OnMalformed, Reflector, Resource
+from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ async def watch_selected_pods(client: Any, options: Options, listener: PoolListe
         on_malformed=on_malformed,
     )
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(pods.run(), name="follow pods")
+        tasks.create_task(forever(pods.run(), "follow pods"), name="follow pods")
         while True:
             await changed.wait()
             await asyncio.sleep(_COALESCE_SECONDS)
@@ -98,7 +99,7 @@ class _Watch:
         self._pool: Pool | None = None
         self._complaint = ""
         self._pods: Reflector | None = None
-        self._pods_task: asyncio.Task[None] | None = None
+        self._pods_task: asyncio.Task[NoReturn] | None = None
         self._endpoints = PodEndpoints()
 
     async def run(self) -> None:
@@ -117,7 +118,7 @@ class _Watch:
             on_malformed=self._on_malformed,
         )
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(pools.run(), name="watch inferencepools")
+            tasks.create_task(forever(pools.run(), "watch inferencepools"), name="watch inferencepools")
             while True:
                 await self._changed.wait()
                 await asyncio.sleep(_COALESCE_SECONDS)
@@ -145,7 +146,7 @@ class _Watch:
                 on_change=self._changed.set,
                 on_malformed=self._on_malformed,
             )
-            self._pods_task = tasks.create_task(self._pods.run(), name="watch pods")
+            self._pods_task = tasks.create_task(forever(self._pods.run(), "watch pods"), name="watch pods")
         if self._pods.synced:
             await self._listener.pool_changed(pool, self._endpoints.of(self._pods.objects, pool))
 

@@ -28,6 +28,8 @@ _JSON_PATHS = (
     "/generate",
 )
 _MAX_MODEL_LENGTH = 1024
+# White space, and byte order marks and zeros of the encodings that model servers read.
+_OBJECT = re.compile(rb"[\s\x00\xef\xbb\xbf\xfe\xff]*+\{")
 
 
 class UnreadableBody(ValueError):  # noqa: N818
@@ -101,8 +103,8 @@ def read_model(body: bytes, *, content_encoding: str = "") -> str:
 
 
 def _is_object(body: bytes) -> bool:
-    """Whether a body looks like a JSON object."""
-    return body[:64].lstrip()[:1] == b"{"
+    """Whether a body looks like a JSON object, in whatever encoding."""
+    return _OBJECT.match(body) is not None
 
 
 def _facts(value: Any) -> BodyFacts:

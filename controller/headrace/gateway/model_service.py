@@ -18,7 +18,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from headrace.core import Refusal, RefusalReason
-from headrace.core.bounded_json import TooComplex, TooLong
+from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong
 from headrace.extproc import MalformedMessage, answers
 from headrace.extproc.body import read_model
 from headrace.extproc.metadata import read_headers
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 # Bodies that are read at a time: the rest waits in Envoy, so that many long ones do not end in this process's memory.
 _BODIES_AT_A_TIME = 8
+# What an HttpBody has beside the body.
+_AROUND_BODY = 1 << 10
 _CLEAR_ROUTE_CACHE = flag(5, True)  # of CommonResponse
 
 
@@ -56,11 +58,14 @@ class ModelStream:
             return answers.UNCHANGED[message.kind]
         if message.kind is not Kind.REQUEST_BODY:
             raise MalformedMessage("neither headers nor a body of a request")
+        self.done = True
+        if len(message.content) > MAX_BYTES + _AROUND_BODY:
+            # Not even taken out of its message: that is another copy.
+            return self._refuse(413, RefusalReason.BODY_TOO_LARGE, TooLong(f"at most {MAX_BYTES} bytes are read"))
         try:
             body = pb.HttpBody.FromString(message.content)
         except DecodeError as error:
             raise MalformedMessage(f"HttpBody: {error}") from None
-        self.done = True
         try:
             self.model = read_model(body.body, content_encoding=self._encoding)
         except TooLong as error:

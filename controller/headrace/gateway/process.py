@@ -34,6 +34,7 @@ from headrace.gateway.writer import StatusWriter
 from headrace.gateway.xds_names import RuleName, untested_version
 from headrace.kube.client import ConfigurationError, Resource, connect, request
 from headrace.kube.reflector import check_metadata
+from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -104,17 +105,18 @@ class Process:
             self._build(client)
             servers, ports = await stack.enter_async_context(self._servers())
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            background = [
-                tasks.create_task(self._watch.run(), name="informers"),
-                tasks.create_task(self._writer.run(), name="status"),
-                tasks.create_task(self._events.run(), name="warning events"),
-            ]
+            work = {
+                "informers": self._watch.run(),
+                "status": self._writer.run(),
+                "warning events": self._events.run(),
+            }
             if self._options.namespace:
-                background.append(tasks.create_task(self._nudge.run(), name="nudge"))
+                work["nudge"] = self._nudge.run()
             else:
                 logger.warning(
                     "no --namespace: what is translated from old objects waits for the next change of a route"
                 )
+            background = [tasks.create_task(forever(running, name), name=name) for name, running in work.items()]
             logger.info("serving", extra={"ports": vars(ports)})
             on_listening(ports)
             await self._stop.wait()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
@@ -16,6 +16,7 @@ from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, mapping, 
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
+from headrace.tasks import forever
 
 HTTP_ROUTES = Resource(GATEWAY_GROUP, "v1", "httproutes", True)
 GRPC_ROUTES = Resource(GATEWAY_GROUP, "v1", "grpcroutes", True)
@@ -63,7 +64,7 @@ class Watch:
         self._on_malformed = on_malformed
         self._on_change = on_change
         self._reflectors: dict[_Key, Reflector] = {}
-        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._tasks: dict[_Key, asyncio.Task[NoReturn]] = {}
         self._snapshot: Snapshot | None = None
         self._marks: dict[Resource, dict[tuple[str, str], object]] = {}
         self._reshape = asyncio.Event()
@@ -98,23 +99,19 @@ class Watch:
         return sorted({str(key[0]) for key, found in self._reflectors.items() if found.forbidden})
 
     async def run(self) -> None:
-        """Follow until cancelled."""
-        try:
+        """Follow until cancelled. An informer that ends by itself ends this."""
+        async with asyncio.TaskGroup() as tasks:
             for resource in _EVERYWHERE:
-                self._follow((resource, "", ""))
-            self._follow(_BASE_MODELS, label_selector=names.BASE_MODEL_SELECTOR)
+                self._follow(tasks, (resource, "", ""))
+            self._follow(tasks, _BASE_MODELS, label_selector=names.BASE_MODEL_SELECTOR)
             await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
             while True:
                 self._reshape.clear()
-                self._follow_what_is_named()
+                self._follow_what_is_named(tasks)
                 await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
                 if not self._reshape.is_set():
                     self._check_settled()
                 await self._reshape.wait()
-        finally:
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _check_settled(self) -> None:
         # Without Pods or pools that exist but may not be read, an answer would empty clusters: not ready until then.
@@ -125,7 +122,7 @@ class Watch:
         else:
             asyncio.get_running_loop().call_later(1.0, self._reshape.set)
 
-    def _follow(self, key: _Key, *, label_selector: str | None = None) -> None:
+    def _follow(self, tasks: asyncio.TaskGroup, key: _Key, *, label_selector: str | None = None) -> None:
         resource, namespace, name = key
 
         def changed() -> None:
@@ -148,7 +145,8 @@ class Watch:
             on_malformed=self._on_malformed,
         )
         self._reflectors[key] = found
-        self._tasks[key] = asyncio.create_task(found.run(), name=f"reflector {resource} {namespace}/{name}")
+        title = f"informer of {resource} {namespace}/{name}"
+        self._tasks[key] = tasks.create_task(forever(found.run(), title), name=title)
 
     def _is_news(self, resource: Resource) -> bool:
         """Whether a translation may be another one now. The status of routes and pools, which Envoy Gateway and we
@@ -159,7 +157,7 @@ class Watch:
         self._marks[resource] = now
         return True
 
-    def _follow_what_is_named(self) -> None:
+    def _follow_what_is_named(self, tasks: asyncio.TaskGroup) -> None:
         """Start and stop informers so that they are those that pools and policies call for."""
         namespaces = {namespace for resource in POOLS for namespace, _ in self.objects(resource)}
         wanted: set[_Key] = {(kind, namespace, "") for kind in _BESIDE_POOLS for namespace in namespaces}
@@ -168,7 +166,7 @@ class Watch:
                 wanted |= {(CONFIG_MAPS, *found) for found in config_maps_of(policy)}
         running = {key for key in self._reflectors if key[1]}
         for key in wanted - running:
-            self._follow(key)
+            self._follow(tasks, key)
         for key in running - wanted:
             self._tasks.pop(key).cancel()
             del self._reflectors[key]

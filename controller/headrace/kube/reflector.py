@@ -8,10 +8,11 @@ A list is compared with what was known, so an object that vanished while nobody 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -37,8 +38,6 @@ _ABSENT_SECONDS = 15.0
 # A starting API server answers 403 or 404 before it has read its roles and CRDs. What is known is kept that often.
 _REFUSALS_BELIEVED_AFTER = 3
 _PAGE_SIZE = 500
-
-
 # Something on the way garbles the watch: it will do so again.
 _GARBLED_SECONDS = 1.0
 # Complaints about objects that are remembered, so that each is logged once.
@@ -233,8 +232,10 @@ class Reflector:
         """List, then watch on from there until the server cannot."""
         version = await self._list()
         while True:
-            async for lines in self._watch(version):
-                version = self._apply(lines) or version
+            # Closed at once where an event ends it: `live` would still say that changes reach us.
+            async with contextlib.aclosing(self._watch(version)) as batches:
+                async for lines in batches:
+                    version = self._apply(lines) or version
 
     def _apply(self, lines: Iterable[bytes]) -> str:
         """The events of some lines. Gives the newest version they name. Raises ExpiredError."""
@@ -293,7 +294,7 @@ class Reflector:
             self._on_change()
         return text(metadata.get("resourceVersion"))
 
-    async def _watch(self, version: str) -> AsyncIterator[list[bytes]]:
+    async def _watch(self, version: str) -> AsyncGenerator[list[bytes], None]:
         """One watch request: batches of lines, as they arrive together. Ends when the server ends it."""
         seconds = random.randint(*_WATCH_SECONDS)
         query = {

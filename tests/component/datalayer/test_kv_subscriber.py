@@ -104,8 +104,16 @@ async def started_again(context: zmq.asyncio.Context, address: str) -> Server:
             await asyncio.sleep(0.02)
 
 
+SIZE = 8
+
+
+def whole(*tokens: int) -> list[int]:
+    """A block that begins with these tokens."""
+    return [*tokens, *[0] * (SIZE - len(tokens))]
+
+
 def block(name: int, *tokens: int) -> list[object]:
-    return ["BlockStored", [name], None, list(tokens), len(tokens), None, "GPU"]
+    return ["BlockStored", [name], None, whole(*tokens), SIZE, None, "GPU"]
 
 
 async def test_each_endpoint_has_what_its_own_server_tells(context: zmq.asyncio.Context) -> None:
@@ -124,7 +132,7 @@ async def test_each_endpoint_has_what_its_own_server_tells(context: zmq.asyncio.
                 lambda server=server, number=number: server.tell(block(number, number, 7)),  # type: ignore[misc]
             )
         for number, told in enumerate((first, second, ranked)):
-            assert heard.index.matches("", [number, 7], 2, 0.0) == {told.key: 1}
+            assert heard.index.matches("", whole(number, 7), SIZE, 0.0) == {told.key: 1}
         await servers[0].tell(["BlockRemoved", [0], "GPU"])
         await until(lambda: heard.index.entries(first.key) == 0)
 
@@ -171,9 +179,9 @@ async def test_a_server_that_comes_late_and_starts_anew(
         # Wherever its numbers are by the time it is heard: what the old one had is gone.
         again.sequence = first_number(server)
         await until(
-            lambda: heard.index.matches("", [3, 4], 2, 0.0) == {told.key: 1}, lambda: again.tell(block(2, 3, 4))
+            lambda: heard.index.matches("", whole(3, 4), SIZE, 0.0) == {told.key: 1}, lambda: again.tell(block(2, 3, 4))
         )
-        assert heard.index.matches("", [1, 2], 2, 0.0) == {}
+        assert heard.index.matches("", whole(1, 2), SIZE, 0.0) == {}
 
 
 async def test_who_left_is_not_listened_to(context: zmq.asyncio.Context) -> None:
@@ -189,3 +197,30 @@ async def test_who_left_is_not_listened_to(context: zmq.asyncio.Context) -> None
         await server.tell(block(2, 3, 4))
         assert heard.index.entries(told.key) == 1
         assert heard.index.matches("", [3, 4], 2, 0.0) == {}
+
+
+async def test_a_fast_sender_leaves_others_their_turn(context: zmq.asyncio.Context) -> None:
+    told = endpoint("127.0.0.8")
+    server = Server(context, "127.0.0.8")
+    turn = 0
+    turns: list[int] = []
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with listening() as heard:
+        heard.subscriber._on_batch = lambda key, batch: turns.append(turn)
+        heard.listen_to(told)
+        await until(lambda: bool(turns), lambda: server.tell(block(1, 1, 2)))
+        turns.clear()
+        task = asyncio.create_task(others())
+        try:
+            for number in range(500):
+                await server.tell(block(number, number))
+            await until(lambda: len(turns) >= 500)
+        finally:
+            task.cancel()
+    assert len(set(turns)) == len(turns)

@@ -79,13 +79,18 @@ class PickerProcess:
 
 @contextlib.asynccontextmanager
 async def start_picker(
-    endpoints: Sequence[str], directory: Path, *flags: str, name: str = "epp", source: Sequence[str] | None = None
+    endpoints: Sequence[str],
+    directory: Path,
+    *flags: str,
+    name: str = "epp",
+    source: Sequence[str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[PickerProcess]:
-    """Run `headrace epp` until the block ends. `source` replaces `--endpoints`."""
+    """Run `headrace epp` until the block ends. `source` replaces `--endpoints`; `prefix` is a command that runs it."""
     log = directory / f"{name}.log"
     with log.open("wb") as stream:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "headrace.cli.main", "epp"),
+            *(*prefix, sys.executable, "-m", "headrace.cli.main", "epp"),
             *(source if source is not None else (f"--endpoints={','.join(endpoints)}",)),
             *("--bind-address=127.0.0.1", "--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0"),
             *("--drain-delay=0s", "--secure-serving=false"),

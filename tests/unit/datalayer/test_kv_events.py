@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,35 +37,96 @@ def frames(*events: Any, sequence: int = 0, rank: int | None = 0) -> list[bytes]
     return [b"kv@10.0.0.1@model", sequence.to_bytes(8, "big"), msgspec.msgpack.encode([1.5, list(events), rank])]
 
 
-def test_what_vllm_writes() -> None:
+T8, T16 = list(range(8)), list(range(16))
+
+
+def test_arrays_as_older_servers_write_them() -> None:
     batch = read_batch(
         frames(
-            ["BlockStored", [11, 12], None, [1, 2, 3, 4], 2, None, "GPU"],
-            ["BlockStored", [b"\x01\x02"], 12, [5, 6], 2, 3, "GPU", "my-adapter"],
+            ["BlockStored", [11, 12], None, T16, 8, None, "GPU"],
+            ["BlockStored", [b"\x01\x02"], 12, T8, 8, 3, "GPU", "my-adapter"],
             ["BlockRemoved", [11], "GPU"],
             ["AllBlocksCleared"],
             # Of older and of newer servers.
-            ["BlockStored", [13], 11, [7, 8], 2, None],
+            ["BlockStored", [13], 11, T8, 8, None],
             ["BlockRemoved", [11]],
-            ["BlockStored", [14], 11, [7, 8], 2, None, "CPU"],
+            ["BlockStored", [14], 11, T8, 8, None, "CPU"],
             ["BlockRemoved", [11], "CPU"],
             ["SomethingNew", 5],
-            ["BlockStored", [15], None, [7, 8], 2, 4, "GPU", None, "more", "fields"],
+            ["BlockStored", [15], None, T8, 8, 4, "GPU", None, "more", "fields"],
             sequence=7,
         )
     )
     assert batch == Batch(
         7,
         (
-            BlocksStored((11, 12), None, (1, 2, 3, 4), 2),
-            BlocksStored((b"\x01\x02",), 12, (5, 6), 2, "my-adapter"),
+            BlocksStored((11, 12), None, tuple(T16), 8),
+            BlocksStored((b"\x01\x02",), 12, tuple(T8), 8, "my-adapter"),
             BlocksRemoved((11,)),
             AllCleared(),
-            BlocksStored((13,), 11, (7, 8), 2),
+            BlocksStored((13,), 11, tuple(T8), 8),
             BlocksRemoved((11,)),
-            BlocksStored((15,), None, (7, 8), 2, None),
+            BlocksStored((15,), None, tuple(T8), 8, None),
         ),
     )
+
+
+RECORDED = [json.loads(line) for line in (Path(__file__).parent / "data/vllm-0.32.0-kv-events.jsonl").open()]
+
+
+def test_maps_as_vllm_0_32_writes_them() -> None:
+    kinds: Counter[str] = Counter()
+    adapters = set()
+    for message in RECORDED:
+        batch = read_batch([bytes.fromhex(frame) for frame in message["frames_hex"]])
+        wanted = message["decoded"][1]
+        assert batch.sequence == int(message["frames_hex"][1], 16)
+        assert len(batch.events) == len(wanted)
+        for event, fields in zip(batch.events, wanted, strict=True):
+            kinds[fields["type"]] += 1
+            if isinstance(event, BlocksStored):
+                adapter = fields["lora_name"] or ""
+                adapters.add(adapter)
+                assert event == BlocksStored(
+                    tuple(fields["block_hashes"]),
+                    fields["parent_block_hash"],
+                    tuple(fields["token_ids"]),
+                    fields["block_size"],
+                    adapter,
+                )
+            elif isinstance(event, BlocksRemoved):
+                assert event == BlocksRemoved(tuple(fields["block_hashes"]))
+            else:
+                assert fields["type"] == "AllBlocksCleared"
+    assert set(kinds) == {"BlockStored", "BlockRemoved", "AllBlocksCleared"}
+    assert {"", "a1"} <= adapters
+
+
+def stored_map(**changes: Any) -> dict[str, Any]:
+    fields = {"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": T8, "block_size": 8}
+    return {**fields, **changes}
+
+
+def test_maps_with_more_and_with_fewer_fields() -> None:
+    stored = BlocksStored((1,), None, tuple(T8), 8)
+    batch = read_batch(
+        frames(
+            stored_map(),
+            stored_map(medium="GPU", group_idx=0, kv_cache_spec_kind="full_attention", extra_keys=[None], new=[{}]),
+            # Of other layers, and of other tiers.
+            stored_map(group_idx=1),
+            stored_map(medium="CPU"),
+            stored_map(lora_id=3, lora_name="x"),
+            stored_map(lora_id=3),
+            {"type": "BlockRemoved", "block_hashes": [1], "group_idx": 1},
+            {"type": "BlockRemoved", "block_hashes": [b"1"], "medium": "GPU"},
+            {"type": "SomethingNew", "block_hashes": 5},
+            {"type": "AllBlocksCleared", "new": 1},
+            ["AllBlocksCleared"],
+        )
+    )
+    with_adapter = [replace(stored, adapter=adapter) for adapter in ("x", None)]
+    assert batch.events == (stored, stored, *with_adapter, BlocksRemoved((b"1",)), AllCleared(), AllCleared())
 
 
 @pytest.mark.parametrize(
@@ -76,16 +141,31 @@ def test_what_vllm_writes() -> None:
         [b"topic", b"12345678", msgspec.msgpack.encode([0])],
         frames("BlockStored"),
         frames([]),
-        frames(["BlockStored", [1], None, [1, 2], 0, None]),
-        frames(["BlockStored", [1], None, [1, 2], "2", None]),
-        frames(["BlockStored", [1], None, [1, 2, 3], 2, None]),
-        frames(["BlockStored", [1], None, [-1, 2], 2, None]),
-        frames(["BlockStored", [1], None, [1 << 32, 2], 2, None]),
-        frames(["BlockStored", [1], 1.5, [1, 2], 2, None]),
-        frames(["BlockStored", "12", None, [1, 2], 2, None]),
+        frames({}),
+        frames({"type": 5}),
+        frames({"type": "BlockStored"}),
+        frames(["BlockStored", [1], None, T8, 0, None]),
+        frames(["BlockStored", [1], None, T8, "8", None]),
+        frames(["BlockStored", [1], None, [*T8, 1], 8, None]),
+        frames(["BlockStored", [1], None, [-1, *T8[1:]], 8, None]),
+        frames(["BlockStored", [1], None, [1 << 32, *T8[1:]], 8, None]),
+        frames(["BlockStored", [1], None, [True, *T8[1:]], 8, None]),
+        frames(["BlockStored", [1], 1.5, T8, 8, None]),
+        frames(["BlockStored", "12", None, T8, 8, None]),
         frames(["BlockRemoved", [1.5]]),
         frames(["BlockRemoved", None]),
+        frames(stored_map(token_ids=T16)),
+        frames(stored_map(block_hashes=None)),
+        frames(stored_map(medium=[])),
         [b"topic", b"12345678", b"\x91" * 5000 + b"\xc0"],
+        # Blocks of sizes that no server has: each pick would hash its prompt in thousands of them.
+        frames(stored_map(token_ids=[1], block_size=1)),
+        frames(stored_map(token_ids=[], block_hashes=[], block_size=1 << 20)),
+        # Too much at once.
+        frames(*([] for _ in range(1_000_000))),
+        frames(*(["X"] for _ in range(20_000))),
+        frames(["BlockRemoved", [1] * 40_000]),
+        frames(stored_map(extra_keys=b"x" * (2 << 20))),
     ],
 )
 def test_broken_messages_are_told_as_such(broken: list[bytes]) -> None:
@@ -93,9 +173,10 @@ def test_broken_messages_are_told_as_such(broken: list[bytes]) -> None:
         read_batch(broken)
 
 
+FIELDS = ("type", "block_hashes", "parent_block_hash", "token_ids", "block_size", "medium", "group_idx")
 VALUE = st.recursive(
     st.none() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=4) | st.sampled_from(["BlockStored", "GPU"]),
-    lambda inner: st.lists(inner, max_size=8),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=6),
     max_leaves=12,
 )
 

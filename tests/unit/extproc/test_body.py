@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.bounded_json import MAX_NODES
-from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body
+from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body, read_model
 from headrace.extproc.model_name import with_model
 
 COMPLETIONS = "/v1/completions"
@@ -191,6 +191,15 @@ def test_a_body_over_the_limit_passes_unread() -> None:
         assert facts == BodyFacts(unread=facts.unread)
     # What is no JSON object names no model, however long it is.
     assert read_body(b"binary", path="/other", max_bytes=1) == BodyFacts()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("path", [COMPLETIONS, "/other"])
+def test_a_model_is_read_and_replaced_in_whatever_encoding(encoding: str, path: str) -> None:
+    content = (" " * 100 + '{"model":"m","prompt":"abc"}').encode(encoding)
+    assert read_body(content, path=path).model == "m"
+    assert read_model(content) == "m"
+    assert json.loads(with_model(content, "new"))["model"] == "new"
 
 
 def test_of_a_cut_body_only_the_beginning_is_read() -> None:

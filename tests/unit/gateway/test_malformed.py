@@ -13,8 +13,12 @@ from headrace.gateway.discovery import EDS_TYPE, SDS_TYPE, SnapshotSource
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.lacking import lacking
 from headrace.gateway.plans import pool_plan
+from headrace.gateway.snapshot import Snapshot, parse_pools
 from headrace.gateway.status import parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
+from headrace.gateway.trust import config_maps_of
+from headrace.kube.reflector import ObjectStore
+from tests.malformed import broken
 from tests.unit.gateway import objects as o
 
 A = f"inferencepool/{GA_GROUP}/default/a"
@@ -106,3 +110,80 @@ def test_a_malformed_object_blocks_no_other(
         source.resource(EDS_TYPE, "/".join(("inferencepool", *key, "epp")))
         source.resource(SDS_TYPE, "/".join(("inferencepool", *key, "epp/ca")))
     base_models(o.keyed([{"metadata": o.metadata("bad"), "data": data}]))
+
+
+POLICY = made(
+    "p",
+    {
+        "targetRefs": [{"group": "", "kind": "Service", "name": "epp", "sectionName": "grpc"}],
+        "validation": {
+            "hostname": "h",
+            "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}],
+            "subjectAltNames": [{"type": "Hostname", "hostname": "h"}],
+        },
+    },
+)
+GRANT = made(
+    "g",
+    {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "x"}], "to": [{"kind": "x"}]},
+)
+ANNOTATED = {"headrace.dev/request-body-mode": "BUFFERED", "inference.networking.k8s.io/active-ports": "8000"}
+STATUS = {"parents": [{"parentRef": {"name": "gateway"}, "conditions": [{"type": "Accepted", "status": "True"}]}]}
+# By the field of the snapshot that they are in.
+WHOLE: dict[str, list[dict[str, Any]]] = {
+    "pools": [{**o.pool("b", annotations=ANNOTATED), "status": STATUS}, o.old_pool("b")],
+    "http_routes": [o.route("b", [o.pool_ref("a", 1), o.pool_ref("b", 2)], status=STATUS)],
+    "grpc_routes": [o.route("b", [o.pool_ref("b")])],
+    "services": [o.service("other")],
+    "endpoint_slices": [o.slice_of("epp", {"10.0.0.9": {"ready": True}, "fd00::9": {"terminating": True}})],
+    "pods": [o.pod("b", "10.0.0.8", app="a")],
+    "config_maps": [{"metadata": o.metadata("ca"), "data": {"ca.crt": "BEGIN CERTIFICATE"}}],
+    "backend_tls_policies": [POLICY],
+    "reference_grants": [GRANT],
+    "gateways": [o.gateway("b")],
+    "gateway_classes": [o.gateway_class("b")],
+    "base_models": [{"metadata": o.metadata("m"), "data": {"baseModel": "m", "adapters": "- x\n- y"}}],
+}
+
+
+@given(data=st.data())
+def test_any_value_in_any_field_blocks_no_other(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(WHOLE)))
+    bad = data.draw(st.sampled_from(WHOLE[kind]).flatmap(broken))
+    kinds = {
+        "pools": [o.pool("a")],
+        "http_routes": [o.route("r", [o.pool_ref("a")])],
+        "services": [o.service()],
+        "endpoint_slices": [{**o.slice_of("epp", {"10.0.0.1": {"ready": True}}), "metadata": _slice_metadata()}],
+        "pods": [o.pod("good", "10.0.0.2", app="a")],
+        "gateways": [o.gateway()],
+        "gateway_classes": [o.gateway_class()],
+        "base_models": [{"metadata": o.metadata("good"), "data": {"baseModel": "base"}}],
+    }
+    stores = {name: ObjectStore() for name in WHOLE}
+    for name, store in stores.items():
+        # The broken one first: the good one stays where both have the same name.
+        store.replace([*([bad] if name == kind else []), *kinds.get(name, [])])
+    raw = stores.pop("pools").objects
+    pools, bad_pools = parse_pools(raw.values())
+    models = stores.pop("base_models").objects
+    found = Snapshot(pools=pools, bad_pools=bad_pools, **{name: store.objects for name, store in stores.items()})
+    name = f"{RULE}/match/0/*"
+    request = o.hook_input([o.xds_route(name), o.xds_route("httproute/default/b/rule/0/match/0/*")], [RULE])
+    lacking(named_rules(request), found)
+    result = translate(request, found)
+    assert o.shares(o.routes_in(result.response)[name])[0] == (A, 1)
+    parents = parents_of_pools(found, o.CONTROLLER)
+    source = SnapshotSource(lambda: found, verify_by_default=True, nothing="NOBODY")
+    for key, known in found.pools.items():
+        pool_plan(found, known)
+        wanted_status(raw.get(key[1:], {}), key, found, parents.get(key, {}), o.CONTROLLER, "2026-01-01T00:00:00Z")
+        for suffix, type_url in (("", EDS_TYPE), ("/epp", EDS_TYPE), ("/epp/ca", SDS_TYPE)):
+            source.resource(type_url, "/".join(("inferencepool", *key)) + suffix).SerializeToString()
+    for policy in found.backend_tls_policies.values():
+        list(config_maps_of(policy))
+    assert base_models(models)[0].get("base") == "base"
+
+
+def _slice_metadata() -> dict[str, Any]:
+    return o.metadata("good", labels={"kubernetes.io/service-name": "epp"})

@@ -1,0 +1,91 @@
+"""An API server that lists and watches what a test tells it, down to the bytes of a watch's lines: no real one can be
+made to send garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Until it holds; the caller bounds the time."""
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+class ListWatchServer:
+    """`objects` by path, such as `/api/v1/namespaces/n/pods`; other paths are answered 404. `lists` counts lists."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, list[Any]] = {}
+        self.lists: dict[str, int] = {}
+        self._version = 1
+        self._opened: dict[str, int] = {}
+        self._watches: dict[str, set[asyncio.Queue[bytes]]] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, directory: Path) -> Path:
+        """Serve; returns a kubeconfig."""
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self._runner.addresses[0][1]}"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        path = directory / "kubeconfig"
+        path.write_text(json.dumps(config))
+        return path
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def watched(self, path: str, times: int = 1) -> None:
+        """Until this path has been watched so many times."""
+        await eventually(lambda: self._opened.get(path, 0) >= times)
+
+    def send(self, path: str, *lines: bytes) -> None:
+        """Send lines, as they are, to all who watch this path."""
+        for queue in self._watches.get(path, ()):
+            queue.put_nowait(b"".join(line + b"\n" for line in lines))
+
+    def change(self, path: str, kind: str, found: Any) -> bytes:
+        """The line of a change that the next list shows too."""
+        self._version += 1
+        found["metadata"]["resourceVersion"] = str(self._version)
+        kept = [entry for entry in self.objects[path] if entry["metadata"]["name"] != found["metadata"]["name"]]
+        self.objects[path] = kept if kind == "DELETED" else [*kept, found]
+        return json.dumps({"type": kind, "object": found}).encode()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        if path not in self.objects:
+            return web.json_response({"reason": "NotFound", "message": "there is no such kind"}, status=404)
+        if request.query.get("watch") != "true":
+            self.lists[path] = self.lists.get(path, 0) + 1
+            return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": self.objects[path]})
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._watches.setdefault(path, set()).add(queue)
+        self._opened[path] = self._opened.get(path, 0) + 1
+        try:
+            while True:
+                await answer.write(await queue.get())
+        except ConnectionError:
+            return answer
+        finally:
+            self._watches[path].discard(queue)
