@@ -94,7 +94,7 @@ def test_a_stopped_pod_gets_no_new_request(serving: Stack) -> None:
         endpoints = json.loads(serving.kubectl("get", "--raw", page))["endpoints"]
         return victim["status"]["podIP"] not in {entry["endpoint"].rpartition(":")[0] for entry in endpoints}
 
-    assert not is_left_out()
+    serving.wait_for("the picker knows it", lambda: not is_left_out())
     serving.kubectl("delete", "pod", victim["metadata"]["name"], "-n", "default", "--wait=false")
     serving.wait_for("the picker leaves it out", is_left_out)
     for _ in range(40):

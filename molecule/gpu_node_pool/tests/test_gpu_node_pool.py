@@ -31,7 +31,7 @@ def test_a_pod_that_asks_for_one_too_many_stays_pending():
     }  # fmt: skip
     kubectl("create", "-f", "-", stdin=json.dumps(pod))
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         conditions: list[dict[str, str]] = []
         while not conditions and time.monotonic() < deadline:
             conditions = get("pod", "molecule-greedy", "-n", "default")["status"].get("conditions", [])

@@ -14,7 +14,7 @@ NAMESPACE = "molecule-gateway"
 def ask(path: str, host: str = "any") -> tuple[int, str]:
     """Status and body of a GET at the Gateway's LoadBalancer address."""
     address = get("gateway", "molecule", "-n", NAMESPACE)["status"]["addresses"][0]["value"]
-    connection = http.client.HTTPConnection(address, 80, timeout=10)
+    connection = http.client.HTTPConnection(address, 80, timeout=60)
     try:
         connection.request("GET", path, headers={"host": host})
         response = connection.getresponse()
@@ -25,7 +25,7 @@ def ask(path: str, host: str = "any") -> tuple[int, str]:
 
 def await_answer(path: str, host: str = "any") -> str:
     """The body, once it is a 200: endpoints reach Envoy a moment after the route is accepted."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     status, body = 0, ""
     while time.monotonic() < deadline:
         try:

@@ -158,6 +158,7 @@ def running_world(repository: Path, directory: Path) -> Iterator[World]:
         authority = Authority("headrace-gateway-ca")
         client = envoy_gateway.write_secret(api, "envoy", directory / "client")
         serving = authority.issue(SERVER_NAME, "localhost").write(directory / "serving", authority.certificate)
+        nobody = objects.service("nobody", 8000)
         api.apply(
             *envoy_gateway.hook_secrets(authority),
             envoy_gateway.proxy(authority.certificate, client, SERVER_NAME),
@@ -166,6 +167,11 @@ def running_world(repository: Path, directory: Path) -> Iterator[World]:
             ),
             objects.gateway_class("proxy", envoy_gateway.CONTROLLER_NAME),
             objects.gateway(),
+            # Envoy Gateway does not answer an Envoy that has asked for clusters before there was a first translation,
+            # until one has any: without a route it would never be live.
+            nobody,
+            objects.endpoint_slice("nobody", 8000, network.blackhole()),
+            objects.route("nobody", {"backendRefs": [objects.backend(nobody, group="", port=8000)]}),
         )
         command = [
             *(sys.executable, "-m", "headrace.cli.main", "gateway", f"--kubeconfig={api.kubeconfig}"),
