@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
 from headrace.core.pool import VERSION_OF_GROUP
-from headrace.gateway.base_models import BaseModels
+from headrace.gateway.base_models import BaseModels, Problem
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.events import Events, Subject
 from headrace.gateway.hook import Hook
@@ -153,7 +153,7 @@ class Process:
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
         )
-        base_models = BaseModels(lambda: self._watch.snapshot.base_model_config_maps)
+        base_models = BaseModels(lambda: self._watch.snapshot, options.controller_name, self._base_model_problem)
         self._models = ModelService(base_models, self._metrics)
         self._discovery = Discovery(source, self._metrics, self._watch.settled)
         self._hook = Hook(
@@ -175,7 +175,13 @@ class Process:
         if subject.kind == POOL_KIND:
             found = self._writer.pools().get((subject.api_version.partition("/")[0], subject.namespace, subject.name))
             return found[1] if found is not None else None
+        if subject.kind == "ConfigMap":
+            return self._watch.snapshot.base_model_config_maps.get((subject.namespace, subject.name))
         return self._watch.snapshot.route(subject.kind.lower(), subject.namespace, subject.name)
+
+    def _base_model_problem(self, problem: Problem) -> None:
+        (namespace, name), text = problem
+        self._events.warn(Subject("v1", "ConfigMap", namespace, name), "BaseModelRefused", text)
 
     def _translated(
         self, translation: Translation, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot

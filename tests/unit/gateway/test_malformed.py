@@ -105,4 +105,10 @@ def test_a_malformed_object_blocks_no_other(
         )
         source.resource(EDS_TYPE, "/".join(("inferencepool", *key, "epp")))
         source.resource(SDS_TYPE, "/".join(("inferencepool", *key, "epp/ca")))
-    base_models(o.keyed([{"metadata": o.metadata("bad"), "data": data}]))
+    maps = [
+        {"metadata": o.metadata("bad"), "data": data},
+        {"metadata": o.metadata("half"), "data": {"baseModel": data}},
+    ]
+    routes = [o.model_route("good", {"base": []}), made("bad", {"rules": [{"matches": route}]}, status=status)]
+    routes.append(made("half", {"rules": [{"matches": [{"headers": route}]}]}))
+    base_models(o.snapshot([], http_routes=routes, base_model_config_maps=maps, gateways=[o.gateway()]), o.CONTROLLER)
