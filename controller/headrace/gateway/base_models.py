@@ -37,7 +37,7 @@ Problem = tuple[tuple[str, str], str]
 class ModelRoute:
     """What one rule of a route says of models.
 
-    `models` are all names that it matches exactly, `bases` those of base models; None: it matches them by an expression.
+    `models` are all names that it matches exactly, `bases` those of base models, None where an expression matches them.
     `namespaces` are those of the route and of its pools."""
 
     created: str

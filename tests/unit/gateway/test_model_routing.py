@@ -284,12 +284,12 @@ def test_the_mapping_follows_the_config_maps():
 NEIGHBOURS = ["aaa-neighbour", "zzz-neighbour"]
 
 
-def tenant(*more: dict, routes: Sequence[dict] = (), **others: Any) -> Mapping[str, str]:
-    """What holds where `default` has base model `llama` with an adapter, a model by its own name, and a neighbour this."""
+def tenant(*more: dict, routes: Sequence[dict] = ()) -> Mapping[str, str]:
+    """What holds where `default` has base model `llama` with an adapter and model `qwen`, and a neighbour this."""
     llama = o.model_route("llama", {"llama": [o.pool_ref()]})
     qwen = o.model_route("qwen", {"qwen": [o.pool_ref()]}, header="X-Gateway-Model-Name")
     own = models("own", "llama", "- a1")
-    found, _ = known(own, *more, routes=[llama, qwen, *routes], **others)
+    found, _ = known(own, *more, routes=[llama, qwen, *routes])
     return found
 
 
