@@ -1,77 +1,90 @@
-"""Warning events on pools, for `kubectl describe`."""
+"""Warning events on pools and routes, for `kubectl describe`."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from headrace.core import GA_GROUP
-from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import Object
-from headrace.gateway.watch import EXTENSION_POOLS, GA_POOLS
+from headrace.gateway.snapshot import Object, mapping
 from headrace.kube.client import ApiError, Resource, request
 
 logger = logging.getLogger(__name__)
 
 _EVENTS = Resource("", "v1", "events", True)
 _MAX_MESSAGE = 1000
+_REMEMBERED = 2_000
+
+
+class Subject(NamedTuple):
+    """What an event is about."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
 
 
 class Events:
-    """Writes each warning once, until it is withdrawn. `pool` gives a pool's object; `run` writes."""
+    """Writes each warning once, until it is withdrawn. `found` gives a subject's object; `run` writes.
 
-    def __init__(self, client: Any, pool: Callable[[PoolKey], Object | None]) -> None:
+    Remembers so many warnings; one that was forgotten is written again."""
+
+    def __init__(self, client: Any, found: Callable[[Subject], Object | None]) -> None:
         self._client = client
-        self._pool = pool
-        self._said: set[tuple[PoolKey, str]] = set()
-        self._waiting: asyncio.Queue[tuple[PoolKey, str, str]] = asyncio.Queue()
+        self._found = found
+        self._said: dict[tuple[Subject, str, str], None] = {}
+        self._waiting: asyncio.Queue[tuple[Subject, str, str]] = asyncio.Queue(_REMEMBERED)
 
-    def warn(self, key: PoolKey, reason: str, message: str) -> None:
-        """Say something of a pool that is not said yet. `reason` is in CamelCase."""
-        if (key, reason) not in self._said:
-            self._said.add((key, reason))
-            self._waiting.put_nowait((key, reason, message))
+    def warn(self, subject: Subject, reason: str, message: str) -> None:
+        """Say something that is not said yet. `reason` is in CamelCase."""
+        warning = (subject, reason, message[:_MAX_MESSAGE])
+        if warning in self._said:
+            return
+        with contextlib.suppress(asyncio.QueueFull):
+            self._waiting.put_nowait(warning)
+            self._said[warning] = None
+        if len(self._said) > _REMEMBERED:
+            del self._said[next(iter(self._said))]
 
-    def withdraw(self, key: PoolKey, reason: str) -> None:
+    def withdraw(self, subject: Subject, reason: str) -> None:
         """It holds no longer: when it does again, that is said again."""
-        self._said.discard((key, reason))
+        self._said = {said: None for said in self._said if said[:2] != (subject, reason)}
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            key, reason, message = await self._waiting.get()
-            pool = self._pool(key)
-            if pool is not None:
-                await self._write(key, str(pool["metadata"].get("uid", "")), reason, message)
+            subject, reason, message = await self._waiting.get()
+            found = self._found(subject)
+            if found is not None:
+                await self._write(subject, str(mapping(found.get("metadata")).get("uid") or ""), reason, message)
 
-    async def _write(self, key: PoolKey, uid: str, reason: str, message: str) -> None:
-        group, namespace, name = key
-        resource = GA_POOLS if group == GA_GROUP else EXTENSION_POOLS
+    async def _write(self, subject: Subject, uid: str, reason: str, message: str) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{name[:200]}.", "namespace": namespace},
+            "metadata": {"generateName": f"{subject.name[:200]}.", "namespace": subject.namespace},
             "involvedObject": {
-                "apiVersion": f"{resource.group}/{resource.version}",
-                "kind": "InferencePool",
-                "namespace": namespace,
-                "name": name,
+                "apiVersion": subject.api_version,
+                "kind": subject.kind,
+                "namespace": subject.namespace,
+                "name": subject.name,
                 "uid": uid,
             },
             "type": "Warning",
             "reason": reason,
-            "message": message[:_MAX_MESSAGE],
+            "message": message,
             "source": {"component": "headrace-gateway"},
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
         }
         try:
-            path = _EVENTS.path(namespace)
+            path = _EVENTS.path(subject.namespace)
             await request(self._client, "POST", path, body=event, content_type="application/json")
         except ApiError as error:
-            logger.warning("no warning event for InferencePool %s/%s: %s", namespace, name, error)
+            logger.warning("no warning event for %s %s/%s: %s", *subject[1:], error)

@@ -166,13 +166,15 @@ def prepare_manager(manager: _Manager) -> None:
     early.typed_config.CopyFrom(pack(early_pb2.HeaderMutation(mutations=removed)))
     kept = list(manager.http_filters)
     del manager.http_filters[:]
-    manager.http_filters.extend([*_body_filters(), *kept[:-1], *listener_filters(idle=True), kept[-1]])
+    gateway = "/".join(manager.rds.route_config_name.split("/")[:2])
+    manager.http_filters.extend([*_body_filters(gateway), *kept[:-1], *listener_filters(idle=True), kept[-1]])
 
 
-def _body_filters() -> Sequence[http_connection_manager_pb2.HttpFilter]:
+def _body_filters(gateway: str) -> Sequence[http_connection_manager_pb2.HttpFilter]:
     buffer = buffer_pb2.Buffer(max_request_bytes=number(BODY_LIMIT_BYTES))
     service = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.DISCOVERY_CLUSTER),
+        initial_metadata=[base_pb2.HeaderValue(key=names.GATEWAY_METADATA, value=gateway)],
         # The other replica of the controller may answer.
         retry_policy=base_pb2.RetryPolicy(retry_on=_RETRY_ON, num_retries=number(_RETRIES)),
     )

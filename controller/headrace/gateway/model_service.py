@@ -25,6 +25,7 @@ from headrace.extproc.metadata import read_headers
 from headrace.extproc.wire import Kind, flag, nested, read_message
 from headrace.gateway import names
 from headrace.gateway.metrics import Metrics
+from headrace.gateway.status import GatewayKey
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ def model_answer(model: str, base_model: str) -> bytes:
 
 
 class ModelService:
-    """The gRPC service. `base_models` gives the newest mapping of model to base model."""
+    """The gRPC service. `base_models` gives the newest mapping of model to base model for a Gateway; None: which one is
+    not known."""
 
-    def __init__(self, base_models: Callable[[], Mapping[str, str]], metrics: Metrics) -> None:
+    def __init__(self, base_models: Callable[[GatewayKey | None], Mapping[str, str]], metrics: Metrics) -> None:
         self._base_models = base_models
         self._metrics = metrics
         self._reading = asyncio.Semaphore(_BODIES_AT_A_TIME)
@@ -107,7 +109,7 @@ class ModelService:
         return grpc.method_handlers_generic_handler(_SERVICE, {"Process": method})
 
     async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
-        stream = ModelStream(self._base_models())
+        stream = ModelStream(self._base_models(_gateway_of(context)))
         try:
             await self._turn(stream, context)
             if not stream.done:
@@ -129,3 +131,12 @@ class ModelService:
         answer = stream.feed(raw)
         self._metrics.model_seconds.inc(time.perf_counter() - started)
         await context.write(answer)
+
+
+def _gateway_of(context: Any) -> GatewayKey | None:
+    """The Gateway that asks. An Envoy with an older configuration does not tell."""
+    for key, value in context.invocation_metadata() or ():
+        if key == names.GATEWAY_METADATA and isinstance(value, str):
+            namespace, _, name = value.partition("/")
+            return (namespace, name)
+    return None

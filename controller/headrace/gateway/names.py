@@ -23,6 +23,8 @@ OWN_FILTERS = (BUFFER_FILTER, MODEL_FILTER, HEADERS_FILTER, PICK_FILTER, OBSERVE
 MODEL_HEADER = "x-gateway-model-name"
 BASE_MODEL_HEADER = "x-gateway-base-model-name"
 MODEL_HEADERS = (MODEL_HEADER, BASE_MODEL_HEADER)
+# gRPC metadata of that question: which Gateway asks, as NAMESPACE/NAME.
+GATEWAY_METADATA = "x-headrace-gateway"
 # ConfigMaps with this label say which adapters a base model has (keys baseModel, adapters).
 BASE_MODEL_SELECTOR = "inference.networking.k8s.io/bbr-managed=true"
 

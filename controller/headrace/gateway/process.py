@@ -15,9 +15,10 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
-from headrace.gateway.base_models import BaseModels
+from headrace.core.pool import VERSION_OF_GROUP
+from headrace.gateway.base_models import BaseModels, Problem
 from headrace.gateway.discovery import Discovery, SnapshotSource
-from headrace.gateway.events import Events
+from headrace.gateway.events import Events, Subject
 from headrace.gateway.hook import Hook
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.knowledge import Knowledge
@@ -26,7 +27,7 @@ from headrace.gateway.model_service import ModelService
 from headrace.gateway.names import PoolKey
 from headrace.gateway.nudge import Nudge, touch_grant
 from headrace.gateway.options import Options
-from headrace.gateway.snapshot import Object, Snapshot, mappings
+from headrace.gateway.snapshot import GATEWAY_GROUP, POOL_KIND, Object, Snapshot, mappings
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
@@ -53,6 +54,7 @@ _GRPC_OPTIONS = [
 ]
 # A hook call that comes before the informers have settled waits this long; Envoy Gateway keeps its configuration.
 _SETTLE_SECONDS = 5.0
+_ROUTE_VERSION = f"{GATEWAY_GROUP}/v1"
 _UNVERIFIED = "TLS to the endpoint picker is not verified: write a BackendTLSPolicy for its Service"
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
@@ -133,7 +135,7 @@ class Process:
         options = self._options
         self._watch = Watch(client, self._changed, lambda kind: self._metrics.malformed_objects.labels(kind).inc())
         self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
-        self._events = Events(client, self._pool)
+        self._events = Events(client, self._object)
         in_effect = InEffect(
             lambda: self._watch.snapshot,
             lambda: {key: pool for key, (_, pool) in self._writer.pools().items()},
@@ -154,7 +156,7 @@ class Process:
         source = SnapshotSource(
             lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
         )
-        base_models = BaseModels(lambda: self._watch.snapshot.base_model_config_maps)
+        base_models = BaseModels(lambda: self._watch.snapshot, options.controller_name, self._base_model_problem)
         self._models = ModelService(base_models, self._metrics)
         self._discovery = Discovery(source, self._metrics, self._watch.settled)
         self._hook = Hook(
@@ -172,15 +174,25 @@ class Process:
         for group in (GA_GROUP, EXTENSION_GROUP):
             self._metrics.pools.labels(group).set(sum(key[0] == group for key in pools))
 
-    def _pool(self, key: PoolKey) -> Object | None:
-        found = self._writer.pools().get(key)
-        return found[1] if found is not None else None
+    def _object(self, subject: Subject) -> Object | None:
+        if subject.kind == POOL_KIND:
+            found = self._writer.pools().get((subject.api_version.partition("/")[0], subject.namespace, subject.name))
+            return found[1] if found is not None else None
+        if subject.kind == "ConfigMap":
+            return self._watch.snapshot.base_model_config_maps.get((subject.namespace, subject.name))
+        return self._watch.snapshot.route(subject.kind.lower(), subject.namespace, subject.name)
+
+    def _base_model_problem(self, problem: Problem) -> None:
+        (namespace, name), text = problem
+        self._events.warn(Subject("v1", "ConfigMap", namespace, name), "BaseModelRefused", text)
 
     def _translated(
         self, translation: Translation, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot
     ) -> None:
         for key in translation.unverified:
-            self._events.warn(key, "EndpointPickerUnverified", _UNVERIFIED)
+            self._events.warn(_pool_subject(key), "EndpointPickerUnverified", _UNVERIFIED)
+        for route, problem in translation.refused.items():
+            self._events.warn(Subject(_ROUTE_VERSION, *route), "FilterRefused", problem)
         self._nudge.translated(named, snapshot)
         self._writer.changed()
 
@@ -270,6 +282,11 @@ class Process:
 
         method: Any = grpc.unary_unary_rpc_method_handler(check)
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})
+
+
+def _pool_subject(key: PoolKey) -> Subject:
+    group, namespace, name = key
+    return Subject(f"{group}/{VERSION_OF_GROUP[group]}", POOL_KIND, namespace, name)
 
 
 async def _listed(client: Any, resource: Resource) -> list[Object]:

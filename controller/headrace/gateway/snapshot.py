@@ -200,10 +200,16 @@ def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
                 namespace=str(reference.get("namespace") or route_namespace),
                 name=str(reference.get("name") or ""),
                 weight=weight if isinstance(weight, int) and 0 <= weight <= _MAX_WEIGHT else 1,
-                filters=tuple(mappings(reference.get("filters"))),
+                filters=_filters_of(reference),
             )
         )
     return tuple(found)
+
+
+def _filters_of(reference: Object) -> tuple[Object, ...]:
+    """Every filter, unreadable ones as empty: none may get lost, as a request would pass without it."""
+    found = reference.get("filters") or ()
+    return tuple(mapping(entry) for entry in found) if isinstance(found, list | tuple) else ({},)
 
 
 def rules_of(route: Object) -> list[Object]:

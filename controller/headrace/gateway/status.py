@@ -5,16 +5,19 @@ there an entry is ours when the class of its Gateway is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, Pool
 from headrace.core.translated import ROUTES_TRANSLATED
+from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import (
     GATEWAY_GROUP,
+    Backend,
     Object,
     Snapshot,
     UnresolvedPicker,
@@ -25,6 +28,8 @@ from headrace.gateway.snapshot import (
 )
 from headrace.gateway.trust import find_trust
 
+# Only there while a filter is refused.
+FILTERS_ACCEPTED = "headrace.dev/FiltersAccepted"
 _MAX_MESSAGE = 1000
 _MAX_PARENTS = 32
 
@@ -60,6 +65,34 @@ def parents_of_pools(snapshot: Snapshot, controller_name: str) -> dict[PoolKey, 
                     parents = found.setdefault(key, {})
                     parents[gateway] = parents.get(gateway, False) or accepted
     return found
+
+
+def filter_problems(snapshot: Snapshot, controller_name: str) -> dict[PoolKey, dict[GatewayKey, list[str]]]:
+    """What is wrong with filters of backendRefs to each pool, for each Gateway of ours. Their share is answered 500."""
+    found: dict[PoolKey, dict[GatewayKey, list[str]]] = {}
+    for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
+        for (namespace, name), route in routes.items():
+            for number, rule in enumerate(rules_of(route)):
+                # Few have any, and this is asked after each change of anything.
+                if not any(reference.get("filters") for reference in mappings(rule.get("backendRefs"))):
+                    continue
+                for backend in backends_of(rule, namespace):
+                    problem = _filter_problem(backend)
+                    if not problem:
+                        continue
+                    text = f"{kind} {namespace}/{name}, rule {number}, backend {backend.index}: {problem}"
+                    for gateway, _ in parents_of_route(route, namespace, snapshot, controller_name):
+                        found.setdefault(backend.pool_key, {}).setdefault(gateway, []).append(text)
+    return found
+
+
+def _filter_problem(backend: Backend) -> str:
+    try:
+        if backend.is_pool and backend.weight:
+            header_changes(backend.filters)
+    except InvalidFilter as error:
+        return str(error)
+    return ""
 
 
 def parents_of_route(
@@ -116,6 +149,11 @@ def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool) -> Condit
     return _condition("ResolvedRefs", True, "ResolvedRefs", message)
 
 
+def _of_filters(problems: Sequence[str]) -> Iterator[Condition]:
+    if problems:
+        yield _condition(FILTERS_ACCEPTED, False, "UnsupportedValue", f"answered 500: {'; '.join(problems)}")
+
+
 def _condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
     return Condition(kind, "True" if holds else "False", reason, message[:_MAX_MESSAGE])
 
@@ -131,13 +169,14 @@ def wanted_status(
     *,
     verify_by_default: bool = True,
     translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
+    filter_problems: Mapping[GatewayKey, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """The status keys to write for a pool; None where nothing is to be changed.
 
     Entries of other controllers stay, in their places. `written` are Gateways that we wrote entries for: a v1alpha2
     entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions.
     `translated` gives the condition that says which routes are translated; where it gives None, another replica's
-    stays."""
+    stays. `filter_problems` are those of the pool."""
     field = "parents" if key[0] == GA_GROUP else "parent"
     status = mapping(pool.get("status"))
     old = list(mappings(status.get(field)))
@@ -162,6 +201,7 @@ def wanted_status(
             "conditions": _stamped(
                 (
                     *conditions_of(snapshot, key, route_accepted=parents[gateway], verify_by_default=verify_by_default),
+                    *_of_filters(filter_problems.get(gateway, ())),
                     *filter(None, (translated(key, gateway),)),
                 ),
                 ours.get(gateway),

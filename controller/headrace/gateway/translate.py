@@ -21,7 +21,9 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
-from headrace.gateway import backend_filters, filters, model_routing, names
+from headrace.core.translated import RouteKey
+from headrace.gateway import filters, model_routing, names
+from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
 from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
@@ -39,10 +41,12 @@ _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 
 @dataclass
 class Translation:
-    """The response; the pools whose picker nobody verifies; what could not be done, for the log."""
+    """The response; the pools whose picker nobody verifies; the routes with a backend that cannot be had as it is asked
+    for, each with the first reason; what could not be done, for the log."""
 
     response: PostTranslateModifyResponse
     unverified: set[PoolKey] = field(default_factory=set)
+    refused: dict[RouteKey, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -206,6 +210,11 @@ class _Work:
             return [weight]
         if not self._snapshot.permits(KINDS[rule.kind], rule.namespace, backend):
             return invalid
+        try:
+            changes = header_changes(backend.filters)
+        except InvalidFilter as error:
+            self._refuse(rule, backend, error)
+            return invalid
         plan = self._plan(backend.pool_key)
         if plan is None:
             return invalid
@@ -221,18 +230,17 @@ class _Work:
             weight.CopyFrom(self._switched_on(plan, bodies))
             weight.name = name
             weight.weight.value = part
-            self._backend_filters(rule, backend, weight)
+            changes.apply(weight)
             weights.append(weight)
         return weights
 
-    def _backend_filters(self, rule: RuleName, backend: Backend, weight: _Weight) -> None:
-        """The filters of a backendRef, which Envoy Gateway leaves out where the backend is a pool."""
-        for found in backend.filters:
-            if not backend_filters.apply_filter(found, weight):
-                where = f"{rule.destination}, backend {backend.index}"
-                note = f"{where}: filter {found.get('type')} of a backendRef is not supported on a pool"
-                if note not in self.result.notes:
-                    self.result.notes.append(note)
+    def _refuse(self, rule: RuleName, backend: Backend, error: InvalidFilter) -> None:
+        problem = f"rule {rule.rule}, backend {backend.index}: its share is answered 500: {error}"
+        route = (KINDS[rule.kind], rule.namespace, rule.name)
+        self.result.refused.setdefault(route, problem)
+        note = f"{'/'.join(route)}, {problem}"
+        if note not in self.result.notes:
+            self.result.notes.append(note)
 
     def _switched_on(self, plan: filters.PickPlan, bodies: bool) -> _Weight:
         """A weighted cluster with the filters of a pool; the same for every rule."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.names import PoolKey
 from headrace.gateway.snapshot import Object, Snapshot
-from headrace.gateway.status import Condition, GatewayKey, parents_of_pools, wanted_status
+from headrace.gateway.status import Condition, GatewayKey, filter_problems, parents_of_pools, wanted_status
 from headrace.gateway.watch import POOLS
 from headrace.kube.client import ApiError, Resource
 from headrace.kube.patch import patch_status
@@ -118,6 +118,7 @@ class StatusWriter:
         """Write every status that is not as it should be. False: something has to be tried again."""
         snapshot = self._watch.snapshot
         parents = parents_of_pools(snapshot, self._controller_name)
+        problems = filter_problems(snapshot, self._controller_name)
         all_done = True
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for key, (resource, pool) in self.pools().items():
@@ -133,6 +134,7 @@ class StatusWriter:
                     self._written.get(key, frozenset()),
                     verify_by_default=self._verify_by_default,
                     translated=self._translated,
+                    filter_problems=problems.get(key, {}),
                 )
             except (ValueError, TypeError, KeyError, AttributeError, IndexError):
                 # An object that nobody foresaw is no reason to leave the others without a status.

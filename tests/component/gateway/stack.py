@@ -155,7 +155,7 @@ async def run_stack(
     translation = translate(
         o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
     )
-    models = ModelService(BaseModels(lambda: cluster.snapshot.base_model_config_maps), cluster.metrics)
+    models = ModelService(BaseModels(lambda: cluster.snapshot, o.CONTROLLER), cluster.metrics)
     servers, listening = [], []
     for _ in range(max(1, controllers)):
         server = grpc.aio.server(options=_GRPC_OPTIONS)

@@ -99,8 +99,12 @@ async def routed(
                 o.pool("b", picker="epp-b", ports=ports([servers[1].key]), failure_mode=failure_mode),
             ],
             http_routes=[
-                o.route("r", [o.pool_ref("a")], [o.pool_ref("b")], [{"name": "web", "port": 80}], [o.pool_ref("a")])
+                o.route("r", [o.pool_ref("a")], [o.pool_ref("b")], [{"name": "web", "port": 80}], [o.pool_ref("a")]),
+                # Only what the controller looks for in routes: Envoy's are made from the input below.
+                o.model_route("bases", {"base-b": [o.pool_ref("b")]}),
             ],
+            gateways=[o.gateway()],
+            gateway_classes=[o.gateway_class()],
             services=[o.service("epp-a", **CLEARTEXT), o.service("epp-b", **CLEARTEXT)],
             endpoint_slices=[
                 o.slice_of("epp-a", {"127.0.0.1": {"ready": True}}, port=first.grpc_port),

@@ -96,6 +96,29 @@ def route(name: str, *rules: Sequence[Mapping[str, Any]], namespace: str = "defa
     }
 
 
+def model_route(
+    name: str,
+    refs: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    header: str = "X-Gateway-Base-Model-Name",
+    namespace: str = "default",
+    created: str = "2026-01-01T00:00:00Z",
+    accepted: str = "True",
+    gateway: str = "gateway",
+    match: str = "Exact",
+) -> dict[str, Any]:
+    """An accepted route with a rule for each model: its backendRefs."""
+    found = route(name, *refs.values(), namespace=namespace)
+    found["metadata"]["creationTimestamp"] = created
+    for rule, model in zip(found["spec"]["rules"], refs, strict=True):
+        rule["matches"] = [{"headers": [{"name": header, "value": model, "type": match}]}]
+    parent = {"name": gateway, "namespace": "default"}
+    condition = {"type": "Accepted", "status": accepted}
+    found["spec"]["parentRefs"] = [parent]
+    found["status"] = {"parents": [{"parentRef": parent, "controllerName": CONTROLLER, "conditions": [condition]}]}
+    return found
+
+
 def gateway(name: str = "gateway", *, namespace: str = "default", class_name: str = "headrace") -> dict[str, Any]:
     return {"metadata": metadata(name, namespace), "spec": {"gatewayClassName": class_name}}
 

@@ -109,7 +109,13 @@ def test_a_malformed_object_blocks_no_other(
         )
         source.resource(EDS_TYPE, "/".join(("inferencepool", *key, "epp")))
         source.resource(SDS_TYPE, "/".join(("inferencepool", *key, "epp/ca")))
-    base_models(o.keyed([{"metadata": o.metadata("bad"), "data": data}]))
+    maps = [
+        {"metadata": o.metadata("bad"), "data": data},
+        {"metadata": o.metadata("half"), "data": {"baseModel": data}},
+    ]
+    routes = [o.model_route("good", {"base": []}), made("bad", {"rules": [{"matches": route}]}, status=status)]
+    routes.append(made("half", {"rules": [{"matches": [{"headers": route}]}]}))
+    base_models(o.snapshot([], http_routes=routes, base_model_config_maps=maps, gateways=[o.gateway()]), o.CONTROLLER)
 
 
 POLICY = made(
@@ -152,7 +158,7 @@ def test_any_value_in_any_field_blocks_no_other(data: st.DataObject) -> None:
     bad = data.draw(st.sampled_from(WHOLE[kind]).flatmap(broken))
     kinds = {
         "pools": [o.pool("a")],
-        "http_routes": [o.route("r", [o.pool_ref("a")])],
+        "http_routes": [o.route("r", [o.pool_ref("a")]), o.model_route("own", {"base": [o.pool_ref("a")]})],
         "services": [o.service()],
         "endpoint_slices": [{**o.slice_of("epp", {"10.0.0.1": {"ready": True}}), "metadata": _slice_metadata()}],
         "pods": [o.pod("good", "10.0.0.2", app="a")],
@@ -167,22 +173,23 @@ def test_any_value_in_any_field_blocks_no_other(data: st.DataObject) -> None:
     raw = stores.pop("pools").objects
     pools, bad_pools = parse_pools(raw.values())
     models = stores.pop("base_models").objects
-    found = Snapshot(pools=pools, bad_pools=bad_pools, **{name: store.objects for name, store in stores.items()})
+    known = {name: store.objects for name, store in stores.items()}
+    found = Snapshot(pools=pools, bad_pools=bad_pools, base_model_config_maps=models, **known)
     name = f"{RULE}/match/0/*"
     request = o.hook_input([o.xds_route(name), o.xds_route("httproute/default/b/rule/0/match/0/*")], [RULE])
-    lacking(named_rules(request), found)
+    lacking(frozenset().union(*named_rules(request).values()), found)
     result = translate(request, found)
     assert o.shares(o.routes_in(result.response)[name])[0] == (A, 1)
     parents = parents_of_pools(found, o.CONTROLLER)
     source = SnapshotSource(lambda: found, verify_by_default=True, nothing="NOBODY")
-    for key, known in found.pools.items():
-        pool_plan(found, known)
+    for key, pool in found.pools.items():
+        pool_plan(found, pool)
         wanted_status(raw.get(key[1:], {}), key, found, parents.get(key, {}), o.CONTROLLER, "2026-01-01T00:00:00Z")
         for suffix, type_url in (("", EDS_TYPE), ("/epp", EDS_TYPE), ("/epp/ca", SDS_TYPE)):
             source.resource(type_url, "/".join(("inferencepool", *key)) + suffix).SerializeToString()
     for policy in found.backend_tls_policies.values():
         list(config_maps_of(policy))
-    assert base_models(models)[0].get("base") == "base"
+    assert base_models(found, o.CONTROLLER)[0].get("base") == "base"
 
 
 def _slice_metadata() -> dict[str, Any]:

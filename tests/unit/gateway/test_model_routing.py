@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from envoy.config.listener.v3 import listener_pb2
@@ -13,14 +16,16 @@ from google.protobuf import any_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core import GA_GROUP
 from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc import MalformedMessage
 from headrace.extproc.body import read_model
 from headrace.gateway import names
-from headrace.gateway.base_models import BaseModels, base_models
+from headrace.gateway.base_models import BaseModels, Problem, base_models
 from headrace.gateway.model_routing import BODY_LIMIT_BYTES
 from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
+from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.translate import Translation, translate
 from tests.unit.gateway import objects as o
 
@@ -217,13 +222,36 @@ def test_bodies_beyond_the_bounds_are_refused(content: bytes, status: int):
     assert (stream.done, stream.refused, stream.model) == (True, True, "")
 
 
-def models(name: str, base: str, adapters: object = None) -> dict:
+def models(
+    name: str,
+    base: object,
+    adapters: object = None,
+    *,
+    namespace: str = "default",
+    created: str = "2026-02-01T00:00:00Z",
+) -> dict:
     data = {"baseModel": base} | ({} if adapters is None else {"adapters": adapters})
-    return {"metadata": o.metadata(name), "data": data}
+    return {"metadata": o.metadata(name, namespace, creationTimestamp=created), "data": data}
+
+
+def routed(*config_maps: dict, routes: Sequence[dict] = (), gateways: Sequence[str] = ("gateway",)) -> Snapshot:
+    """Routes for base models `base` and `other` in `default`, and these ConfigMaps."""
+    own = o.model_route("own", {"base": [o.pool_ref()], "other": [o.pool_ref()]})
+    return o.snapshot(
+        [o.pool()],
+        http_routes=[own, *routes],
+        base_model_config_maps=config_maps,
+        gateways=[o.gateway(name) for name in gateways],
+        gateway_classes=[o.gateway_class()],
+    )
+
+
+def known(*config_maps: dict, **more: Any) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
+    return base_models(routed(*config_maps, **more), o.CONTROLLER)
 
 
 def test_base_models_from_config_maps():
-    found, problems = base_models(o.keyed([models("one", "base", "- a\n- 7\n"), models("two", "other")]))
+    found, problems = known(models("one", "base", "- a\n- 7\n"), models("two", "other"))
     assert found == {"base": "base", "a": "base", "7": "base", "other": "other"}
     assert problems == ()
 
@@ -241,20 +269,102 @@ def test_base_models_from_config_maps():
     ],
 )
 def test_a_wrong_config_map_blocks_no_other(wrong, words):
-    found, problems = base_models(o.keyed([models("good", "other", "- b"), wrong]))
+    found, problems = known(models("good", "other", "- b"), wrong)
     assert found["b"] == "other"
-    assert any("default/bad" in problem and words in problem for problem in problems)
+    assert any(key == ("default", "bad") and words in text for key, text in problems)
 
 
 def test_an_adapter_of_two_base_models_is_of_the_first():
-    found, problems = base_models(o.keyed([models("one", "base", "- a"), models("two", "other", "- a")]))
+    late = "2026-03-01T00:00:00Z"
+    found, problems = known(models("a-late", "other", "- a", created=late), models("one", "base", "- a"))
     assert found["a"] == "base"
-    assert "'a' is of 'base' already" in problems[0]
+    assert [key for key, _ in problems] == [("default", "a-late")]
 
 
 def test_the_mapping_follows_the_config_maps():
-    held = [o.keyed([models("one", "base", "- a")])]
-    mapping = BaseModels(lambda: held[0])
-    assert mapping()["a"] == "base"
-    held[0] = o.keyed([models("one", "base")])
+    held, now = [routed(models("one", "base", "- a"))], [0.0]
+    told: list[Problem] = []
+    mapping = BaseModels(lambda: held[0], o.CONTROLLER, told.append, clock=lambda: now[0])
+    assert mapping()["a"] == mapping(("default", "gateway"))["a"] == "base"
+    held[0] = routed(models("one", "base"), models("bad", "nowhere"))
+    now[0] += 1.0
     assert "a" not in mapping()
+    assert [key for key, _ in told] == [("default", "bad")]
+    held[0] = routed(models("one", "base", "- b"), models("bad", "nowhere"))
+    now[0] += 1.0
+    assert mapping(("default", "gateway"))["b"] == "base"
+    assert len(told) == 1
+    assert mapping(("default", "none")) == {}
+
+
+# ---- a tenant and its neighbour
+
+NEIGHBOURS = ["aaa-neighbour", "zzz-neighbour"]
+
+
+def tenant(*more: dict, routes: Sequence[dict] = ()) -> Mapping[str, str]:
+    """What holds where `default` has base model `llama` with an adapter and model `qwen`, and a neighbour this."""
+    llama = o.model_route("llama", {"llama": [o.pool_ref()]})
+    qwen = o.model_route("qwen", {"qwen": [o.pool_ref()]}, header="X-Gateway-Model-Name")
+    own = models("own", "llama", "- a1")
+    found, _ = known(own, *more, routes=[llama, qwen, *routes])
+    return found
+
+
+MINE = tenant()
+
+
+@pytest.mark.parametrize("namespace", NEIGHBOURS)
+@pytest.mark.parametrize("created", ["2026-02-15T00:00:00Z", "2026-02-01T00:00:00Z"], ids=["later", "the same second"])
+def test_a_neighbours_config_map_takes_no_name(namespace: str, created: str):
+    evil = models("evil", "evil", "- llama\n- a1\n- qwen\n", namespace=namespace, created=created)
+    # Without a route of its own it counts for nothing.
+    assert tenant(evil) == MINE
+    for accepted, taken in (("False", {}), ("True", {"evil": "evil"})):
+        route = o.model_route("evil", {"evil": [o.pool_ref()]}, namespace=namespace, accepted=accepted)
+        if created == "2026-02-01T00:00:00Z" and namespace < "default":
+            # Of two that came in the same second, the first by name holds: nothing tells them apart.
+            evil["data"]["adapters"] = "- llama\n- qwen\n"
+        assert tenant(evil, routes=[route]) == {**MINE, **taken}
+
+
+@pytest.mark.parametrize("namespace", NEIGHBOURS)
+def test_a_neighbours_config_map_adds_nothing_to_a_base_model_of_mine(namespace: str):
+    assert tenant(models("evil", "llama", "- a2", namespace=namespace, created="2025-01-01T00:00:00Z")) == MINE
+
+
+@pytest.mark.parametrize("header", ["X-Gateway-Base-Model-Name", "x-gateway-model-name"])
+@pytest.mark.parametrize("namespace", NEIGHBOURS)
+def test_a_neighbours_route_takes_no_name_of_my_config_map(namespace: str, header: str):
+    later = "2026-02-15T00:00:00Z"
+    squat = o.model_route("squat", {"a1": [o.pool_ref()]}, header=header, namespace=namespace, created=later)
+    assert tenant(routes=[squat])["a1"] == "llama"
+
+
+def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
+    grant = {
+        "metadata": o.metadata("g", "far"),
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "default"}],
+            "to": [{"group": GA_GROUP, "kind": "InferencePool"}],
+        },
+    }
+    route = o.model_route("far", {"mistral": [o.pool_ref(namespace="far")]})
+    beside = models("far", "mistral", "- m1", namespace="far")
+    found = replace(routed(beside, routes=[route]), reference_grants=o.keyed([grant]))
+    assert base_models(found, o.CONTROLLER)[0]["m1"] == "mistral"
+    # A route that may not lead there says nothing of that namespace.
+    assert "m1" not in known(beside, routes=[route])[0]
+
+
+def test_base_models_of_another_gateway_are_none_of_this_one():
+    second = o.model_route("second", {"mistral": [o.pool_ref()]}, gateway="second")
+    found = routed(models("m", "mistral", "- m1"), routes=[second], gateways=["gateway", "second"])
+    assert "m1" not in base_models(found, o.CONTROLLER, ("default", "gateway"))[0]
+    assert base_models(found, o.CONTROLLER, ("default", "second"))[0]["m1"] == "mistral"
+
+
+def test_a_route_that_matches_base_models_by_an_expression_leads_to_each():
+    pattern = o.model_route("all", {"mistral.*": [o.pool_ref()]}, match="RegularExpression")
+    assert known(models("m", "mistral-7b", "- m1"), routes=[pattern])[0]["m1"] == "mistral-7b"
+    assert "m1" not in known(models("m", "mistral-7b", "- m1", namespace="far"), routes=[pattern])[0]

@@ -7,7 +7,13 @@ import copy
 import pytest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
-from headrace.gateway.status import conditions_of, parents_of_pools, wanted_status
+from headrace.gateway.status import (
+    FILTERS_ACCEPTED,
+    conditions_of,
+    filter_problems,
+    parents_of_pools,
+    wanted_status,
+)
 from tests.unit.gateway import objects as o
 
 NOW = "2026-11-24T04:00:00Z"
@@ -184,3 +190,21 @@ def test_the_status_says_how_the_picker_is_asked_and_whom_nobody_trusts():
     assert "nobody is trusted: no BackendTLSPolicy names Service default/epp" in message(services=[o.service()])
     cleartext = message(services=[o.service(ours=False, appProtocol="kubernetes.io/h2c")])
     assert cleartext.endswith("cleartext, request bodies FULL_DUPLEX_STREAMED, responses in one stream both ways")
+
+
+def test_a_filter_that_cannot_be_had_is_said_of_its_pool_and_gateway():
+    rewrite, fine = {"type": "URLRewrite"}, {"type": "RequestHeaderModifier"}
+    pool = o.pool()
+    refs = [o.pool_ref(filters=[rewrite]), o.pool_ref("other", filters=[fine]), {"name": "web", "filters": [rewrite]}]
+    found = world(pool, [o.route("r", refs)])
+    problems = filter_problems(found, o.CONTROLLER)
+    assert set(problems) == {V1}
+    assert set(problems[V1]) == {("default", "gateway")}
+    parents = parents_of_pools(found, o.CONTROLLER)[V1]
+    status = wanted_status(pool, V1, found, parents, o.CONTROLLER, NOW, filter_problems=problems[V1])
+    assert conditions(status["parents"][0]) == {**ACCEPTED, FILTERS_ACCEPTED: ("False", "UnsupportedValue")}
+    # Mended, and gone with it.
+    mended = world(pool, [o.route("r", [o.pool_ref(filters=[fine]), o.pool_ref(filters=[rewrite], weight=0)])])
+    assert filter_problems(mended, o.CONTROLLER) == {}
+    status = wanted_status(with_status(pool, status), V1, mended, parents, o.CONTROLLER, NOW)
+    assert conditions(status["parents"][0]) == ACCEPTED

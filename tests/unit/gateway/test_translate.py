@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
@@ -322,15 +323,75 @@ def test_filters_of_a_backend_ref_hold_for_its_pool():
     }
     request = {"type": "RequestHeaderModifier", "requestHeaderModifier": headers}
     response = {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [{"name": "x-from", "value": "a"}]}}
-    mirror = {"type": "RequestMirror", "requestMirror": {}}
-    result = run(
-        [o.pool_ref("a", filters=[request, response, mirror, {"type": "RequestHeaderModifier"}]), o.pool_ref("b")]
-    )
+    result = run([o.pool_ref("a", filters=[request, response, {"type": "RequestHeaderModifier"}]), o.pool_ref("b")])
     first, second = weights(result)
     assert [
         (option.header.key, option.header.value, option.append_action) for option in first.request_headers_to_add
-    ] == [("x-pool", "a", 2), ("x-more", "1", 0)]
+    ] == [("x-more", "1", 0), ("x-pool", "a", 2)]
     assert list(first.request_headers_to_remove) == ["x-gone"]
     assert first.response_headers_to_add[0].header.key == "x-from"
     assert not second.request_headers_to_add
-    assert [note for note in result.notes if "RequestMirror" in note]
+
+
+def modifier(direction: str = "request", **changes: Any) -> dict[str, Any]:
+    kind = f"{direction.capitalize()}HeaderModifier"
+    return {"type": kind, f"{direction}HeaderModifier": changes}
+
+
+def named(name: object, value: object = "v") -> list[dict[str, object]]:
+    return [{"name": name, "value": value}]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/v1"}}},
+        {"type": "RequestMirror", "requestMirror": {}},
+        {"type": "RequestRedirect"},
+        {"type": "ExtensionRef"},
+        {"type": "CORS"},
+        {"type": ["RequestHeaderModifier"]},
+        "RequestHeaderModifier",
+        {},
+        *(
+            modifier(direction, **{key: named("Host")})
+            for direction in ("request", "response")
+            for key in ("set", "add")
+        ),
+        *(modifier(remove=[name]) for name in ("host", "", ":path", "a/b", "a b", "a\r\nb", 7, "x" * 257)),
+        *(modifier(set=named(name)) for name in ("", ":path", "a/b", "a:b", "a b", "a\0", "\u00fc", None)),
+        *(
+            modifier(add=named("x", value))
+            for value in ("", "a\r\nb: c", "a\0", "a  b", " a", "\u00fc", None, 5, "x" * 4097)
+        ),
+    ],
+)
+def test_a_filter_that_cannot_be_had_costs_its_own_backend_alone(found: Any):
+    result = run([o.pool_ref("a", 3, filters=[found]), o.pool_ref("b", 1)])
+    assert o.shares(o.routes_in(result.response)[NAME]) == [(names.INVALID_CLUSTER, 3), (B, 1)]
+    assert set(result.refused) == {("HTTPRoute", "default", "r")}
+    other = run([o.pool_ref("a", 3, filters=[modifier(add=named("x"))]), o.pool_ref("b", 1)])
+    assert other.refused == {}
+
+
+def test_a_backend_whose_filter_is_refused_is_all_there_is():
+    result = run([o.pool_ref("a", filters=[{"type": "URLRewrite"}])])
+    found = o.routes_in(result.response)[NAME]
+    assert o.shares(found) == [(names.INVALID_CLUSTER, 1)]
+    assert found.route.cluster_not_found_response_code == found.route.INTERNAL_SERVER_ERROR
+
+
+def test_percent_signs_are_passed_on_as_they_are():
+    headers = [*named("x-half", "50%"), *named("x-path", "%ENVIRONMENT(PATH)%")]
+    (weight,) = weights(run([o.pool_ref("a", filters=[modifier(set=headers)])]))
+    assert [option.header.value for option in weight.request_headers_to_add] == ["50%%", "%%ENVIRONMENT(PATH)%%"]
+
+
+def test_of_two_entries_for_a_header_the_first_counts():
+    found = modifier(add=named("X-A", "1"), set=[*named("x-a", "2"), *named("x-b", "3")], remove=["x-c", "X-C"])
+    (weight,) = weights(run([o.pool_ref("a", filters=[found, modifier(set=named("X-B", "4"))])]))
+    assert [(option.header.key, option.header.value) for option in weight.request_headers_to_add] == [
+        ("X-A", "1"),
+        ("x-b", "3"),
+    ]
+    assert list(weight.request_headers_to_remove) == ["x-c"]
