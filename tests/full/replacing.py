@@ -96,7 +96,7 @@ def renamed(found: dict[str, Any]) -> dict[str, Any]:
     found = copy.deepcopy(found)
     for spec in found.values():
         for rule in spec["rules"]:
-            for ref in rule["backendRefs"]:
+            for ref in rule.get("backendRefs", ()):
                 ref["name"] = "green" if ref["name"] == "blue" else ref["name"]
     return found
 

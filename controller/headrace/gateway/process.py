@@ -19,6 +19,7 @@ from headrace.core.pool import VERSION_OF_GROUP
 from headrace.gateway.base_models import BaseModels, Problem
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.events import Events, Subject
+from headrace.gateway.handshakes import Handshakes
 from headrace.gateway.hook import Hook
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.knowledge import Knowledge
@@ -28,6 +29,7 @@ from headrace.gateway.names import PoolKey
 from headrace.gateway.nudge import Nudge, touch_grant
 from headrace.gateway.options import Options
 from headrace.gateway.snapshot import GATEWAY_GROUP, POOL_KIND, Object, Snapshot, mappings
+from headrace.gateway.status import PICKER_NOT_TRUSTED, untrusted_message
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
@@ -111,6 +113,7 @@ class Process:
                 "informers": self._watch.run(),
                 "status": self._writer.run(),
                 "warning events": self._events.run(),
+                "handshakes": self._handshakes.run(),
             }
             if self._options.namespace:
                 work["nudge"] = self._nudge.run()
@@ -136,6 +139,9 @@ class Process:
         self._watch = Watch(client, self._changed, lambda kind: self._metrics.malformed_objects.labels(kind).inc())
         self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
         self._events = Events(client, self._object)
+        self._handshakes = Handshakes(
+            lambda: self._watch.snapshot, lambda: self._writer.changed(), verify_by_default=options.verify_by_default
+        )
         in_effect = InEffect(
             lambda: self._watch.snapshot,
             lambda: {key: pool for key, (_, pool) in self._writer.pools().items()},
@@ -149,6 +155,8 @@ class Process:
             options.controller_name,
             verify_by_default=options.verify_by_default,
             translated=in_effect.condition,
+            untrusted=self._handshakes.problem,
+            on_written=self._warn_of_trust,
         )
         self._nudge = Nudge(
             in_effect, self._writer.written, lambda: touch_grant(client, options.namespace), self._metrics
@@ -181,6 +189,13 @@ class Process:
         if subject.kind == "ConfigMap":
             return self._watch.snapshot.base_model_config_maps.get((subject.namespace, subject.name))
         return self._watch.snapshot.route(subject.kind.lower(), subject.namespace, subject.name)
+
+    def _warn_of_trust(self, key: PoolKey, status: Mapping[str, Any]) -> None:
+        subject = _pool_subject(key)
+        if message := untrusted_message(status):
+            self._events.warn(subject, PICKER_NOT_TRUSTED, message)
+        else:
+            self._events.withdraw(subject, PICKER_NOT_TRUSTED)
 
     def _base_model_problem(self, problem: Problem) -> None:
         (namespace, name), text = problem

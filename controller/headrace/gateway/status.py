@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, Pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, Pool
 from headrace.core.translated import ROUTES_TRANSLATED
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.names import PoolKey
@@ -28,6 +28,8 @@ from headrace.gateway.snapshot import (
 )
 from headrace.gateway.trust import find_trust
 
+# The reason of ResolvedRefs where the picker is there and its certificate is not trusted.
+PICKER_NOT_TRUSTED = "EndpointPickerNotTrusted"
 # Only there while a filter is refused.
 FILTERS_ACCEPTED = "headrace.dev/FiltersAccepted"
 _MAX_MESSAGE = 1000
@@ -117,9 +119,9 @@ def parents_of_route(
 
 
 def conditions_of(
-    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, verify_by_default: bool = True
+    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, verify_by_default: bool = True, untrusted: str = ""
 ) -> tuple[Condition, ...]:
-    """Accepted and ResolvedRefs of a pool for a Gateway."""
+    """Accepted and ResolvedRefs of a pool for a Gateway. `untrusted`: why its picker's certificate is not trusted."""
     pool = snapshot.pools.get(key)
     if pool is None:
         reason = "NotSupportedByParent" if key[0] == GA_GROUP else "NotSupportedByGateway"
@@ -133,10 +135,10 @@ def conditions_of(
     else:
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
         accepted = _condition("Accepted", False, "HTTPRouteNotAccepted", message)
-    return (accepted, _resolved(snapshot, pool, verify_by_default))
+    return (accepted, _resolved(snapshot, pool, verify_by_default, untrusted))
 
 
-def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool) -> Condition:
+def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool, untrusted: str) -> Condition:
     try:
         service = snapshot.picker_service(pool)
     except UnresolvedPicker as error:
@@ -144,9 +146,15 @@ def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool) -> Condit
     plan = pool_plan(snapshot, pool, verify_by_default=verify_by_default)
     message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
     trust = find_trust(snapshot, service, verify_by_default=verify_by_default)
-    if trust.problem and not service.cleartext:
-        message += f"; nobody is trusted: {trust.problem}"
-    return _condition("ResolvedRefs", True, "ResolvedRefs", message)
+    if service.cleartext or not (trust.problem or untrusted):
+        return _condition("ResolvedRefs", True, "ResolvedRefs", message)
+    problem = trust.problem or (
+        f"its certificate fails ({untrusted}): give it one for {trust.hostname}, signed by the CA in the ConfigMap of"
+        " its BackendTLSPolicy"
+    )
+    answer = "are served without a pick" if pool.failure_mode is FailureMode.OPEN else "are answered 503"
+    message += f"; the gateway does not trust it, and requests {answer}: {problem}"
+    return _condition("ResolvedRefs", False, PICKER_NOT_TRUSTED, message)
 
 
 def _of_filters(problems: Sequence[str]) -> Iterator[Condition]:
@@ -170,13 +178,15 @@ def wanted_status(
     verify_by_default: bool = True,
     translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
     filter_problems: Mapping[GatewayKey, Sequence[str]] = MappingProxyType({}),
+    untrusted: str = "",
 ) -> dict[str, Any] | None:
     """The status keys to write for a pool; None where nothing is to be changed.
 
     Entries of other controllers stay, in their places. `written` are Gateways that we wrote entries for: a v1alpha2
     entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions.
     `translated` gives the condition that says which routes are translated; where it gives None, another replica's
-    stays. `filter_problems` are those of the pool."""
+    stays. `filter_problems` are those of the pool, `untrusted`
+    says why its picker's certificate is not trusted."""
     field = "parents" if key[0] == GA_GROUP else "parent"
     status = mapping(pool.get("status"))
     old = list(mappings(status.get(field)))
@@ -200,7 +210,13 @@ def wanted_status(
             },
             "conditions": _stamped(
                 (
-                    *conditions_of(snapshot, key, route_accepted=parents[gateway], verify_by_default=verify_by_default),
+                    *conditions_of(
+                        snapshot,
+                        key,
+                        route_accepted=parents[gateway],
+                        verify_by_default=verify_by_default,
+                        untrusted=untrusted,
+                    ),
                     *_of_filters(filter_problems.get(gateway, ())),
                     *filter(None, (translated(key, gateway),)),
                 ),
@@ -215,6 +231,20 @@ def wanted_status(
     if _same(wanted, [dict(entry) for entry in old]):
         return None
     return {field: wanted}
+
+
+def untrusted_message(status: Mapping[str, Any]) -> str:
+    """What a status says of a picker that is not trusted; "" where it says nothing of the kind."""
+    return next(
+        (
+            str(condition["message"])
+            for field in ("parents", "parent")
+            for entry in mappings(status.get(field))
+            for condition in mappings(entry.get("conditions"))
+            if condition.get("reason") == PICKER_NOT_TRUSTED
+        ),
+        "",
+    )
 
 
 def gateway_of(entry: Object, pool_namespace: str) -> GatewayKey | None:

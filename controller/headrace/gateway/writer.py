@@ -42,7 +42,8 @@ class Pools(Protocol):
 class StatusWriter:
     """Keeps the pools' status. Call `changed` after changes; `run` writes.
 
-    `translated` gives the condition of a pool and a Gateway that says which routes are translated, or None."""
+    `translated` gives the condition of a pool and a Gateway that says which routes are translated, or None;
+    `untrusted` why a picker's certificate is not trusted. `on_written` is told of each status that was written."""
 
     def __init__(
         self,
@@ -53,6 +54,8 @@ class StatusWriter:
         *,
         verify_by_default: bool,
         translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
+        untrusted: Callable[[PoolKey], str] = lambda key: "",
+        on_written: Callable[[PoolKey, Mapping[str, Any]], None] = lambda key, status: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -61,6 +64,8 @@ class StatusWriter:
         self._controller_name = controller_name
         self._verify_by_default = verify_by_default
         self._translated = translated
+        self._untrusted = untrusted
+        self._on_written = on_written
         self._clock = clock
         self._due = asyncio.Event()
         self._wanted_passes, self._passes = 0, 0
@@ -135,6 +140,7 @@ class StatusWriter:
                     verify_by_default=self._verify_by_default,
                     translated=self._translated,
                     filter_problems=problems.get(key, {}),
+                    untrusted=self._untrusted(key),
                 )
             except (ValueError, TypeError, KeyError, AttributeError, IndexError):
                 # An object that nobody foresaw is no reason to leave the others without a status.
@@ -167,6 +173,7 @@ class StatusWriter:
             return False
         self._last[key] = (_without_times(status), self._clock() + _DISAGREEMENT_SECONDS)
         self._metrics.status_writes.labels("ok").inc()
+        self._on_written(key, status)
         return True
 
 

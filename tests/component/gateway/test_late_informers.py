@@ -12,8 +12,7 @@ from headrace.core.translated import ROUTES_TRANSLATED, read_routes
 
 from .late import LateApi
 from .objects import Object, backend, pool, route
-from .processes import started
-from .world import World, controller_ready, until
+from .world import World, until
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +20,8 @@ def late_api(world: World) -> Iterator[LateApi]:
     """The controller reads the API server through this, for the tests of the module."""
     with LateApi(world.kubeconfig).running() as proxy:
         kubeconfig = proxy.kubeconfig(world.directory / "late-kubeconfig.json")
-        command = [
-            f"--kubeconfig={kubeconfig}" if part.startswith("--kubeconfig=") else part
-            for part in world.controller_command
-        ]
-        world.controller.stop()
-        with started("late-controller", command, world.directory) as controller:
-            controller.wait_until(controller_ready, 60, "the controller behind the proxy is ready")
+        with world.another_controller("late-controller", f"--kubeconfig={kubeconfig}"):
             yield proxy
-        world.restart_controller()
-        world.controller.wait_until(controller_ready, 60, "the gateway controller is ready")
 
 
 def weights(world: World, name: str) -> list[int]:

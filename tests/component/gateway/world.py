@@ -126,6 +126,18 @@ class World:
     def restart_controller(self) -> None:
         """Start another controller where one has ended."""
         self.controller = self.stack.enter_context(started("controller", self.controller_command, self.directory))
+        self.controller.wait_until(controller_ready, 60, "the gateway controller is ready")
+
+    @contextmanager
+    def another_controller(self, name: str, *flags: str) -> Iterator[None]:
+        """A controller with other flags, `--name=value`, in the place of the usual one, until the block ends."""
+        changed = {flag.partition("=")[0]: flag for flag in flags}
+        command = [changed.get(part.partition("=")[0], part) for part in self.controller_command]
+        self.controller.stop()
+        with started(name, command, self.directory) as controller:
+            controller.wait_until(controller_ready, 60, f"{name} is ready")
+            yield
+        self.restart_controller()
 
 
 def controller_ready() -> bool:

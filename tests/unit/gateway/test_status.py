@@ -9,9 +9,11 @@ import pytest
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway.status import (
     FILTERS_ACCEPTED,
+    PICKER_NOT_TRUSTED,
     conditions_of,
     filter_problems,
     parents_of_pools,
+    untrusted_message,
     wanted_status,
 )
 from tests.unit.gateway import objects as o
@@ -29,7 +31,7 @@ def world(pool, routes=None, **kinds):
         else routes,
         "gateways": [o.gateway()],
         "gateway_classes": [o.gateway_class()],
-        "services": [o.service()],
+        "services": [o.service(appProtocol="kubernetes.io/h2c")],
     }
     return o.snapshot([pool], **{**base, **kinds})
 
@@ -180,16 +182,55 @@ def test_only_our_gateways_and_permitted_routes_are_parents():
     assert status_of(pool, world(pool, routes=[far], reference_grants=[grant])) is None
 
 
-def test_the_status_says_how_the_picker_is_asked_and_whom_nobody_trusts():
+def test_the_status_says_how_the_picker_is_asked():
     def message(**kinds) -> str:
         found = o.snapshot([o.pool()], **kinds)
         conditions = conditions_of(found, (GA_GROUP, "default", "pool"), route_accepted=True)
         return next(condition.message for condition in conditions if condition.type == "ResolvedRefs")
 
     assert "request bodies FULL_DUPLEX_STREAMED, responses in a stream of its own" in message(services=[o.service()])
-    assert "nobody is trusted: no BackendTLSPolicy names Service default/epp" in message(services=[o.service()])
     cleartext = message(services=[o.service(ours=False, appProtocol="kubernetes.io/h2c")])
     assert cleartext.endswith("cleartext, request bodies FULL_DUPLEX_STREAMED, responses in one stream both ways")
+
+
+def policy(config_map: str = "ca") -> dict:
+    reference = {"group": "", "kind": "ConfigMap", "name": config_map}
+    return {
+        "metadata": o.metadata("p"),
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "epp"}],
+            "validation": {"hostname": "epp.test", "caCertificateRefs": [reference]},
+        },
+    }
+
+
+CA = {"metadata": o.metadata("ca"), "data": {"ca.crt": "-----BEGIN CERTIFICATE-----"}}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "verify", "untrusted", "resolved"),
+    [
+        ({}, True, "", False),
+        ({}, False, "", True),
+        ({"backend_tls_policies": [policy()]}, True, "", False),
+        ({"backend_tls_policies": [policy()], "config_maps": [CA]}, True, "", True),
+        ({"backend_tls_policies": [policy()], "config_maps": [CA]}, True, "self-signed certificate", False),
+        ({"backend_tls_policies": [policy()], "config_maps": [CA]}, False, "self-signed certificate", False),
+        ({"services": [o.service(appProtocol="kubernetes.io/h2c")]}, True, "", True),
+    ],
+    ids=["no policy", "unverified", "no CA", "trusted", "another CA", "another CA, unverified else", "cleartext"],
+)
+@pytest.mark.parametrize("make", [o.pool, o.old_pool])
+def test_a_picker_that_is_not_trusted_is_not_resolved(make, kinds, verify, untrusted, resolved):
+    pool = make()
+    key = V1 if make is o.pool else V1ALPHA2
+    found = world(pool, **{"services": [o.service()], **kinds})
+    parents = parents_of_pools(found, o.CONTROLLER)[key]
+    status = wanted_status(pool, key, found, parents, o.CONTROLLER, NOW, verify_by_default=verify, untrusted=untrusted)
+    wanted = ("True", "ResolvedRefs") if resolved else ("False", PICKER_NOT_TRUSTED)
+    (entry,) = status.get("parents") or status["parent"]
+    assert conditions(entry) == {"Accepted": ("True", "Accepted"), "ResolvedRefs": wanted}
+    assert (untrusted_message(status) == "") is resolved
 
 
 def test_a_filter_that_cannot_be_had_is_said_of_its_pool_and_gateway():

@@ -18,6 +18,8 @@ from headrace.kube.client import ApiError, Resource, request
 
 _SERVICES = Resource("", "v1", "services", namespaced=True)
 _PODS = Resource("", "v1", "pods", namespaced=True)
+# What the gateway controller writes, see `gateway.status`.
+_NOT_TRUSTED = "EndpointPickerNotTrusted"
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
@@ -32,6 +34,15 @@ class Parent:
     name: str
     conditions: Mapping[str, str]
     reasons: tuple[str, ...]
+    # Of ResolvedRefs.
+    resolved_reason: str = ""
+
+    @property
+    def trusts_picker(self) -> bool | None:
+        """Whether the gateway trusts the endpoint picker's certificate; None: it does not say."""
+        if self.resolved_reason == _NOT_TRUSTED:
+            return False
+        return True if self.conditions.get("ResolvedRefs") == "True" else None
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,12 @@ class PoolStatus:
     view: Mapping[str, Any] | None
     trouble: tuple[str, ...]
 
+    @property
+    def trusts_picker(self) -> bool | None:
+        """Whether all gateways trust the endpoint picker's certificate; None: nobody says."""
+        said = [parent.trusts_picker for parent in self.parents]
+        return False if False in said else True if True in said else None
+
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         pool = self.pool
@@ -60,7 +77,7 @@ class PoolStatus:
             "apiVersion": f"{self.group}/{VERSION_OF_GROUP[self.group]}",
             "failureMode": pool.failure_mode.value if pool is not None else None,
             "pods": {"selected": self.pods, "ready": self.ready_pods},
-            "pickers": {"pods": self.pickers, "ready": self.ready_pickers},
+            "pickers": {"pods": self.pickers, "ready": self.ready_pickers, "trusted": self.trusts_picker},
             "parents": [{"name": p.name, "conditions": dict(p.conditions)} for p in self.parents],
             "picker": self.view,
             "trouble": list(self.trouble),
@@ -210,7 +227,8 @@ def parents_of(obj: Mapping[str, Any]) -> tuple[Parent, ...]:
             for c in entry.get("conditions") or []
             if c.get("status") != "True"
         )
-        found.append(Parent(str(reference.get("name")), conditions, reasons))
+        resolved = [c.get("reason") for c in entry.get("conditions") or [] if c.get("type") == "ResolvedRefs"]
+        found.append(Parent(str(reference.get("name")), conditions, reasons, str(next(iter(resolved), ""))))
     return tuple(found)
 
 

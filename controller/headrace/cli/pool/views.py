@@ -11,7 +11,8 @@ from headrace.core.pool import VERSION_OF_GROUP
 
 def statuses(found: Sequence[PoolStatus], *, endpoints: bool) -> str:
     """A table of pools; with `endpoints`, each pool's endpoints below it. What is wrong comes last."""
-    rows = [("NAMESPACE", "POOL", "VERSION", "PODS READY", "PICKERS READY", "ENDPOINTS", "FAILURE MODE", "GATEWAYS")]
+    heading = ("NAMESPACE", "POOL", "VERSION", "PODS READY", "PICKERS READY", "PICKER TRUSTED", "ENDPOINTS")
+    rows = [(*heading, "FAILURE MODE", "GATEWAYS")]
     for status in found:
         accepted = [
             f"{parent.name}{'' if parent.conditions.get('Accepted') == 'True' else ' (not accepted)'}"
@@ -24,6 +25,7 @@ def statuses(found: Sequence[PoolStatus], *, endpoints: bool) -> str:
                 VERSION_OF_GROUP[status.group],
                 f"{status.ready_pods}/{status.pods}",
                 f"{status.ready_pickers}/{status.pickers}",
+                {True: "yes", False: "no", None: "?"}[status.trusts_picker],
                 "?" if status.view is None else str(len(status.view.get("endpoints") or [])),
                 "?" if status.pool is None else status.pool.failure_mode.value,
                 ", ".join(accepted) or "none",

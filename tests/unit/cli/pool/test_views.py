@@ -49,7 +49,28 @@ def status(**changes: Any) -> PoolStatus:
 def test_the_table_of_pools() -> None:
     heading, line = views.statuses([status()], endpoints=False).splitlines()
     assert heading.split("  ")[0] == "NAMESPACE"
-    assert line.split() == ["n", "pool", "v1", "2/3", "1/1", "2", "FailClose", "gw"]
+    assert line.split() == ["n", "pool", "v1", "2/3", "1/1", "?", "2", "FailClose", "gw"]
+
+
+def test_whether_the_picker_is_trusted() -> None:
+    def entry(status: str, reason: str) -> dict[str, Any]:
+        condition = {"type": "ResolvedRefs", "status": status, "reason": reason, "message": ""}
+        return {"parentRef": {"name": "gw"}, "conditions": [condition]}
+
+    good, bad = entry("True", "ResolvedRefs"), entry("False", "EndpointPickerNotTrusted")
+    other = entry("False", "InvalidExtensionRef")
+    for entries, trusted, shown in (
+        ([good], True, "yes"),
+        ([bad], False, "no"),
+        ([good, bad], False, "no"),
+        ([other], None, "?"),
+        ([], None, "?"),
+    ):
+        found = status(parents=parents_of({"status": {"parents": entries}}))
+        assert found.as_json()["pickers"]["trusted"] is trusted
+        heading, line = views.statuses([found], endpoints=False).splitlines()[:2]
+        at = heading.index("PICKER TRUSTED")
+        assert line[at : at + 4].strip() == shown
 
 
 def test_what_is_wrong_comes_last() -> None:

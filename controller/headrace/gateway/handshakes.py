@@ -1,0 +1,166 @@
+"""Tries whether endpoint pickers have certificates that the Envoys trust, so that status does not say all is well.
+
+In the background: a TLS handshake with a picker, by the CA and the name that Envoy is given. Only a certificate that is
+not trusted is a verdict. A picker that cannot be reached from here may still be reached by Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from headrace.core import Pool
+from headrace.gateway.endpoints import Address, picker_addresses
+from headrace.gateway.names import PoolKey
+from headrace.gateway.snapshot import Snapshot
+from headrace.gateway.trust import Trust, pool_trust
+
+logger = logging.getLogger(__name__)
+
+# Between looks at what has changed.
+_PAUSE_SECONDS = 1.0
+# Certificates change without a word to the API server; one that is not trusted is to be mended soon.
+_AGAIN_SECONDS = {True: 5.0, False: 60.0}
+_HANDSHAKE_SECONDS = 3.0
+_AT_A_TIME = 8
+# Replicas of a picker that are tried.
+_ENDPOINTS = 3
+
+
+class NotTrusted(Exception):  # noqa: N818
+    """The certificate of a picker is not trusted; the message says why."""
+
+
+async def handshake(address: Address, trust: Trust) -> None:
+    """Shake hands as Envoy would. Raises NotTrusted; OSError or TimeoutError where there is nothing to be said."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    # As Envoy does: whatever certificate the bundle holds is an anchor.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = not trust.alternative_names
+    try:
+        context.load_verify_locations(cadata=trust.ca)
+    except ssl.SSLError as error:
+        raise NotTrusted(f"the CA cannot be read: {error.reason}") from None
+    try:
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            _, writer = await asyncio.open_connection(*address, ssl=context, server_hostname=trust.hostname)
+    except ssl.SSLCertVerificationError as error:
+        raise NotTrusted(error.verify_message) from None
+    try:
+        if trust.alternative_names and not _alternatives(writer.get_extra_info("peercert")) & {
+            *trust.alternative_names
+        }:
+            raise NotTrusted("the certificate has none of the policy's subjectAltNames")
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await writer.wait_closed()
+
+
+def _alternatives(certificate: dict[str, tuple[tuple[str, str], ...]]) -> set[tuple[str, str]]:
+    kinds = {"DNS": "Hostname", "URI": "URI"}
+    return {(kinds.get(kind, kind), value) for kind, value in certificate.get("subjectAltName", ())}
+
+
+@dataclass(frozen=True)
+class _Try:
+    """With what a picker was tried, when it is to be tried again, and why it is not trusted ("": nothing known)."""
+
+    trust: Trust
+    addresses: tuple[Address, ...]
+    again: float
+    problem: str
+
+
+class Handshakes:
+    """`changed` after changes; `run` tries. `on_change` is called where a verdict changed."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        on_change: Callable[[], None],
+        *,
+        verify_by_default: bool,
+        attempt: Callable[[Address, Trust], Awaitable[None]] = handshake,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._on_change = on_change
+        self._verify_by_default = verify_by_default
+        self._attempt = attempt
+        self._clock = clock
+        self._tries: dict[PoolKey, _Try] = {}
+
+    def problem(self, key: PoolKey) -> str:
+        """Why the certificate of a pool's picker is not trusted; "" where it is, or nobody knows."""
+        found = self._tries.get(key)
+        return found.problem if found is not None else ""
+
+    async def run(self) -> None:
+        """Try until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def look(self) -> None:
+        """Try each picker that is due."""
+        snapshot, now = self._snapshot(), self._clock()
+        self._tries = {key: found for key, found in self._tries.items() if key in snapshot.pools}
+        due = []
+        for key, pool in snapshot.pools.items():
+            wanted = self._wanted(snapshot, pool)
+            if wanted is None:
+                if self._tries.pop(key, _NOTHING).problem:
+                    self._on_change()
+            elif (
+                (known := self._tries.get(key)) is None
+                or wanted != (known.trust, known.addresses)
+                or known.again <= now
+            ):
+                due.append((key, *wanted))
+        limit = asyncio.Semaphore(_AT_A_TIME)
+
+        async def one(key: PoolKey, trust: Trust, addresses: tuple[Address, ...]) -> None:
+            async with limit:
+                problem = await self._verdict(addresses, trust)
+            before = self.problem(key)
+            again = self._clock() + _AGAIN_SECONDS[bool(problem)]
+            self._tries[key] = _Try(trust, addresses, again, problem)
+            if problem != before:
+                self._on_change()
+
+        await asyncio.gather(*(one(*found) for found in due))
+
+    def _wanted(self, snapshot: Snapshot, pool: Pool) -> tuple[Trust, tuple[Address, ...]] | None:
+        """With what to try a pool's picker; None where a handshake could tell nothing that is not known."""
+        service, problem = snapshot.picker_or_none(pool)
+        trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
+        # The proxies' own bundle of CAs is not this process's.
+        if problem or service.cleartext or trust.unverified or trust.system or not trust.ca:
+            return None
+        addresses = picker_addresses(snapshot, pool)[:_ENDPOINTS]
+        return (trust, addresses) if addresses else None
+
+    async def _verdict(self, addresses: tuple[Address, ...], trust: Trust) -> str:
+        """Why no picker is trusted; "" where one is, or none tells."""
+        problems = []
+        for address in addresses:
+            try:
+                await self._attempt(address, trust)
+            except NotTrusted as error:
+                problems.append(str(error))
+            except (OSError, TimeoutError, ValueError) as error:
+                logger.debug("no handshake with %s: %s", address, error)
+            else:
+                return ""
+        return problems[0] if problems else ""
+
+
+_NOTHING = _Try(Trust(""), (), 0.0, "")
