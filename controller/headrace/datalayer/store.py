@@ -179,15 +179,12 @@ class AdapterNames:
     """The names that the pool's present servers report as adapters', up to `most` of them."""
 
     def __init__(self, most: int = 16_384) -> None:
+        # All of them, as they are now. Not to be changed by the reader.
+        self.names: Set[str] = set()
         self._most = most
         # How many servers report each name; and of each server what it reported, and what of it is counted.
         self._servers: Counter[str] = Counter()
         self._reported: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
-
-    @property
-    def names(self) -> Set[str]:
-        """All of them, as they are now."""
-        return self._servers.keys()
 
     def report(self, key: str, names: frozenset[str]) -> None:
         """A server reports these and no others; none of them once it is gone."""
@@ -202,6 +199,8 @@ class AdapterNames:
         new = frozenset(islice((name for name in names if name not in self._servers), max(0, room)))
         kept = new | (names & self._servers.keys())
         self._servers.update(kept - counted)
+        # A set: `state` intersects with it at each decision, which is slower with a dictionary's keys.
+        self.names = set(self._servers)
         if names:
             self._reported[key] = (names, kept)
         else:
