@@ -118,12 +118,38 @@ test-cluster: $(STAMP) $(ENVOY) ## One bring-up of the whole stack with the end-
 	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report
 
+# Parts of test-full, each for itself: make test-full PART=upgrade. HEADRACE_BEFORE names the commit before.
+PART ?=
+PARTS := long slow upgrade replacement kinds picker gateway lifecycle fuzz
+PART_upgrade := tests/full/test_versions.py tests/full/test_upgrade.py
+PART_replacement := tests/full/test_replacement.py
+PART_kinds := tests/full/test_replacement_kinds.py tests/full/test_adapters.py
+PART_picker := $(wildcard tests/full/test_epp_*.py)
+PART_gateway := $(wildcard tests/full/test_gateway_*.py) tests/full/test_hook_time.py tests/full/test_weight_flips.py
+PART_lifecycle := tests/full/test_lifecycle.py tests/full/test_teardown.py
+PART_fuzz := tests/full/test_fuzz.py
+
 .PHONY: test-full
-test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing
+ifeq ($(PART),)
+test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing (PART=name: one part)
 	tests/tools/build.sh $(TOOLS) full
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
 	$(BIN)/pytest tests/integration -m slow --durations=5
 	$(BIN)/pytest tests/full --durations=0
+else ifeq ($(PART),long)
+test-full: $(STAMP) $(ENVOY) binaries tools
+	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
+else ifeq ($(PART),slow)
+test-full: $(STAMP) binaries tools
+	$(BIN)/pytest tests/integration -m slow --durations=5
+else ifneq ($(PART_$(PART)),)
+test-full: $(STAMP) $(ENVOY) $(if $(filter fuzz,$(PART)),$(FUZZER)) binaries tools
+	tests/tools/build.sh $(TOOLS) full
+	$(BIN)/pytest $(PART_$(PART)) --durations=0
+else
+test-full:
+	@echo "PART=$(PART): no such part. Parts: $(PARTS)" >&2; exit 1
+endif
 
 .PHONY: fuzz
 fuzz: $(FUZZER) ## Fuzz what others send: ext_proc, responses, metrics pages, the configuration (FUZZ_SECONDS each)
