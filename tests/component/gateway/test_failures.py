@@ -18,6 +18,7 @@ import pytest
 from ..epp.servers import ModelServer, expected_events
 from .network import blackhole, ipv4
 from .objects import Object, backend, endpoint_slice, pool, route
+from .patient import FAILING
 from .world import Client, PodPicker, World, client, cluster_name, model_servers, picker, until
 
 _PICKER_HOSTS = itertools.count(200)
@@ -71,7 +72,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 @asynccontextmanager
 async def failing(world: World, mode: str, *flags: str, ours: bool = True) -> AsyncIterator[Failing]:
     """A pool that serves, with two Pods. `flags` are the picker's."""
-    name = f"fails-{mode.removeprefix('Fail').lower()}-{'ours' if ours else 'other'}"
+    name = f"{FAILING}{mode.removeprefix('Fail').lower()}-{'ours' if ours else 'other'}"
     wanted = pool(name, failure_mode=mode)
     world.api.apply(wanted)
     for number, key in enumerate(KEYS):

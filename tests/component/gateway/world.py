@@ -22,7 +22,7 @@ from ...hang import HANG_SECONDS
 from ...integration.apiserver import running as running_api
 from ..epp.picker import PickerProcess, start_picker
 from ..epp.servers import ModelServer
-from . import envoy_gateway, network, objects
+from . import envoy_gateway, network, objects, patient
 from .api import Api
 from .objects import Object
 from .processes import Running, started, wait_until
@@ -186,7 +186,7 @@ def running_world(repository: Path, directory: Path) -> Iterator[World]:
             objects.route("nobody", {"backendRefs": [objects.backend(nobody, group="", port=8000)]}),
         )
         command = [
-            *(sys.executable, "-m", "headrace.cli.main", "gateway", f"--kubeconfig={api.kubeconfig}"),
+            *(sys.executable, str(Path(patient.__file__)), "gateway", f"--kubeconfig={api.kubeconfig}"),
             *(f"--hook-port={envoy_gateway.HOOK_PORT}", f"--eds-port={envoy_gateway.EDS_PORT}"),
             *(f"--health-port={HEALTH_PORT}", f"--metrics-port={METRICS_PORT}", "--bind-address=127.0.0.1"),
             *(f"--cert-path={serving}", f"--eds-client-ca={client / 'ca.crt'}", "--epp-tls-default=unverified"),
