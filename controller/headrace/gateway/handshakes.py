@@ -156,7 +156,7 @@ class Handshakes:
                 await self._attempt(address, trust)
             except NotTrusted as error:
                 problems.append(str(error))
-            except (OSError, TimeoutError, ValueError) as error:
+            except (OSError, TimeoutError, ValueError, TypeError) as error:
                 logger.debug("no handshake with %s: %s", address, error)
             else:
                 return ""

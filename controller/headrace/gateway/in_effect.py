@@ -37,7 +37,7 @@ class _Translated:
     """What the last translation for a Gateway used."""
 
     def __init__(self, used: Mapping[RouteKey, _Used]) -> None:
-        self.states = {key: frozenset((found.route.state,)) for key, found in used.items()}
+        self.states = {key: frozenset((found.route,)) for key, found in used.items()}
         by_pool: dict[PoolKey, list[TranslatedRoute]] = {}
         for found in used.values():
             for pool in found.pools:
@@ -52,7 +52,8 @@ class _Retranslation:
     routes: frozenset[RouteKey]
 
 
-_States: TypeAlias = Mapping[RouteKey, frozenset[str]]
+# What is in effect of each route; several, where pools' status differs.
+_States: TypeAlias = Mapping[RouteKey, frozenset[TranslatedRoute]]
 # A route's object, and its backends that are pools: read once, though asked for after each change of anything.
 _Parsed: TypeAlias = tuple[Object, tuple[Backend, ...]]
 
@@ -109,7 +110,7 @@ class InEffect:
         """Take what is there now for translated where nothing says otherwise."""
         snapshot = self._snapshot()
         reading = _Reading(snapshot, self._verify_by_default, self._parsed)
-        found = {key: frozenset((reading.used(key).route.state,)) for key in self._routes_of(gateway, snapshot)}
+        found = {key: frozenset((reading.used(key).route,)) for key in self._routes_of(gateway, snapshot)}
         self._assumed = {**(self._assumed or {}), gateway: found}
 
     def stale(self) -> dict[GatewayKey, dict[RouteKey, str]]:
@@ -121,9 +122,9 @@ class InEffect:
         found: dict[GatewayKey, dict[RouteKey, str]] = {}
         for gateway in gateways:
             for key, states in self._in_effect(gateway, published).items():
-                newest = reading.used(key).route.state
-                if newest not in states and reading.exists(key):
-                    found.setdefault(gateway, {})[key] = newest
+                newest = reading.used(key).route
+                if reading.exists(key) and not any(_covers(state, newest) for state in states):
+                    found.setdefault(gateway, {})[key] = newest.state
         self._parsed = {key: parsed for key, parsed in self._parsed.items() if reading.exists(key)}
         return found
 
@@ -135,12 +136,12 @@ class InEffect:
 
     def _published(self) -> dict[GatewayKey, _States]:
         """What the pools' status says was translated. While it is being written, pools may differ."""
-        found: dict[GatewayKey, dict[RouteKey, frozenset[str]]] = {}
+        found: dict[GatewayKey, dict[RouteKey, frozenset[TranslatedRoute]]] = {}
         for pool in self._pools().values():
             for gateway, routes in published_routes(pool):
                 states = found.setdefault(gateway, {})
                 for key, route in routes.items():
-                    states[key] = states.get(key, frozenset()) | {route.state}
+                    states[key] = states.get(key, frozenset()) | {route}
         return {**found}
 
     # ---- causing another translation
@@ -190,6 +191,11 @@ class InEffect:
                 parents = parents_of_route(route, namespace, snapshot, self._controller_name)
                 if any(found == gateway for found, _ in parents):
                     yield kind, namespace, name
+
+
+def _covers(used: TranslatedRoute, newest: TranslatedRoute) -> bool:
+    """Whether what is in effect is as new as what the informers have. They may be behind a list, or another replica."""
+    return used.state == newest.state or (used.uid == newest.uid and used.generation > newest.generation)
 
 
 def published_routes(pool: Object) -> Iterator[tuple[GatewayKey, dict[RouteKey, TranslatedRoute]]]:

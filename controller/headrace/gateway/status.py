@@ -185,8 +185,7 @@ def wanted_status(
     Entries of other controllers stay, in their places. `written` are Gateways that we wrote entries for: a v1alpha2
     entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions.
     `translated` gives the condition that says which routes are translated; where it gives None, another replica's
-    stays. `filter_problems` are those of the pool, `untrusted`
-    says why its picker's certificate is not trusted."""
+    stays. `filter_problems` are those of the pool; `untrusted` says why its picker's certificate is not trusted."""
     field = "parents" if key[0] == GA_GROUP else "parent"
     status = mapping(pool.get("status"))
     old = list(mappings(status.get(field)))

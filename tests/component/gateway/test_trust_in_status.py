@@ -60,4 +60,4 @@ async def test_a_picker_that_nobody_trusts_is_told_until_it_is_mended(verifying:
 
     events = world.api.list("/api/v1/namespaces/default/events")
     about = [found for found in events if found["reason"] == "EndpointPickerNotTrusted"]
-    assert {found["involvedObject"]["name"] for found in about} == {"distrusted"}
+    assert "distrusted" in {found["involvedObject"]["name"] for found in about}

@@ -166,6 +166,15 @@ def test_what_a_translation_does_not_take_makes_nothing_old(same: Snapshot):
     assert replica.in_effect.stale() == {}
 
 
+def test_informers_that_are_behind_a_list_make_nothing_old():
+    replica = Replica(world())
+    replica.in_effect.translated(named_rules(CALL), world(http_routes=[route(3)]))
+    assert replica.in_effect.stale() == {}
+    # Another route of that name is another one, whatever its generation.
+    replica.snapshot = world(http_routes=[route(1, uid="u2")])
+    assert replica.in_effect.stale()
+
+
 def test_each_gateway_has_its_own_translation():
     replica = Replica(world(gateways=[o.gateway(), o.gateway("second")]))
     rules = frozenset().union(*named_rules(CALL).values())
