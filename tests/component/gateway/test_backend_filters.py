@@ -100,7 +100,9 @@ async def test_filters_of_a_pool_in_the_whole_gateway(pools: Pools) -> None:
     assert (seen["x-half"], seen["x-path"]) == ("50%", "%ENVIRONMENT(PATH)%")
     # The share of a pool whose filter cannot be had is answered 500; the other pool's is served.
     for name, bad in (("host", changed(Host="other.example")), ("rewrite", rewrite)):
-        await pools.apply_route(name, {"backendRefs": [backend(pools.a, 1, filters=[bad]), backend(pools.b, 1)]})
+        await pools.apply_route(
+            name, {"backendRefs": [backend(pools.a, 1, filters=[bad]), backend(pools.b, 1)]}, lacking=True
+        )
         shares = await pools.shares(name, 100)
         # Four and a half sigma of a binomial of 100 at 0.5: 23.
         assert 27 <= shares["500"] <= 73, shares

@@ -126,7 +126,6 @@ class World:
     def restart_controller(self) -> None:
         """Start another controller where one has ended."""
         self.controller = self.stack.enter_context(started("controller", self.controller_command, self.directory))
-        self.controller.wait_until(controller_ready, 60, "the gateway controller is ready")
 
     @contextmanager
     def another_controller(self, name: str, *flags: str) -> Iterator[None]:
@@ -135,9 +134,10 @@ class World:
         command = [changed.get(part.partition("=")[0], part) for part in self.controller_command]
         self.controller.stop()
         with started(name, command, self.directory) as controller:
-            controller.wait_until(controller_ready, 60, f"{name} is ready")
+            controller.wait_until(controller_ready, f"{name} is ready")
             yield
         self.restart_controller()
+        self.controller.wait_until(controller_ready, "the gateway controller is ready again")
 
 
 def controller_ready() -> bool:
