@@ -113,6 +113,9 @@ def picker_cluster(
     _from_controller(cluster.eds_cluster_config.eds_config)
     # With no healthy picker left, its failure mode decides at once: no tries on dead ones.
     cluster.common_lb_config.healthy_panic_threshold.value = 0
+    # Envoy's workers hear of a picker that became healthy at once. By default they hear of it up to a second after the
+    # endpoints changed, and refuse requests meanwhile where the picker before it has gone.
+    cluster.common_lb_config.update_merge_window.FromSeconds(0)
     # A picker that left the endpoints is gone, whatever its last health check said.
     cluster.ignore_health_on_host_removal = True
     options = http_protocol_options_pb2.HttpProtocolOptions()

@@ -266,6 +266,8 @@ def test_picker_cluster_notices_death_and_takes_its_ca_from_discovery():
     assert keepalive.interval.ToTimedelta() + keepalive.timeout.ToTimedelta() < timedelta(seconds=2)
     assert found.common_lb_config.healthy_panic_threshold.value == 0
     assert found.common_lb_config.HasField("healthy_panic_threshold")
+    assert found.common_lb_config.HasField("update_merge_window")
+    assert found.common_lb_config.update_merge_window.ToMilliseconds() == 0
     assert found.transport_socket.name == "envoy.transport_sockets.tls"
     assert f"{A}/epp/ca".encode() in found.transport_socket.typed_config.value
     cleartext = run([o.pool_ref("a")], services=[o.service("epp-a", appProtocol="kubernetes.io/h2c")])
