@@ -73,7 +73,10 @@ async def test_status(api: ApiServer, namespace: str) -> None:
     code, out, error = await headrace("status", "pool-v1", "-o", "json", *flags)
     assert code == 0, error
     (found,) = json.loads(out)
-    assert (found["pickers"], found["pods"]) == ({"pods": 1, "ready": 1}, {"selected": 2, "ready": 1})
+    assert (found["pickers"], found["pods"]) == (
+        {"pods": 1, "ready": 1, "trusted": None},
+        {"selected": 2, "ready": 1},
+    )
     # The API server's proxy does not go to loopback addresses: the picker cannot be asked, and that is said.
     assert found["picker"] is None
     assert any("--metrics-port" in text for text in found["trouble"])

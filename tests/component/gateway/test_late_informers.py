@@ -50,28 +50,24 @@ def translated(world: World, wanted: Object, told: Object) -> bool:
     return any(key in entry and entry[key].generation == generation for entry in entries)
 
 
-@pytest.mark.parametrize(
-    ("late", "flips", "limit"), [(0.002, 10, 5), (0.02, 10, 5), (0.2, 8, 5), (1.0, 5, 5), (5.0, 3, 10)]
-)
-async def test_each_change_of_weights_reaches_envoy(
-    world: World, late_api: LateApi, late: float, flips: int, limit: float
-) -> None:
+@pytest.mark.parametrize(("late", "flips"), [(0.002, 10), (0.02, 10), (0.2, 8), (1.0, 5), (5.0, 3)])
+async def test_each_change_of_weights_reaches_envoy(world: World, late_api: LateApi, late: float, flips: int) -> None:
     late_api.seconds = late
     name = f"late-{late:g}".replace(".", "-")
     first, second = pool(f"{name}-a"), pool(f"{name}-b")
     told = route(name, {"backendRefs": [backend(first, 1), backend(second, 1)]})
     world.api.apply(first, second, told)
     try:
-        await until(lambda: weights(world, name) == [1, 1], "the route is there", 60)
+        await until(lambda: weights(world, name) == [1, 1], "the route is there")
         # A route that the informers do not know is listed for each call: they have to know it.
-        await until(lambda: translated(world, first, told), "the informers know the route", 60)
+        await until(lambda: translated(world, first, told), "the informers know the route")
         seen = []
         for flip in range(flips):
             wanted = [3, 1] if flip % 2 == 0 else [1, 1]
             refs = [backend(ref, weight) for ref, weight in zip((first, second), wanted, strict=True)]
             world.api.patch(told, {"spec": {"rules": [{"backendRefs": refs}]}})
             begun = time.monotonic()
-            await until(lambda wanted=wanted: weights(world, name) == wanted, f"flip {flip}: {wanted}", limit)
+            await until(lambda wanted=wanted: weights(world, name) == wanted, f"flip {flip}: {wanted}")
             seen.append(time.monotonic() - begun)
             # Envoy Gateway's own write of the route's status: it is what was taken for the news.
             await asyncio.sleep(0.05)

@@ -56,12 +56,12 @@ async def test_a_picker_that_nobody_trusts_is_told_until_it_is_mended(verifying:
             assert (await asking.ask("distrusted"))[0] == 503
         directory = right.issue(host).write(world.directory / "distrusted")
         async with picker(world, wanted, ipv4(52), f"--cert-path={directory}"):
-            await until(lambda: resolved() == trusted, "a certificate of that CA", 60)
+            await until(lambda: resolved() == trusted, "a certificate of that CA")
             await asking.wait_served("distrusted")
             trust(wrong)
             await until(lambda: resolved() == distrusted, "another CA")
             trust(right)
-            await until(lambda: resolved() == trusted, "the CA is back", 60)
+            await until(lambda: resolved() == trusted, "the CA is back")
 
     events = world.api.list("/api/v1/namespaces/default/events")
     about = [found for found in events if found["reason"] == "EndpointPickerNotTrusted"]
