@@ -109,7 +109,8 @@ def test_pools_carry_the_gateways_verdict(serving: Stack) -> None:
             parents = [parent for parent in pool["status"][key] if parent["parentRef"].get("kind") != "Status"]
             assert [parent["parentRef"]["name"] for parent in parents] == ["inference-gateway"]
             conditions = {condition["type"]: condition["status"] for condition in parents[0]["conditions"]}
-            assert conditions == {"Accepted": "True", "ResolvedRefs": "True"}
+            translated = {"headrace.dev/RoutesTranslated": "True"}
+            assert conditions == {"Accepted": "True", "ResolvedRefs": "True", **translated}
 
 
 def test_page_example_is_the_pages(repository: Path) -> None:

@@ -40,6 +40,12 @@ class ApiServer:
         wanted = [f"crd/{name}" for name in names] or ["crd", "--all"]
         done = self.kubectl("wait", "--for=condition=Established", *wanted, f"--timeout={HANG_SECONDS:.0f}s")
         assert done.returncode == 0, done.stderr
+        # Established, a kind is still answered 429 while its storage starts.
+        deadline = time.monotonic() + HANG_SECONDS
+        for name in names or [one["metadata"]["name"] for one in self.get("crds")["items"]]:
+            while (done := self.kubectl("get", name, "-A")).returncode != 0:
+                assert time.monotonic() < deadline, done.stderr
+                time.sleep(0.1)
 
     def apply(self, *objects: Any) -> None:
         """Server-side apply, under strict validation, of objects that must be accepted."""

@@ -50,7 +50,7 @@ def pool(version: str, where: str) -> dict[str, Any]:
 async def test_status(api: ApiServer, namespace: str) -> None:
     flags = ("-n", namespace, "--kubeconfig", str(api.kubeconfig))
     code, _, error = await headrace("status", *flags)
-    assert (code, f"there is no InferencePool in namespace {namespace}" in error) == (1, True)
+    assert (code, f"there is no InferencePool in namespace {namespace}" in error) == (1, True), error
     api.apply(pool("v1", namespace), pool("v1alpha2", namespace), pod(namespace, "a"), pod(namespace, "b"))
     set_ready(api, namespace, "a", "127.0.0.1")
     code, out, error = await headrace("status", *flags)
