@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.integration.apiserver import START_SECONDS, running
+from tests.hang import HANG_SECONDS
+from tests.integration.apiserver import running
 
 
 def serve(folder: Path, binaries: Path) -> None:
@@ -38,7 +39,7 @@ def start(folder: Path, binaries: Path) -> None:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     (folder / "pid").write_text(str(child.pid))
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while not (folder / "ready").exists():
         if child.poll() is not None or time.monotonic() > deadline:
             sys.exit(f"the API server did not start:\n{(folder / 'log').read_text()}")
