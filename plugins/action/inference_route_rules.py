@@ -97,6 +97,22 @@ def rules(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"matches": matches(refused)}
 
 
+# Gateway API's limits of an HTTPRoute.
+MOST_RULES, MOST_MATCHES = 16, 128
+
+
+def problem(name: str, made: list[dict[str, Any]]) -> str:
+    """Why a route cannot have these rules; "" if it can."""
+    matches = sum(len(rule["matches"]) for rule in made)
+    if len(made) <= MOST_RULES and matches <= MOST_MATCHES:
+        return ""
+    return (
+        f"inference_gateway_routes: route {name} comes to {len(made)} rules with {matches} matches, and an HTTPRoute "
+        f"has room for {MOST_RULES} and {MOST_MATCHES}: a rule to a pool names each inference path. Fix: make two "
+        "routes of it, give rules the path that they are about (/v1/chat/completions), or set all_paths on them."
+    )
+
+
 class ActionModule(ActionBase):
     """See plugins/modules/inference_route_rules.py for what users read."""
 
@@ -110,5 +126,7 @@ class ActionModule(ActionBase):
             {**route, "rules": [made for entry in route["rules"] for made in rules(entry)]}
             for route in self._task.args["routes"]
         ]
-        result.update(changed=False, routes=routes)
-        return result
+        problems = [found for route in routes if (found := problem(route["name"], route["rules"]))]
+        if problems:
+            return {**result, "failed": True, "msg": "\n".join(problems)}
+        return {**result, "changed": False, "routes": routes}

@@ -153,11 +153,11 @@ def test_from_the_start_to_the_report_and_back(stage: Stage, repository: Path) -
     assert stage.specs() == before
 
 
-def tamper(stage: Stage, **plan: Any) -> None:
-    """Change the recorded plan, as whoever may write ConfigMaps can."""
+def tamper(stage: Stage, part: str = "plan.json", **changes: Any) -> None:
+    """Change a part of the record, as whoever may write ConfigMaps can."""
     name = f"headrace-replace-{stage.name}-old"
-    kept = json.loads(stage.api.get("configmap", name, "-n", stage.namespace)["data"]["plan.json"])
-    patch = json.dumps({"data": {"plan.json": json.dumps({**kept, **plan})}})
+    kept = json.loads(stage.api.get("configmap", name, "-n", stage.namespace)["data"][part])
+    patch = json.dumps({"data": {part: json.dumps({**kept, **changes})}})
     done = stage.api.kubectl("patch", "configmap", name, "-n", stage.namespace, "--type=merge", "-p", patch)
     assert done.returncode == 0, done.stderr
 
@@ -169,8 +169,7 @@ def test_a_forged_record_gives_no_rights_and_removes_nothing(stage: Stage, repos
     stage.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": victim}})
     gone = {"group": "", "version": "v1", "plural": "namespaces", "namespace": "", "name": victim}
     tamper(stage, remove_new=[gone])
-    arguments = ("-e", json.dumps({"action": "rollback", "replacement": ""}))
-    following = play(stage, repository, *arguments, start=True)
+    following = play(stage, repository, "-e", "action=rollback", start=True)
     await_job(stage, following)
     granted = json.dumps(
         stage.api.get("roles,clusterroles", "-A", "-l", "app.kubernetes.io/component=pool-replacement")
@@ -184,9 +183,18 @@ def test_a_forged_record_gives_no_rights_and_removes_nothing(stage: Stage, repos
     assert stage.specs() == before
     phase = stage.api.get("namespace", victim)["status"]["phase"]
     assert phase == "Active"
+    # Which routes the Job may change is not for the record to say.
+    unnamed = ("-e", json.dumps({"action": "rollback", "replacement": ""}))
+    remove_job(stage)
+    other = {"group": "inference.networking.k8s.io", "namespace": stage.namespace, "name": "other"}
+    tamper(stage, "state.json", phase="Shifting")
+    tamper(stage, new=other)
+    code, output = play(stage, repository, *unnamed)
+    assert code != 0
+    assert "must be told which pool took its place" in " ".join(output.split())
     hostile = "x\nrules: [{apiGroups: ['*'], resources: ['*'], verbs: ['*']}]\n---"
     tamper(stage, new={"group": "inference.networking.k8s.io", "namespace": stage.namespace, "name": hostile})
-    code, output = play(stage, repository, *arguments)
+    code, output = play(stage, repository, *unnamed)
     assert code != 0
     assert "new.name" in output
     assert rights(stage, "roles,clusterroles,rolebindings,clusterrolebindings") == []

@@ -114,7 +114,8 @@ async def _run(options: Options, plan: Plan, client: Any, session: aiohttp.Clien
         finally:
             # What stops us must not stop us from giving the Lease back: the next one would wait for its expiry.
             await asyncio.shield(lease.release())
-        if options.rights_in is not None:
+        # Where somebody else's replacement is under way, the Job's next Pod waits for its end.
+        if options.rights_in is not None and code != EXIT_HELD:
             await give_up(client, plan.old, options.rights_in)
         return code
     except asyncio.CancelledError:

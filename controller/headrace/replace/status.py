@@ -99,7 +99,6 @@ def plan_as_json(plan: Plan, found: Refused | Found) -> dict[str, Any]:
         "new": str(plan.new),
         "problems": list(found.problems) if isinstance(found, Refused) else [],
         "facts": found.facts,
-        "route_namespaces": sorted({record.namespace for record in found.records}),
         "routes": routes,
         "expected_seconds": plan.expected_seconds,
     }

@@ -190,12 +190,15 @@ def introduced(current: Sequence[Ref], wanted: Sequence[Ref], swap: Swap) -> lis
     What is wanted comes from a record that others can write. It may give weights and the old pool back; it may bring
     no backend and no filter into a rule, and nothing into a rule that leads to neither pool."""
     there = [without_weight(ref) for ref in current]
-    leads = any(swap.is_old(ref) or swap.is_new(ref) for ref in current)
+    pools = [ref for ref in current if swap.is_old(ref) or swap.is_new(ref)]
+    # Where a pool has filters, one without them is another backend.
+    plain = bool(pools) and all(set(ref) <= _PLAIN for ref in pools)
 
     def known(ref: Ref) -> bool:
         if without_weight(ref) in there:
             return True
-        plain = set(ref) <= _PLAIN or without_weight(swap.renamed(ref)) in there
-        return leads and plain and swap.is_old(ref)
+        if not swap.is_old(ref):
+            return False
+        return (plain and set(ref) <= _PLAIN) or without_weight(swap.renamed(ref)) in there
 
     return [ref for ref in wanted if not known(ref)]

@@ -105,3 +105,16 @@ def test_the_rest_of_an_entry_is_in_each_rule_that_leads_somewhere(made: ModuleT
                 {"group": "inference.networking.x-k8s.io", "kind": "InferencePool", "name": "b", "namespace": "far"},
                 {"group": "", "kind": "Service", "name": "web", "port": 8080},
             ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "most"), [({}, 6), ({"path": "/a", "rewrite_prefix": "/"}, 4), ({"all_paths": True}, 16)]
+)
+def test_a_route_that_an_http_route_has_no_room_for_is_refused(
+    made: ModuleType, entry: dict[str, Any], most: int
+) -> None:
+    def of(count: int) -> str:
+        return str(made.problem("llama", [rule for _ in range(count) for rule in made.rules({**entry, **TO_POOL})]))
+
+    assert of(most) == ""
+    assert "route llama comes to" in of(most + 1)

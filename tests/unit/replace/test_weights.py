@@ -173,6 +173,9 @@ def test_the_way_back_introduces_nothing(percent: int | None) -> None:
     [
         ([pool("new")], [pool("old", filters=FILTERS)]),
         ([pool("new"), service("svc")], [pool("old"), {**service("svc"), "filters": FILTERS}]),
+        # A record without the filter that the pool's backend has.
+        ([pool("old", filters=FILTERS)], [pool("old")]),
+        ([pool("new", filters=FILTERS)], [pool("old")]),
         # A rule that leads to neither pool is none of the replacement's.
         ([service("svc")], [pool("old"), service("svc")]),
     ],
