@@ -106,12 +106,18 @@ class InEffect:
         self._own.pop(gateway, None)
         self._retranslations.pop(gateway, None)
 
-    def assume(self, gateway: GatewayKey) -> None:
-        """Take what is there now for translated where nothing says otherwise."""
+    def untold(self, gateway: GatewayKey, routes: Iterable[RouteKey]) -> frozenset[RouteKey]:
+        """Those of the routes of which no pool's status says what was translated."""
+        return frozenset(routes) - self._published().get(gateway, {}).keys()
+
+    def assume(self, gateway: GatewayKey, only: frozenset[RouteKey] | None = None) -> None:
+        """Take what is there now for translated where nothing says otherwise. `only` these routes, where given."""
         snapshot = self._snapshot()
         reading = _Reading(snapshot, self._verify_by_default, self._parsed)
-        found = {key: frozenset((reading.used(key).route,)) for key in self._routes_of(gateway, snapshot)}
-        self._assumed = {**(self._assumed or {}), gateway: found}
+        known = self._assumed or {}
+        kept = {} if only is None else known.get(gateway, {})
+        routes = self._routes_of(gateway, snapshot) if only is None else only
+        self._assumed = {**known, gateway: {**kept, **{key: frozenset((reading.used(key).route,)) for key in routes}}}
 
     def stale(self) -> dict[GatewayKey, dict[RouteKey, str]]:
         """The routes whose newest state is another than the one in effect, with that newest state, by Gateway."""
@@ -123,7 +129,10 @@ class InEffect:
         for gateway in gateways:
             for key, states in self._in_effect(gateway, published).items():
                 newest = reading.used(key).route
-                if reading.exists(key) and not any(_covers(state, newest) for state in states):
+                if not reading.exists(key) or any(_covers(state, newest) for state in states):
+                    continue
+                # No call names a route that the Gateway refuses, so nothing would ever say that it is translated.
+                if gateway in self._own or self._is_accepted(key, gateway, snapshot):
                     found.setdefault(gateway, {})[key] = newest.state
         self._parsed = {key: parsed for key, parsed in self._parsed.items() if reading.exists(key)}
         return found
@@ -173,9 +182,14 @@ class InEffect:
             named = ", ".join(f"{kind} {space}/{name}" for kind, space, name in sorted(again.routes)[:_MAX_NAMED])
             message = f"attempt {again.attempt} to have {named} translated again; in effect: {listed or 'unknown'}"
             return Condition(ROUTES_TRANSLATED, "False", "Retranslating", message)
-        if own is None or pool not in own.listed:
+        if own is None:
             return None
-        return Condition(ROUTES_TRANSLATED, "True", "Translated", own.listed[pool])
+        if pool in own.listed:
+            return Condition(ROUTES_TRANSLATED, "True", "Translated", own.listed[pool])
+        # What is there must not go on naming routes that no longer lead to the pool.
+        if any(found == gateway for found, _ in published_routes(self._pools().get(pool, {}))):
+            return Condition(ROUTES_TRANSLATED, "True", "Translated", "no translated route leads to this pool")
+        return None
 
     def _published_of(self, pool: PoolKey, gateway: GatewayKey) -> str:
         found = self._pools().get(pool, {})
@@ -187,10 +201,16 @@ class InEffect:
 
     def _routes_of(self, gateway: GatewayKey, snapshot: Snapshot) -> Iterator[RouteKey]:
         for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
-            for (namespace, name), route in routes.items():
-                parents = parents_of_route(route, namespace, snapshot, self._controller_name)
-                if any(found == gateway for found, _ in parents):
+            for namespace, name in routes:
+                if self._is_accepted((kind, namespace, name), gateway, snapshot):
                     yield kind, namespace, name
+
+    def _is_accepted(self, key: RouteKey, gateway: GatewayKey, snapshot: Snapshot) -> bool:
+        """Whether a route names a Gateway that does not refuse it. One without a verdict yet may well be translated."""
+        kind, namespace, name = key
+        route = snapshot.route(kind.lower(), namespace, name) or {}
+        parents = parents_of_route(route, namespace, snapshot, self._controller_name)
+        return (gateway, True) in parents
 
 
 def _covers(used: TranslatedRoute, newest: TranslatedRoute) -> bool:

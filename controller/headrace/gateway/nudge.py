@@ -36,7 +36,8 @@ _PATIENCE_SECONDS = 1.0
 # Another replica is asked, and sees to it by itself.
 _PATIENCE_FOR_OTHERS_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
-# After so many attempts without a call, Envoy Gateway asks another replica.
+# After so many attempts without a call, Envoy Gateway asks another replica. After as many more, a route that no pool's
+# status names is one that no translation uses.
 _ATTEMPTS = 5
 
 
@@ -114,17 +115,26 @@ class Nudge:
         return max(0.01, min(waiting) - self._clock()) if waiting else None
 
     async def _retranslate(self, due: Mapping[GatewayKey, _Spell]) -> None:
+        tried: list[GatewayKey] = []
         for gateway, spell in due.items():
-            if spell.attempts == _ATTEMPTS and self._in_effect.is_asked(gateway):
-                logger.info("Envoy Gateway asks here for no translation of Gateway %s", "/".join(gateway))
-                self._in_effect.forget(gateway)
-                spell.attempts = 0
+            if spell.attempts >= _ATTEMPTS:
+                if self._in_effect.is_asked(gateway):
+                    logger.info("Envoy Gateway asks here for no translation of Gateway %s", "/".join(gateway))
+                    self._in_effect.forget(gateway)
+                    spell.attempts = 0
+                elif untold := self._in_effect.untold(gateway, spell.routes):
+                    logger.info("taking %d routes of Gateway %s for translated", len(untold), "/".join(gateway))
+                    self._in_effect.assume(gateway, untold)
+                    continue
+            tried.append(gateway)
             spell.attempts += 1
             spell.due = self._clock() + min(2.0**spell.attempts, _LONGEST_PAUSE_SECONDS)
             if not self._in_effect.retranslate(gateway, spell.routes, spell.attempts):
                 logger.warning("Gateway %s is out of date, and no pool gets requests by it", "/".join(gateway))
+        if not tried:
+            return
         await self._said()
-        for gateway in due:
+        for gateway in tried:
             self._in_effect.retranslation_is_said(gateway)
         await self._compare()
         self._metrics.nudges.inc()

@@ -45,7 +45,10 @@ class Translations:
         self._since: float | None = None
 
     def note(self, key: RouteKey, route: Object) -> None:
-        """This is how a route is now."""
+        """This is how a route is now. Another generation has its own time to be translated."""
+        before = self._routes.get(key, {})
+        if _generation(before) != _generation(route):
+            self._since = None
         self._routes[key] = route
 
     async def complete(self) -> bool:
@@ -94,9 +97,13 @@ def behind(routes: Mapping[RouteKey, Object], pools: Iterable[Object]) -> tuple[
     for key, route in routes.items():
         metadata = route.get("metadata") or {}
         said = [entry[key] for entry in entries if key in entry and entry[key].uid == uid_of(metadata)]
-        if any(one.generation < int(metadata.get("generation") or 0) for one in said):
+        if any(one.generation < _generation(route) for one in said):
             found.add("{} {}/{}".format(*key))
     return tuple(sorted(found))
+
+
+def _generation(route: Object) -> int:
+    return int((route.get("metadata") or {}).get("generation") or 0)
 
 
 def _listed(value: Any, field: str) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from headrace.core import GA_GROUP
 from headrace.core.translated import ROUTES_TRANSLATED, TranslatedRoute, read_routes, write_routes
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.nudge import Nudge
+from headrace.gateway.nudge import _ATTEMPTS, Nudge
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.status import parents_of_pools, wanted_status
@@ -403,3 +403,106 @@ async def test_a_replica_that_nobody_asks_any_more_stops_by_itself():
     await found.run(70.0)
     assert not found.in_effect.is_asked(GATEWAY)
     assert asked == 1
+
+
+# ---- a replica that is not asked, in virtual time
+
+BOTH = o.hook_input([o.xds_route(f"httproute/default/{name}/rule/0/match/0/*") for name in ("r", "other")])
+OTHER_ROUTE = o.route("other", [o.pool_ref()])
+
+
+def refused(found: dict[str, Any]) -> dict[str, Any]:
+    parent = {
+        "controllerName": o.CONTROLLER,
+        "parentRef": {"name": "gateway"},
+        "conditions": [{"type": "Accepted", "status": "False"}],
+    }
+    return {**found, "status": {"parents": [parent]}}
+
+
+def to_service(generation: int) -> dict[str, Any]:
+    found = route(generation)
+    return {**found, "spec": {**found["spec"], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}}
+
+
+async def attempts_of(replica: Replica, seconds: float = 2_000.0) -> int:
+    """How often a replica causes a translation in that time, where no call comes to it and no status is written by
+    another replica."""
+    now, attempts = 0.0, 0
+
+    async def said() -> None:
+        replica.write()
+
+    async def compare() -> None:
+        nonlocal attempts
+        attempts += 1
+
+    nudge = Nudge(replica.in_effect, said, compare, Metrics(), clock=lambda: now)
+    while (pause := await nudge.step()) is not None and now < seconds:
+        now += pause
+    return attempts
+
+
+async def test_a_route_that_leads_to_a_service_by_now_is_not_translated_again_for_ever():
+    before, after = world(http_routes=[route(), OTHER_ROUTE]), world(http_routes=[to_service(2), OTHER_ROUTE])
+    asked = Replica(before)
+    other = Replica(before, asked.pool)
+    other.in_effect.start()
+    asked.snapshot = other.snapshot = after
+    asked.in_effect.translated(named_rules(BOTH), after)
+    asked.write()
+    assert set(read_routes(asked.condition()["message"])) == {("HTTPRoute", "default", "other")}
+    assert await attempts_of(other) == _ATTEMPTS
+    assert other.in_effect.stale() == {}
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [world(http_routes=[route(2), OTHER_ROUTE]), world(o.pool("another"))],
+    ids=["not in the status", "pool gone"],
+)
+async def test_a_route_of_which_no_status_tells_is_not_translated_again_for_ever(newer: Snapshot):
+    replica = Replica(world(http_routes=[route(), OTHER_ROUTE]))
+    replica.in_effect.start()
+    replica.snapshot = newer
+    assert 0 < await attempts_of(replica) <= _ATTEMPTS
+    assert replica.in_effect.stale() == {}
+    # The next change is looked after as the first one was.
+    replica.snapshot = world(http_routes=[route(3), OTHER_ROUTE])
+    assert await attempts_of(replica) == _ATTEMPTS
+
+
+async def test_giving_up_one_route_gives_up_no_other():
+    replica = Replica(world(http_routes=[route(), OTHER_ROUTE]))
+    replica.translate()
+    replica.write()
+    late = Replica(replica.snapshot, replica.pool)
+    late.in_effect.start()
+    newer = {**OTHER_ROUTE, "metadata": {**OTHER_ROUTE["metadata"], "generation": 2}}
+    late.snapshot = world(http_routes=[route(2), newer])
+    assert await attempts_of(late) > 2 * _ATTEMPTS
+    assert set(late.in_effect.stale()[GATEWAY]) == {ROUTE}
+
+
+@pytest.mark.parametrize("first", [route(), refused(route())], ids=["accepted at first", "never accepted"])
+async def test_a_route_that_the_gateway_refuses_is_not_waited_for(first: dict[str, Any]):
+    replica = Replica(world(http_routes=[first, OTHER_ROUTE]))
+    replica.in_effect.start()
+    replica.snapshot = world(http_routes=[refused(route(2)), OTHER_ROUTE])
+    assert await attempts_of(replica) == 0
+
+
+async def test_the_status_stops_naming_routes_when_the_last_translated_one_leaves_a_pool():
+    asked = Replica(world(http_routes=[route(), refused(OTHER_ROUTE)]))
+    other = Replica(asked.snapshot, asked.pool)
+    asked.translate()
+    asked.write()
+    other.in_effect.start()
+    asked.snapshot = other.snapshot = world(http_routes=[to_service(2), refused(OTHER_ROUTE)])
+    asked.translate()
+    asked.write()
+    assert read_routes(asked.condition()["message"]) == {}
+    assert await attempts_of(other) <= _ATTEMPTS
+    # What the other one wrote on the pool does not stay.
+    asked.write()
+    assert (asked.condition()["status"], asked.condition()["reason"]) == ("True", "Translated")

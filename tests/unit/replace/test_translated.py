@@ -96,6 +96,23 @@ async def test_the_wait_is_as_long_as_it_takes_and_bounded(
     assert await bench.until_complete() == pytest.approx(done + 59.0, abs=0.5)
 
 
+async def test_another_generation_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, 1e9)
+    while bench.now < 40.0:
+        assert not await bench.translations.complete()
+    noted = bench.now
+    bench.translations.note(KEY, route(8))
+    assert await bench.until_complete() == pytest.approx(noted + 60.0, abs=0.5)
+
+
+async def test_the_same_generation_has_no_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, 1e9)
+    while bench.now < 40.0:
+        assert not await bench.translations.complete()
+    bench.translations.note(KEY, route(7))
+    assert await bench.until_complete() == pytest.approx(60.0, abs=0.5)
+
+
 async def test_a_look_hands_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, 1e9)
     assert not await bench.translations.complete()
