@@ -7,14 +7,18 @@ Whoever may write a ConfigMap somewhere must not move other people's requests. S
 
 - a ConfigMap counts for a Gateway only where a route that the Gateway has accepted matches its base model, and only in
   the namespace of that route or of a pool that the route leads to;
-- it takes no name that another has: an older ConfigMap, or an older route of other namespaces that matches the name."""
+- it takes no name that another has. `data` can be edited at any time, so a ConfigMap's age says little of that: base
+  models come before adapters, a name that a route of other namespaces matches is no adapter, and who has an adapter now
+  keeps it. Age decides only who gets an adapter that nobody has."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import yaml
 
@@ -25,12 +29,32 @@ from headrace.kube.reflector import key_of
 
 logger = logging.getLogger(__name__)
 
-_MAX_ADAPTERS_BYTES = 1 << 18
+_MAX_ADAPTERS_BYTES = 1 << 16
+_MAX_ADAPTERS = 4096
+_MAX_PROBLEMS = 20
+# So much of a name is quoted in a problem.
+_QUOTED = 60
+# What YAML writes for nothing, where a list could be.
+_NOTHING = ("", "~", "null", "Null", "NULL")
+# libyaml is much faster; PyYAML may be built without it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Routes are read again at most so often, however fast requests and changes come.
 _AGAIN_SECONDS = 0.2
 
-# (namespace, name) of a ConfigMap, and what is wrong with it.
-Problem = tuple[tuple[str, str], str]
+# (namespace, name) of a ConfigMap.
+ConfigMapKey = tuple[str, str]
+# A ConfigMap, and what is wrong with it.
+Problem = tuple[ConfigMapKey, str]
+
+
+class Reading(NamedTuple):
+    """`models` is model name to base model name, base models included; `problems` what is wrong with the ConfigMaps.
+
+    `held` says which ConfigMap has which adapter: to be passed to the next reading."""
+
+    models: Mapping[str, str]
+    problems: tuple[Problem, ...]
+    held: Mapping[str, ConfigMapKey]
 
 
 @dataclass(frozen=True)
@@ -40,15 +64,10 @@ class ModelRoute:
     `models` are all names that it matches exactly, `bases` those of base models, None where an expression matches them.
     `namespaces` are those of the route and of its pools."""
 
-    created: str
     gateways: frozenset[GatewayKey]
     namespaces: frozenset[str]
     models: frozenset[str]
     bases: frozenset[str] | None
-
-    def leads_to(self, base: str, namespace: str) -> bool:
-        """Whether a base model is the rule's, as far as that namespace goes."""
-        return namespace in self.namespaces and (self.bases is None or base in self.bases)
 
 
 def model_routes(snapshot: Snapshot, controller_name: str) -> list[ModelRoute]:
@@ -68,7 +87,6 @@ def model_routes(snapshot: Snapshot, controller_name: str) -> list[ModelRoute]:
                 }
                 found.append(
                     ModelRoute(
-                        created=_created(route),
                         gateways=_accepted_by(route, namespace, snapshot, controller_name),
                         namespaces=frozenset({namespace, *pools}),
                         models=frozenset(value for _, value, exact in matches if exact),
@@ -108,51 +126,111 @@ def base_models(
     controller_name: str,
     gateway: GatewayKey | None = None,
     *,
-    adapters_of: Callable[[Object], Sequence[str]] | None = None,
-) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
-    """Model name to base model name, base models included; and what is wrong with the ConfigMaps.
+    held: Mapping[str, ConfigMapKey] | None = None,
+) -> Reading:
+    """The base models of one Gateway, or of all of ours. `held` is that of the reading before."""
+    routes = model_routes(snapshot, controller_name)
+    of_gateway = [route for route in routes if gateway is None or gateway in route.gateways]
+    return _assign(_by_age(snapshot.base_model_config_maps), of_gateway, held or {}, read_adapters)
 
-    For one Gateway, or for all of ours. `adapters_of` reads a ConfigMap's adapters; raises ValueError."""
-    routes = [
-        route for route in model_routes(snapshot, controller_name) if gateway is None or gateway in route.gateways
-    ]
-    found: dict[str, str] = {}
-    problems: list[Problem] = []
-    in_order = sorted(snapshot.base_model_config_maps.items(), key=lambda entry: (_created(entry[1]), entry[0]))
-    for key, config_map in in_order:
+
+def _by_age(config_maps: Mapping[ConfigMapKey, Object]) -> dict[ConfigMapKey, Object]:
+    def age(entry: tuple[ConfigMapKey, Object]) -> tuple[str, ConfigMapKey]:
+        return str(mapping(entry[1].get("metadata")).get("creationTimestamp") or ""), entry[0]
+
+    return dict(sorted(config_maps.items(), key=age))
+
+
+def _assign(
+    config_maps: Mapping[ConfigMapKey, Object],
+    routes: Iterable[ModelRoute],
+    held: Mapping[str, ConfigMapKey],
+    adapters_of: Callable[[Object], Sequence[str]],
+) -> Reading:
+    """Who gets which name. ConfigMaps come in the order in which they get names that nobody has.
+
+    `adapters_of` reads a ConfigMap's adapters; raises ValueError."""
+    index = _Index(routes)
+    problems = _Problems()
+    bases: dict[ConfigMapKey, str] = {}
+    listed: dict[ConfigMapKey, dict[str, None]] = {}
+    holders = frozenset(held.values())
+    for key, config_map in config_maps.items():
         base = str(mapping(config_map.get("data")).get("baseModel") or "").strip()
         if not base:
-            problems.append((key, "baseModel is empty: name the base model"))
-            continue
-        if not any(route.leads_to(base, key[0]) for route in routes):
-            problems.append((key, f"no accepted route matches base model {base!r} and leads to namespace {key[0]}"))
-            continue
-        models = [base]
-        try:
-            models += (adapters_of or read_adapters)(config_map)
-        except ValueError as error:
-            problems.append((key, f"adapters: {error}"))
-        for model in models:
-            holder = _holder(model, key[0], _created(config_map), routes)
-            if holder is not None:
-                problems.append((key, f"{model!r} is a route's of namespace {holder}: it is left to that route"))
+            problems.add(key, "baseModel is empty: name the base model")
+        elif not index.leads_to(base, key[0]):
+            problems.add(key, f"no accepted route matches base model {_quoted(base)} and leads to namespace {key[0]}")
+        else:
+            bases[key] = base
+        # A holder keeps its names while its route is replaced by another.
+        if key in bases or key in holders:
+            try:
+                listed[key] = dict.fromkeys(adapters_of(config_map))
+            except ValueError as error:
+                problems.add(key, f"adapters: {error}")
+    kept = {model: key for model, key in held.items() if model in listed.get(key, ())}
+    found = {model: bases[key] for model, key in kept.items() if key in bases}
+    for key, base in bases.items():
+        if kept.get(base, key) != key:
+            problems.add(key, f"{_quoted(base)} is an adapter of ConfigMap {'/'.join(kept[base])}: use another name")
+        else:
+            found[base] = base
+    now = dict(kept)
+    for key, base in bases.items():
+        for model in listed.get(key, ()):
+            if found.get(model) == base:
                 continue
-            known = found.setdefault(model, base)
-            if known != base:
-                problems.append((key, f"{model!r} is of {known!r} already: name it in one ConfigMap"))
-    return found, tuple(problems)
+            if model in found:
+                problems.add(key, f"{_quoted(model)} is of {_quoted(found[model])} already: name it in one ConfigMap")
+            elif kept.get(model, key) != key:
+                problems.add(key, f"{_quoted(model)} is of ConfigMap {'/'.join(kept[model])}: use another name")
+            elif index.is_elsewhere(model, key[0]):
+                problems.add(key, f"{_quoted(model)} is matched by a route of another namespace: use another name")
+            else:
+                found[model], now[model] = base, key
+    return Reading(found, tuple(problems.found), now)
 
 
-def _holder(model: str, namespace: str, created: str, routes: Iterable[ModelRoute]) -> str | None:
-    """The namespace of a route that had the name first and has nothing to do with this namespace."""
-    for route in routes:
-        if model in route.models and namespace not in route.namespaces and route.created <= created:
-            return min(route.namespaces)
-    return None
+class _Index:
+    """What routes say of names, so that no name walks all routes."""
+
+    def __init__(self, routes: Iterable[ModelRoute]) -> None:
+        self._led_to: set[tuple[str, str]] = set()
+        self._any_base_in: set[str] = set()
+        # Of each name that is matched exactly, the namespaces that every such route has to do with.
+        self._shared: dict[str, frozenset[str]] = {}
+        for route in routes:
+            if route.bases is None:
+                self._any_base_in |= route.namespaces
+            self._led_to.update((base, namespace) for base in route.bases or () for namespace in route.namespaces)
+            for model in route.models:
+                self._shared[model] = self._shared.get(model, route.namespaces) & route.namespaces
+
+    def leads_to(self, base: str, namespace: str) -> bool:
+        """Whether a route matches the base model and has to do with the namespace."""
+        return namespace in self._any_base_in or (base, namespace) in self._led_to
+
+    def is_elsewhere(self, model: str, namespace: str) -> bool:
+        """Whether a route matches the name that has nothing to do with the namespace."""
+        return model in self._shared and namespace not in self._shared[model]
 
 
-def _created(found: Object) -> str:
-    return str(mapping(found.get("metadata")).get("creationTimestamp") or "")
+class _Problems:
+    """What is wrong, but no more than a reader can use of one ConfigMap."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+        self._count: Counter[ConfigMapKey] = Counter()
+
+    def add(self, key: ConfigMapKey, text: str) -> None:
+        self._count[key] += 1
+        if self._count[key] <= _MAX_PROBLEMS:
+            self.found.append((key, text))
+
+
+def _quoted(name: str) -> str:
+    return repr(name[:_QUOTED])
 
 
 class BaseModels:
@@ -170,35 +248,46 @@ class BaseModels:
         self._controller_name = controller_name
         self._on_problem = on_problem
         self._clock = clock
-        self._read: Snapshot | None = None
+        self._seen: Snapshot | None = None
         self._read_at = 0.0
-        self._found: dict[GatewayKey | None, Mapping[str, str]] = {}
-        self._adapters: dict[tuple[str, str], tuple[Object, tuple[str, ...], str]] = {}
+        self._found: dict[GatewayKey | None, Reading] = {}
+        self._adapters: dict[ConfigMapKey, tuple[Object, tuple[str, ...], str]] = {}
         self._problems: frozenset[Problem] = frozenset()
 
     def __call__(self, gateway: GatewayKey | None = None) -> Mapping[str, str]:
         """Model name to base model name for a Gateway; None: for all of ours."""
         newest = self._snapshot()
-        if self._read is not newest and (self._read is None or self._clock() >= self._read_at + _AGAIN_SECONDS):
-            self._read, self._read_at, self._found = newest, self._clock(), {}
-            known = newest.base_model_config_maps
-            self._adapters = {key: read for key, read in self._adapters.items() if key in known}
-            problems = self._read_for(newest, None)
-            for problem in sorted(set(problems) - self._problems):
-                logger.warning("ConfigMap %s/%s: %s", *problem[0], problem[1])
-                self._on_problem(problem)
-            self._problems = frozenset(problems)
-        if gateway not in self._found and self._read is not None:
-            if gateway not in self._read.gateways:
-                return {}
-            self._read_for(self._read, gateway)
-        return self._found[gateway]
+        if self._seen is not newest and (self._seen is None or self._clock() >= self._read_at + _AGAIN_SECONDS):
+            before, self._seen, self._read_at = self._seen, newest, self._clock()
+            if before is None or not _same(before, newest):
+                self._read(newest)
+        reading = self._found.get(gateway)
+        return {} if reading is None else reading.models
 
-    def _read_for(self, snapshot: Snapshot, gateway: GatewayKey | None) -> tuple[Problem, ...]:
-        self._found[gateway], problems = base_models(
-            snapshot, self._controller_name, gateway, adapters_of=self._adapters_of
-        )
-        return problems
+    def _read(self, snapshot: Snapshot) -> None:
+        """Read for every Gateway, asked for or not: who holds a name must be known before another one wants it."""
+        config_maps = _by_age(snapshot.base_model_config_maps)
+        self._adapters = {key: read for key, read in self._adapters.items() if key in config_maps}
+        routes = model_routes(snapshot, self._controller_name)
+        by_gateway: dict[GatewayKey | None, list[ModelRoute]] = {None: routes}
+        for gateway in self._found:
+            if gateway in snapshot.gateways:
+                by_gateway[gateway] = []
+        for route in routes:
+            for gateway in route.gateways:
+                by_gateway.setdefault(gateway, []).append(route)
+        before = self._found
+        self._found = {
+            gateway: _assign(
+                config_maps, of_gateway, before[gateway].held if gateway in before else {}, self._adapters_of
+            )
+            for gateway, of_gateway in by_gateway.items()
+        }
+        problems = self._found[None].problems
+        for problem in sorted(set(problems) - self._problems):
+            logger.warning("ConfigMap %s/%s: %s", *problem[0], problem[1])
+            self._on_problem(problem)
+        self._problems = frozenset(problems)
 
     def _adapters_of(self, config_map: Object) -> tuple[str, ...]:
         # To read YAML takes long, and most changes are of something else.
@@ -220,17 +309,52 @@ def read_adapters(config_map: Object) -> tuple[str, ...]:
     return tuple(_adapters(mapping(config_map.get("data")).get("adapters")))
 
 
+def _same(one: Snapshot, other: Snapshot) -> bool:
+    """Whether all that is read here is the same. Objects that did not change are the same ones in both."""
+    return (
+        one.base_model_config_maps == other.base_model_config_maps
+        and one.http_routes == other.http_routes
+        and one.grpc_routes == other.grpc_routes
+        and one.reference_grants == other.reference_grants
+        and one.gateways.keys() == other.gateways.keys()
+    )
+
+
 def _adapters(text: object) -> Iterator[str]:
     if text is None:
         return
-    if not isinstance(text, str) or len(text) > _MAX_ADAPTERS_BYTES:
+    if not isinstance(text, str):
         raise ValueError("write a YAML list of names")
+    # Half a pair of surrogates is no text that YAML could read; bodies are read in the same way.
+    raw = text.encode(errors="replace") if len(text) <= _MAX_ADAPTERS_BYTES else b""
+    if len(text) > _MAX_ADAPTERS_BYTES or len(raw) > _MAX_ADAPTERS_BYTES:
+        raise ValueError(f"longer than {_MAX_ADAPTERS_BYTES} bytes: write a YAML list in several ConfigMaps")
     try:
-        listed = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        for count, name in enumerate(_scalars(raw)):
+            if count >= _MAX_ADAPTERS:
+                raise ValueError(f"more than {_MAX_ADAPTERS} names: write the others in another ConfigMap")
+            if name.strip():
+                yield name.strip()
+    except yaml.YAMLError:
         raise ValueError("this is not YAML: write a list of names, each line '- name'") from None
-    if listed is None:
-        return
-    if not isinstance(listed, list) or not all(isinstance(entry, str | int | float) for entry in listed):
-        raise ValueError(f"{str(listed)[:60]!r} is not a list of names: write each line as '- name'")
-    yield from (str(entry).strip() for entry in listed if str(entry).strip())
+
+
+def _scalars(raw: bytes) -> Iterator[str]:
+    """The entries of a document that is one list of plain or quoted scalars. Raises ValueError, YAMLError.
+
+    Events are read, and no values are made: tags run no code, and aliases and nesting take no memory."""
+    documents, in_list = 0, False
+    for event in yaml.parse(raw, Loader=_LOADER):
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise ValueError("this is more than one document, not a list of names: remove the line '---'")
+        elif isinstance(event, yaml.NodeEvent):
+            if event.anchor is not None or getattr(event, "tag", None) is not None:
+                raise ValueError("an anchor, alias or tag is not a list of names: quote names that begin with & * !")
+            if isinstance(event, yaml.SequenceStartEvent) and not in_list:
+                in_list = True
+            elif isinstance(event, yaml.ScalarEvent) and event.style not in ("|", ">") and in_list:
+                yield event.value
+            elif not (isinstance(event, yaml.ScalarEvent) and not event.style and event.value in _NOTHING):
+                raise ValueError("this is not a list of names: write each line as '- name'")

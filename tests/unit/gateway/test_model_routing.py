@@ -21,7 +21,7 @@ from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc import MalformedMessage
 from headrace.extproc.body import read_model
 from headrace.gateway import names
-from headrace.gateway.base_models import BaseModels, Problem, base_models
+from headrace.gateway.base_models import BaseModels, Problem, base_models, read_adapters
 from headrace.gateway.model_routing import BODY_LIMIT_BYTES
 from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
@@ -247,7 +247,7 @@ def routed(*config_maps: dict, routes: Sequence[dict] = (), gateways: Sequence[s
 
 
 def known(*config_maps: dict, **more: Any) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
-    return base_models(routed(*config_maps, **more), o.CONTROLLER)
+    return base_models(routed(*config_maps, **more), o.CONTROLLER)[:2]
 
 
 def test_base_models_from_config_maps():
@@ -260,10 +260,24 @@ def test_base_models_from_config_maps():
     ("wrong", "words"),
     [
         (models("bad", ""), "baseModel is empty"),
-        (models("bad", "base", "a: {"), "not YAML"),
+        (models("bad", "base", "[a"), "not YAML"),
         (models("bad", "base", "a: b"), "not a list of names"),
         (models("bad", "base", "- {a: b}"), "not a list of names"),
-        (models("bad", "base", "x" * 300_000), "write a YAML list"),
+        (models("bad", "base", "a"), "not a list of names"),
+        (models("bad", "base", "- - a"), "not a list of names"),
+        (models("bad", "base", "- |\n  a"), "not a list of names"),
+        (models("bad", "base", "- a\n---\n- b"), "not a list of names"),
+        (models("bad", "base", "- &x a"), "not a list of names"),
+        (models("bad", "base", "&x [a]"), "not a list of names"),
+        (models("bad", "base", "- *x"), "not a list of names"),
+        (models("bad", "base", "!!set [a]"), "not a list of names"),
+        (models("bad", "base", "- !!timestamp x"), "not a list of names"),
+        (models("bad", "base", "- !!bool x"), "not a list of names"),
+        (models("bad", "base", '- !!int ""'), "not a list of names"),
+        (models("bad", "base", "[" * 60_000), "not a list of names"),
+        (models("bad", "base", "x" * 65_537), "65536 bytes"),
+        (models("bad", "base", "é" * 32_769), "65536 bytes"),
+        (models("bad", "base", "- a\n" * 4097), "4096 names"),
         (models("bad", "base", 5), "write a YAML list"),
         ({"metadata": o.metadata("bad")}, "baseModel is empty"),
     ],
@@ -272,6 +286,40 @@ def test_a_wrong_config_map_blocks_no_other(wrong, words):
     found, problems = known(models("good", "other", "- b"), wrong)
     assert found["b"] == "other"
     assert any(key == ("default", "bad") and words in text for key, text in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", []),
+        ("# none\n", []),
+        ("---\n", []),
+        ("~", []),
+        ("[]", []),
+        ("[a, 'b', \"c\"]", ["a", "b", "c"]),
+        ("- 007\n- 1.50\n- true\n- 2026-01-01\n-\n", ["007", "1.50", "true", "2026-01-01"]),
+        ("- a\ud800", ["a?"]),
+        ("- a\n" * 4096, ["a"] * 4096),
+    ],
+)
+def test_the_list_of_adapters(text: str, wanted: list[str]):
+    assert list(read_adapters(models("one", "base", text))) == wanted
+
+
+@given(st.text(alphabet="-[]{}&*!|>'\":,?%#~\n ax<=.\ud800\ufeff\x00", max_size=60))
+def test_any_text_is_a_list_or_a_problem(text: str):
+    try:
+        assert all(name.strip() == name != "" for name in read_adapters(models("one", "base", text)))
+    except ValueError as error:
+        assert type(error) is ValueError
+
+
+def test_what_is_wrong_is_told_in_a_bounded_number_of_problems():
+    first = models("one", "base", "\n".join(f"- {'x' * 2000}{n}" for n in range(25)))
+    second = models("two", "other", first["data"]["adapters"])
+    _, problems = known(first, second)
+    assert [key for key, _ in problems] == [("default", "two")] * 20
+    assert all(len(text) < 300 for _, text in problems)
 
 
 def test_an_adapter_of_two_base_models_is_of_the_first():
@@ -297,6 +345,35 @@ def test_the_mapping_follows_the_config_maps():
     assert mapping(("default", "none")) == {}
 
 
+def test_only_a_change_of_what_is_read_is_read():
+    """Lists that are gone through: one for each reading of the routes' rules."""
+    seen = 0
+
+    class Counted(list[Any]):
+        def __iter__(self):
+            nonlocal seen
+            seen += 1
+            return super().__iter__()
+
+    first = routed(models("one", "base", "- a"))
+    rules = next(iter(first.http_routes.values()))["spec"]
+    rules["rules"] = Counted(rules["rules"])
+    held, now = [first], [0.0]
+    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    assert mapping()["a"] == "base"
+    once = seen
+    assert once > 0
+    # What the informers build after a Pod's change: other mappings of the same objects.
+    held[0] = replace(first, http_routes=dict(first.http_routes), pods=o.keyed([o.pod("p", "10.0.0.1")]))
+    now[0] += 1.0
+    assert mapping(("default", "gateway"))["a"] == "base"
+    assert seen == once
+    held[0] = replace(held[0], base_model_config_maps=o.keyed([models("one", "base", "- b")]))
+    now[0] += 1.0
+    assert mapping(("default", "gateway")) == {"base": "base", "b": "base"}
+    assert seen > once
+
+
 # ---- a tenant and its neighbour
 
 NEIGHBOURS = ["aaa-neighbour", "zzz-neighbour"]
@@ -314,18 +391,94 @@ def tenant(*more: dict, routes: Sequence[dict] = ()) -> Mapping[str, str]:
 MINE = tenant()
 
 
+AGES = ["2025-01-01T00:00:00Z", "2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z"]
+
+
+def read_in_turn(*snapshots: Snapshot) -> list[Mapping[str, str]]:
+    """What a Gateway's requests get after each change."""
+    held, now = [snapshots[0]], [0.0]
+    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    found = []
+    for held[0] in snapshots:
+        now[0] += 1.0
+        found.append(mapping(("default", "gateway")))
+    return found
+
+
+def beside_a_neighbour(
+    adapters: str, *, namespace: str, created: str, own: str = "- a1", routes: Sequence[dict] = (), base: str = "evil"
+) -> Snapshot:
+    """As `tenant`, with a neighbour's accepted route and ConfigMap of that age."""
+    mine = [o.model_route("llama", {"llama": [o.pool_ref()]})]
+    mine.append(o.model_route("qwen", {"qwen": [o.pool_ref()]}, header="X-Gateway-Model-Name"))
+    evil = o.model_route(base, {base: [o.pool_ref()]}, namespace=namespace, created=created)
+    maps = [models("own", "llama", own), models("evil", base, adapters, namespace=namespace, created=created)]
+    return routed(*maps, routes=[*mine, evil, *routes])
+
+
 @pytest.mark.parametrize("namespace", NEIGHBOURS)
-@pytest.mark.parametrize("created", ["2026-02-15T00:00:00Z", "2026-02-01T00:00:00Z"], ids=["later", "the same second"])
+@pytest.mark.parametrize("created", AGES)
 def test_a_neighbours_config_map_takes_no_name(namespace: str, created: str):
-    evil = models("evil", "evil", "- llama\n- a1\n- qwen\n", namespace=namespace, created=created)
+    taking = "- llama\n- qwen\n"
+    evil = models("evil", "evil", taking, namespace=namespace, created=created)
     # Without a route of its own it counts for nothing.
     assert tenant(evil) == MINE
     for accepted, taken in (("False", {}), ("True", {"evil": "evil"})):
         route = o.model_route("evil", {"evil": [o.pool_ref()]}, namespace=namespace, accepted=accepted)
-        if created == "2026-02-01T00:00:00Z" and namespace < "default":
-            # Of two that came in the same second, the first by name holds: nothing tells them apart.
-            evil["data"]["adapters"] = "- llama\n- qwen\n"
         assert tenant(evil, routes=[route]) == {**MINE, **taken}
+
+
+@pytest.mark.parametrize("namespace", NEIGHBOURS)
+@pytest.mark.parametrize("created", AGES)
+def test_an_edited_config_map_takes_no_name(namespace: str, created: str):
+    first, edited = (
+        beside_a_neighbour(adapters, namespace=namespace, created=created)
+        for adapters in ("- e1", "- llama\n- a1\n- qwen\n- e2\n")
+    )
+    before, after = read_in_turn(first, edited)
+    assert before == {**MINE, "evil": "evil", "e1": "evil"}
+    assert after == {**MINE, "evil": "evil", "e2": "evil"}
+
+
+@pytest.mark.parametrize("created", AGES)
+def test_a_base_model_takes_no_adapter_that_another_has(created: str):
+    at = {"namespace": NEIGHBOURS[0], "created": created}
+    found = read_in_turn(beside_a_neighbour("", **at), beside_a_neighbour("", base="a1", **at))
+    assert [models["a1"] for models in found] == ["llama", "llama"]
+
+
+def test_a_gateway_that_nobody_asked_for_is_read_too():
+    at = {"namespace": NEIGHBOURS[0], "created": AGES[0]}
+    held, now = [beside_a_neighbour("", **at)], [0.0]
+    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    assert mapping()["a1"] == "llama"
+    held[0] = beside_a_neighbour("- a1", **at)
+    now[0] += 1.0
+    assert mapping(("default", "gateway"))["a1"] == "llama"
+
+
+def test_an_adapter_that_is_dropped_is_free():
+    at = {"namespace": NEIGHBOURS[0], "created": "2026-03-01T00:00:00Z"}
+    found = read_in_turn(
+        beside_a_neighbour("- a1", **at),
+        beside_a_neighbour("- a1", own="- a2", **at),
+        beside_a_neighbour("- a1", own="- a1", **at),
+    )
+    assert [models["a1"] for models in found] == ["llama", "evil", "evil"]
+
+
+def test_an_adapter_is_kept_while_its_route_is_replaced():
+    at = {"namespace": NEIGHBOURS[0], "created": AGES[0]}
+    whole, taking = beside_a_neighbour("- e", **at), beside_a_neighbour("- a1", **at)
+    without = {key: route for key, route in taking.http_routes.items() if key != ("default", "llama")}
+    found = read_in_turn(whole, replace(taking, http_routes=without), taking)
+    assert [models.get("a1") for models in found] == ["llama", None, "llama"]
+
+
+def test_age_decides_adapters_that_nobody_has():
+    for created, wanted in zip(AGES, ("evil", "evil", "llama"), strict=True):
+        found = beside_a_neighbour("- a1", namespace=NEIGHBOURS[0], created=created)
+        assert read_in_turn(found)[0]["a1"] == wanted
 
 
 @pytest.mark.parametrize("namespace", NEIGHBOURS)
@@ -338,7 +491,11 @@ def test_a_neighbours_config_map_adds_nothing_to_a_base_model_of_mine(namespace:
 def test_a_neighbours_route_takes_no_name_of_my_config_map(namespace: str, header: str):
     later = "2026-02-15T00:00:00Z"
     squat = o.model_route("squat", {"a1": [o.pool_ref()]}, header=header, namespace=namespace, created=later)
-    assert tenant(routes=[squat])["a1"] == "llama"
+    at = {"namespace": namespace, "created": later}
+    found = read_in_turn(beside_a_neighbour("", **at), beside_a_neighbour("", routes=[squat], **at))
+    assert [models["a1"] for models in found] == ["llama", "llama"]
+    # Where nobody has the name yet, the route has it.
+    assert "a1" not in tenant(routes=[squat])
 
 
 def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
