@@ -56,3 +56,19 @@ def broken(whole: dict[str, Any]) -> st.SearchStrategy[Any]:
         return found
 
     return st.lists(st.tuples(st.sampled_from(places), JSON), min_size=1, max_size=3).map(made)
+
+
+def pod(name: str, address: str, **annotations: str) -> dict[str, Any]:
+    """A ready Pod of the pool whose selector is `app: m`."""
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "n",
+            "uid": name,
+            "resourceVersion": "1",
+            "labels": {"app": "m"},
+            "annotations": annotations,
+        },
+        "spec": {"nodeName": "node"},
+        "status": {"podIP": address, "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }

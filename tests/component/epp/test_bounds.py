@@ -15,7 +15,7 @@ from aiohttp import web
 from headrace.core.bounded_json import MAX_NODES, MAX_VALUES
 from tests.hang import HANG_SECONDS
 from tests.list_watch import ListWatchServer
-from tests.malformed import DIGITS
+from tests.malformed import DIGITS, pod
 from tests.memory import memory_group
 
 from ..ext_proc import DESTINATION, ask, channel
@@ -45,20 +45,6 @@ BODIES: dict[str, tuple[Callable[[], bytes], str, int]] = {
     "more fields": (lambda: b"{" + b",".join(b'"%x":0' % n for n in range(600_000)) + b"}", OTHER, 400),
     "prose": (lambda: json.dumps({"prompt": 'and, "so" on, [{' * 350_000}).encode(), OTHER, 200),
 }
-
-
-def pod(name: str, address: str, **annotations: str) -> dict[str, Any]:
-    return {
-        "metadata": {
-            "name": name,
-            "namespace": "n",
-            "uid": name,
-            "resourceVersion": "1",
-            "labels": {"app": "m"},
-            "annotations": annotations,
-        },
-        "status": {"podIP": address, "conditions": [{"type": "Ready", "status": "True"}]},
-    }
 
 
 @contextlib.asynccontextmanager

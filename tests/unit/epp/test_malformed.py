@@ -19,6 +19,7 @@ from headrace.datalayer.store import EndpointStore
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import _Kind
 from headrace.kube.reflector import ObjectStore
+from tests import malformed
 from tests.malformed import DIGITS, broken
 
 from ..core.test_policies import objective, rewrite, rule
@@ -27,18 +28,7 @@ POOL = Pool(group=GA_GROUP, namespace="n", name="p", selector={"app": "m"}, targ
 
 
 def pod(name: str, address: str, **annotations: str) -> dict[str, Any]:
-    return {
-        "metadata": {
-            "name": name,
-            "namespace": "n",
-            "uid": name,
-            "resourceVersion": "1",
-            "labels": {"app": "m"},
-            "annotations": {ACTIVE_PORTS_ANNOTATIONS[0]: "8000,8001", **annotations},
-        },
-        "spec": {"nodeName": "node"},
-        "status": {"podIP": address, "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
-    }
+    return malformed.pod(name, address, **{ACTIVE_PORTS_ANNOTATIONS[0]: "8000,8001", **annotations})
 
 
 @given(st.lists(broken(pod("bad", "10.0.0.1")), max_size=3))
