@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from headrace.datalayer.engines import ENGINES
+from headrace.datalayer.exposition import PageReader, read_labels
 from headrace.replace.counters import in_flight_at_server, read_rows, server_counters
 
 from .process import simulator
@@ -89,10 +90,11 @@ async def test_its_metrics_are_what_pickers_and_gates_read(sglang: str, session:
     assert counted.ttft is not None and counted.ttft.count >= 3
     assert counted.tpot is not None and counted.tpot.count >= 12
     assert in_flight_at_server(rows) == 0
-    for series in ENGINES["sglang"].series:
-        assert series.name in rows, series
-    ((labels, _),) = rows[ENGINES["sglang"].cache_config]
-    assert int(labels[ENGINES["sglang"].block_size_label]) > 0
+    engine = ENGINES["sglang"]
+    wanted = {series.name for series in engine.series} | {engine.cache_config}
+    labels = {sample.name: dict(read_labels(sample.labels)) for sample in PageReader(wanted).feed(page)}
+    assert labels.keys() == wanted
+    assert int(labels[engine.cache_config][engine.block_size_label]) > 0
     assert b"vllm:" not in page
 
 
