@@ -13,7 +13,6 @@ import time
 from random import Random
 
 import orjson
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from headrace.core import Endpoint, FailureMode
 from headrace.epp.director import Director
@@ -21,6 +20,7 @@ from headrace.epp.metrics import Metrics
 from headrace.epp.service import StreamSession
 from headrace.extproc import ConversationSettings
 from headrace.scheduling import SchedulingConfig
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 SIZES = {"1 KiB": 1 << 10, "32 KiB": 32 << 10, "256 KiB": 256 << 10}
 ENDPOINT_COUNTS = (10, 100, 1000)

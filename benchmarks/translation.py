@@ -13,11 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-
 from headrace.core import GA_GROUP
 from headrace.gateway import names
 from headrace.gateway.discovery import EDS_TYPE, SnapshotSource
@@ -26,6 +21,10 @@ from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.snapshot import Object, Snapshot, parse_pools
 from headrace.gateway.status import parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+from headrace.xds.envoy.config.listener.v3 import listener_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
 POOLS = 200
 ROUTES = 1000

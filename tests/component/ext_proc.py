@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc.aio
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 DESTINATION = "x-gateway-destination-endpoint"

@@ -15,9 +15,9 @@ from statistics import quantiles
 
 import grpc.aio
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from headrace.extproc import BodyMode
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from ..component.epp.picker import PickerProcess, start_picker
 from ..integration.apiserver import ApiServer, running_with_crds

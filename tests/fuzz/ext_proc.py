@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-
 from headrace.core import Decision, Refusal, RefusalReason
 from headrace.extproc import BodyMode, ExtProcStream
 from headrace.extproc.events import PickNeeded
 from headrace.extproc.modes import ProtocolViolation
 from headrace.extproc.wire import MalformedMessage, read_message
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from ..unit.extproc import messages as m
 from ..unit.extproc.proxy import pass_through

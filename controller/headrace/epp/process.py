@@ -136,8 +136,7 @@ class Process:
             return start_tracing(lambda result, count: spans.labels(result).inc(count))
         except ImportError as error:
             raise CannotServe(
-                "--tracing needs OpenTelemetry's packages: pip install headrace[tracing], then "
-                f"pip install --force-reinstall --no-deps opentelemetry-proto ({error})"
+                f"--tracing needs OpenTelemetry's packages: pip install 'headrace[tracing]' ({error})"
             ) from None
 
     def _join_peers(self, options: Options, rng: Random) -> Peering:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from envoy.config.core.v3 import base_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from headrace.extproc import names
 from headrace.extproc.wire import MalformedMessage
+from headrace.xds.envoy.config.core.v3 import base_pb2
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 
 def read_headers(content: bytes) -> tuple[dict[str, str], bool]:

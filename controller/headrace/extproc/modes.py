@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import IntEnum
 from functools import lru_cache
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from headrace.extproc.wire import MalformedMessage
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 
 class BodyMode(IntEnum):

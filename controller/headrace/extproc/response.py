@@ -4,8 +4,6 @@ Source: ext_proc.proto, StreamedBodyResponse and BodyMutation; proposal 004."""
 
 from __future__ import annotations
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-
 from headrace.core.fields import is_digits
 from headrace.extproc import answers
 from headrace.extproc.events import Event, ResponseChunk, ResponseEnded, ResponseStarted
@@ -14,6 +12,7 @@ from headrace.extproc.model_name import ModelNames
 from headrace.extproc.modes import DUPLEX, ONE_BODY_ANSWER, BodyMode, ProtocolViolation, http_body
 from headrace.extproc.usage import UsageMeter
 from headrace.extproc.wire import Kind, Message
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 _EVENT_STREAM = "text/event-stream"
 

@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from envoy.config.core.v3 import base_pb2
-from envoy.config.route.v3 import route_components_pb2
-
 from headrace.core.invalid import InvalidField
 from headrace.gateway.snapshot import Object, mapping, mappings
+from headrace.xds.envoy.config.core.v3 import base_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2
 
 _Append = base_pb2.HeaderValueOption.HeaderAppendAction
 _KINDS = {"RequestHeaderModifier": "request", "ResponseHeaderModifier": "response"}

@@ -4,29 +4,27 @@ Sources: Envoy's API reference (cluster, override_host, SDS); Gateway API Infere
 
 from __future__ import annotations
 
-from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
-from envoy.config.core.v3 import base_pb2, config_source_pb2, extension_pb2
-from envoy.config.route.v3 import route_components_pb2
-from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
-from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
-from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
-from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
-from envoy.type.metadata.v3 import metadata_pb2
 from google.protobuf import any_pb2, duration_pb2, wrappers_pb2
 from google.protobuf.message import DecodeError, Message
 
 from headrace.core import Pool
 from headrace.gateway import names
 from headrace.gateway.snapshot import PickerService
+from headrace.xds.envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
+from headrace.xds.envoy.config.core.v3 import base_pb2, config_source_pb2, extension_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2
+from headrace.xds.envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
+from headrace.xds.envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
+from headrace.xds.envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from headrace.xds.envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
+from headrace.xds.envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from headrace.xds.envoy.type.metadata.v3 import metadata_pb2
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS = "envoy.transport_sockets.tls"
 _H2C = "kubernetes.io/h2c"
 # Envoy's own limits of 1024 are far below one stream for each running request.
 _NO_LIMIT = 1 << 20
-# OverrideHost.selected_host_key, which xds-protos does not know yet: field 2, a MetadataKey.
-_SELECTED_HOST_KEY_TAG = b"\x12"
 # A starting Envoy waits this long for a controller that does not answer, and then serves its other routes.
 _FIRST_FETCH_SECONDS = 2.0
 _CONNECT_SECONDS = 1.0
@@ -42,9 +40,9 @@ _RETRY_SECONDS = 0.025
 _HOST_SELECTIONS = 20
 
 
-def pack(message: Message, appended: bytes = b"") -> any_pb2.Any:
-    """A message as Any; `appended` is serialized fields that the generated classes do not know."""
-    content = message.SerializeToString(deterministic=True) + appended
+def pack(message: Message) -> any_pb2.Any:
+    """A message as Any."""
+    content = message.SerializeToString(deterministic=True)
     return any_pb2.Any(type_url=f"type.googleapis.com/{message.DESCRIPTOR.full_name}", value=content)
 
 
@@ -196,10 +194,10 @@ def _policy(name: str, config: any_pb2.Any) -> cluster_pb2.LoadBalancingPolicy:
 def _override_host() -> cluster_pb2.LoadBalancingPolicy:
     source = override_host_pb2.OverrideHost.OverrideHostSource(metadata=_metadata_key(names.DESTINATION))
     fallback = _policy("envoy.load_balancing_policies.least_request", pack(least_request_pb2.LeastRequest()))
-    policy = override_host_pb2.OverrideHost(override_host_sources=[source], fallback_policy=fallback)
-    served = _metadata_key(names.SERVED).SerializeToString(deterministic=True)
-    appended = _SELECTED_HOST_KEY_TAG + bytes([len(served)]) + served
-    return _policy("envoy.load_balancing_policies.override_host", pack(policy, appended))
+    policy = override_host_pb2.OverrideHost(
+        override_host_sources=[source], selected_host_key=_metadata_key(names.SERVED), fallback_policy=fallback
+    )
+    return _policy("envoy.load_balancing_policies.override_host", pack(policy))
 
 
 def _force_http2(cluster: cluster_pb2.Cluster) -> None:

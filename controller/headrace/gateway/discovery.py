@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
-from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 
 from headrace.gateway import names
@@ -22,6 +21,7 @@ from headrace.gateway.endpoints import assignment, picker_addresses, pool_addres
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.trust import Trust, pool_trust, trust_secret
+from headrace.xds.envoy.service.discovery.v3 import discovery_pb2
 
 logger = logging.getLogger(__name__)
 

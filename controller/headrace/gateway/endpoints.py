@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from envoy.config.core.v3 import address_pb2, health_check_pb2
-from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
-
 from headrace.core import Pool, fields
 from headrace.datalayer.pods import endpoints_of
 from headrace.gateway.clusters import number
 from headrace.gateway.snapshot import PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+from headrace.xds.envoy.config.core.v3 import address_pb2, health_check_pb2
+from headrace.xds.envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 
 Address = tuple[str, int]
 

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-from envoy.config.core.v3 import grpc_service_pb2
-from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
-from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf import any_pb2
 
 from headrace.core import FailureMode, Pool
 from headrace.gateway import names
 from headrace.gateway.clusters import pack, seconds
 from headrace.gateway.snapshot import PickerService
+from headrace.xds.envoy.config.core.v3 import grpc_service_pb2
+from headrace.xds.envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
+from headrace.xds.envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from headrace.xds.envoy.type.v3 import http_status_pb2
 
 _Mode: TypeAlias = processing_mode_pb2.ProcessingMode
 _Stream = _Mode.FULL_DUPLEX_STREAMED
@@ -129,7 +130,7 @@ def listener_filters(*, idle: bool = False) -> list[http_connection_manager_pb2.
         # The picker must not choose another route: another pool's picker would be asked for nothing.
         route_cache_action=ext_proc_pb2.ExternalProcessor.RETAIN,
     )
-    pick.status_on_error.code = 503
+    pick.status_on_error.code = http_status_pb2.ServiceUnavailable
     observe = ext_proc_pb2.ExternalProcessor(
         grpc_service=nowhere,
         processing_mode=nothing if idle else _observe_mode(bodies=False),

@@ -19,25 +19,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
-from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
-from envoy.config.core.v3 import base_pb2, extension_pb2, grpc_service_pb2
-from envoy.config.route.v3 import route_components_pb2
-from envoy.extensions.common.matching.v3 import extension_matcher_pb2
-from envoy.extensions.filters.common.matcher.action.v3 import skip_action_pb2
-from envoy.extensions.filters.http.buffer.v3 import buffer_pb2
-from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2 as early_pb2
-from envoy.type.matcher.v3 import http_inputs_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
-from xds.core.v3 import extension_pb2 as xds_extension_pb2
-from xds.type.matcher.v3 import matcher_pb2, string_pb2
 
 from headrace.core.bounded_json import MAX_BYTES
 from headrace.gateway import names
 from headrace.gateway.clusters import number, pack, retry_elsewhere, seconds
 from headrace.gateway.filters import listener_filters
+from headrace.xds.envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
+from headrace.xds.envoy.config.core.v3 import base_pb2, extension_pb2, grpc_service_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2
+from headrace.xds.envoy.extensions.common.matching.v3 import extension_matcher_pb2
+from headrace.xds.envoy.extensions.filters.common.matcher.action.v3 import skip_action_pb2
+from headrace.xds.envoy.extensions.filters.http.buffer.v3 import buffer_pb2
+from headrace.xds.envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from headrace.xds.envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2 as early_pb2
+from headrace.xds.envoy.type.matcher.v3 import http_inputs_pb2
+from headrace.xds.envoy.type.v3 import http_status_pb2
+from headrace.xds.xds.core.v3 import extension_pb2 as xds_extension_pb2
+from headrace.xds.xds.type.matcher.v3 import matcher_pb2, string_pb2
 
 _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 _Predicate: TypeAlias = matcher_pb2.Matcher.MatcherList.Predicate
@@ -192,7 +193,7 @@ def _body_filters(gateway: str) -> Sequence[http_connection_manager_pb2.HttpFilt
         message_timeout=seconds(_MODEL_TIMEOUT_SECONDS),
         stat_prefix="headrace_model",
     )
-    model.status_on_error.code = 503
+    model.status_on_error.code = http_status_pb2.ServiceUnavailable
     return [
         _for_json(names.BUFFER_FILTER, "envoy.filters.http.buffer", buffer),
         _for_json(names.MODEL_FILTER, "envoy.filters.http.ext_proc", model),

@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from headrace.core import Refusal, RefusalReason
@@ -26,6 +25,7 @@ from headrace.extproc.wire import Kind, flag, nested, read_message
 from headrace.gateway import names
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.status import GatewayKey
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 logger = logging.getLogger(__name__)
 

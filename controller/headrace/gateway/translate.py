@@ -14,10 +14,6 @@ from functools import cached_property
 from hashlib import sha256
 from typing import TypeAlias
 
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
@@ -30,6 +26,10 @@ from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, 
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
 from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+from headrace.xds.envoy.config.listener.v3 import listener_components_pb2, listener_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
 # For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
@@ -340,9 +340,7 @@ class _Work:
             with contextlib.suppress(DecodeError):
                 for network_filter in _network_filters(listener_pb2.Listener.FromString(content)):
                     manager = _Manager()
-                    if network_filter.typed_config.Is(manager.DESCRIPTOR) and network_filter.typed_config.Unpack(
-                        manager
-                    ):
+                    if network_filter.typed_config.Unpack(manager):
                         found.setdefault(manager.rds.route_config_name, []).append(manager)
         return found
 
@@ -360,12 +358,11 @@ class _Work:
             changed = self._network_filter(network_filter) or changed
         return bytes(listener.SerializeToString(deterministic=True)) if changed else content
 
-    def _network_filter(self, network_filter: listener_pb2.Filter) -> bool:
+    def _network_filter(self, network_filter: listener_components_pb2.Filter) -> bool:
         manager = _Manager()
-        if not network_filter.typed_config.Is(manager.DESCRIPTOR):
-            return False
         try:
-            network_filter.typed_config.Unpack(manager)
+            if not network_filter.typed_config.Unpack(manager):
+                return False
         except DecodeError as error:
             self.result.notes.append(f"a connection manager cannot be read: {error}")
             return False
@@ -385,7 +382,7 @@ class _Work:
         return True
 
 
-def _network_filters(listener: listener_pb2.Listener) -> Iterable[listener_pb2.Filter]:
+def _network_filters(listener: listener_pb2.Listener) -> Iterable[listener_components_pb2.Filter]:
     for chain in listener.filter_chains:
         yield from chain.filters
     yield from listener.default_filter_chain.filters

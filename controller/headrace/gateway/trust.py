@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2
-
 from headrace.core import Pool
 from headrace.gateway.snapshot import Object, PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+from headrace.xds.envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2
 
 _SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 _MATCH_DNS = common_pb2.SubjectAltNameMatcher.DNS

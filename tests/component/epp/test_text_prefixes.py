@@ -11,10 +11,10 @@ import grpc.aio
 import msgspec
 import zmq
 import zmq.asyncio
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from headrace.extproc import BodyMode
 from headrace.simulator.tokens import encode_chat, encode_prompt
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from ...hang import HANG_SECONDS
 from ...ports import free_port

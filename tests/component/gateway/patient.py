@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from envoy.config.cluster.v3 import cluster_pb2
-
 from headrace.cli.main import main
 from headrace.core import Pool
 from headrace.gateway import clusters, filters, model_routing, translate
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 
 FAILING = "fails-"
 _SECONDS = 300

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
-from envoy.config.core.v3 import base_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from headrace.xds.envoy.config.core.v3 import base_pb2
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 DESTINATION = "x-gateway-destination-endpoint"

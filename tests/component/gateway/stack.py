@@ -13,11 +13,6 @@ from typing import Any
 
 import aiohttp
 import grpc.aio
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
-from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 (MessageToDict looks it up)
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf.json_format import MessageToDict
 
 from headrace.gateway.base_models import BaseModels
@@ -27,6 +22,11 @@ from headrace.gateway.model_service import ModelService
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.tls import certificate_of_nobody
 from headrace.gateway.translate import Translation, translate
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+from headrace.xds.envoy.config.listener.v3 import listener_pb2
+from headrace.xds.envoy.config.route.v3 import route_pb2
+from headrace.xds.envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 (MessageToDict looks it up)
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from tests.component.envoy import Envoy, start_envoy
 from tests.hang import HANG_SECONDS
 from tests.unit.gateway import objects as o

@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from envoy.config.cluster.v3 import cluster_pb2
 
 from headrace.core import GA_GROUP
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from tests.component.epp.picker import start_picker
 from tests.component.epp.servers import ModelServer, expected_events, model_servers
 from tests.component.gateway.scripted import scripted_picker

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.rbac.v3 import rbac_pb2
-from envoy.config.route.v3 import route_components_pb2
-from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf import any_pb2
 
 from headrace.gateway import names
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+from headrace.xds.envoy.config.rbac.v3 import rbac_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2
+from headrace.xds.envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from tests.component.epp.picker import PickerProcess, start_picker
 from tests.component.epp.servers import ModelServer, expected_events, model_servers
 from tests.component.gateway.stack import Cluster, Stack, pods, ports, run_stack

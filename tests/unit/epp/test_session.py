@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from prometheus_client import generate_latest
 
 from headrace.core import FailureMode, Request
@@ -14,6 +13,7 @@ from headrace.epp.director import Director
 from headrace.epp.metrics import Metrics
 from headrace.epp.service import StreamSession
 from headrace.extproc import BodyMode
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from ..extproc import messages as m
 from .test_director import Clock, director, endpoints

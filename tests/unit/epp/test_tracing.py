@@ -260,7 +260,7 @@ def test_without_the_packages_the_fix_is_named(monkeypatch: pytest.MonkeyPatch, 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = read_options(parser.parse_args(["--tracing", "--endpoints=127.0.0.1:1", "--secure-serving=false"]))
-    with pytest.raises(CannotServe, match=r"--tracing needs .*pip install headrace\[tracing\]"):
+    with pytest.raises(CannotServe, match=r"--tracing needs .*pip install 'headrace\[tracing\]'"):
         Process(options)
 
 

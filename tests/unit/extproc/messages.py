@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envoy.config.core.v3 import base_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import json_format
 
 from headrace.core import Decision, Refusal
 from headrace.extproc import BodyMode, ConversationSettings, ExtProcStream
 from headrace.extproc.events import Event, PickNeeded
+from headrace.xds.envoy.config.core.v3 import base_pb2
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 PICK = "10.0.0.7:8000"
 DESTINATION = "x-gateway-destination-endpoint"

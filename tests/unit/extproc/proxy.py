@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-
 from headrace.extproc import BodyMode
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
 from .messages import Gateway

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from envoy.config.core.v3 import base_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.extproc import BodyMode
 from headrace.extproc.events import ResponseStarted
+from headrace.xds.envoy.config.core.v3 import base_pb2
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
 from .messages import DESTINATION, Gateway

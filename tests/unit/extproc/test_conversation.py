@@ -8,13 +8,13 @@ import json
 from typing import Any
 
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import Decision, Refusal, RefusalReason
 from headrace.extproc import BodyMode, ExtProcStream, MalformedMessage, ProtocolViolation
 from headrace.extproc.events import PickNeeded, RequestRefused, ResponseChunk, ResponseEnded, ResponseStarted
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
 from .messages import DESTINATION, PICK, REQUEST, Gateway

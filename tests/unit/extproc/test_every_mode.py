@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import Decision, Refusal, RefusalReason
 from headrace.extproc import BodyMode, Usage
 from headrace.extproc.events import PickNeeded, ResponseChunk, ResponseEnded, ResponseStarted
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
 from .messages import DESTINATION, PICK, REQUEST, Gateway

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.extproc import MalformedMessage
 from headrace.extproc.wire import Kind, read_message, read_varint, varint
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
 

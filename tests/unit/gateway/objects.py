@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
 from headrace.gateway.snapshot import Snapshot, parse_pools
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+from headrace.xds.envoy.config.listener.v3 import listener_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
 CONTROLLER = "gateway.envoyproxy.io/gatewayclass-controller"
 

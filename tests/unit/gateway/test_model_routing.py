@@ -8,10 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import any_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +23,10 @@ from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.translate import Translation, translate
+from headrace.xds.envoy.config.listener.v3 import listener_pb2
+from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
+from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from tests.unit.gateway import objects as o
 
 POLICY = "envoy.filters.http.rbac/p"

@@ -6,16 +6,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
-from envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway import names
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.translate import Translation, translate
 from headrace.gateway.xds_names import parse_route_name
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+from headrace.xds.envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
+from headrace.xds.envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
+from headrace.xds.envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from tests.unit.gateway import objects as o
 
 A = f"inferencepool/{GA_GROUP}/default/a"
