@@ -9,10 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from headrace.protocol.objects import ENGINE_LABELS
 from headrace.scheduling import InvalidConfig, Parameters
 
-# Pod labels that name the engine; the first one found counts.
-ENGINE_LABELS = ("inference.networking.k8s.io/engine-type", "llm-d.ai/engine-type")
 DEFAULT_ENGINE = "vllm"
 
 

@@ -17,6 +17,7 @@ import orjson
 
 from headrace.core import Request
 from headrace.core.bounded_json import MAX_BYTES, load
+from headrace.protocol import http
 from headrace.scheduling import Parameters
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class Tokenizer:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_MOST_AT_ONCE, ssl=False),
-                headers={"content-type": "application/json", "accept-encoding": "identity"},
+                headers={http.CONTENT_TYPE: "application/json", http.ACCEPT_ENCODING: "identity"},
                 auto_decompress=False,
             )
         async with self._session.post(f"{server}/tokenize", data=asked, allow_redirects=False) as answer:

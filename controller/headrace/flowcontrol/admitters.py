@@ -10,6 +10,7 @@ from random import Random
 from typing import ClassVar, Protocol, runtime_checkable
 
 from headrace.core import Request
+from headrace.protocol import http
 from headrace.scheduling import EndpointState, Prediction
 
 
@@ -57,17 +58,11 @@ class LatencySloAdmitter:
     usage under 2 %). Without predictions it sheds none."""
 
     type_name: ClassVar[str] = "latency-slo-admitter"
-    objective_headers: ClassVar[tuple[str, ...]] = (
-        "x-llm-d-slo-ttft-ms",
-        "x-slo-ttft-ms",
-        "x-llm-d-slo-tpot-ms",
-        "x-slo-tpot-ms",
-    )
 
     def sheds(
         self, request: Request, states: Sequence[EndpointState], predictions: Mapping[str, Prediction], rng: Random
     ) -> bool:
-        if not any(_over_zero(request.headers.get(name, "")) for name in self.objective_headers):
+        if not any(_over_zero(request.headers.get(name, "")) for name in (*http.SLO_TTFT_MS, *http.SLO_TPOT_MS)):
             return False
         known = [predictions[state.key] for state in states if state.key in predictions]
         if not known or any(prediction.meets_objectives for prediction in known):

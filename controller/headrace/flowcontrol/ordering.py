@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from headrace.core import Request
+from headrace.protocol import http
 
-# The first one found counts; the second is the older name.
-TTFT_OBJECTIVE_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 NEVER = float("inf")
 
 
@@ -51,7 +50,7 @@ class SloDeadline:
     type_name: ClassVar[str] = "slo-deadline-ordering-policy"
 
     def order_key(self, request: Request, now: float, ttl: float) -> float:
-        for name in TTFT_OBJECTIVE_HEADERS:
+        for name in http.SLO_TTFT_MS:
             text = request.headers.get(name, "").strip()
             if text.isascii() and text.isdigit() and len(text) <= 12:
                 return now + int(text) / 1000.0

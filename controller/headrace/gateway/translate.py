@@ -21,7 +21,6 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
-from headrace.core.translated import RouteKey
 from headrace.gateway import filters, model_routing, names
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
@@ -30,6 +29,7 @@ from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, 
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
 from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
+from headrace.protocol.translated import RouteKey
 
 # For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from headrace.protocol import http
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.plugin import AddResponseHeader, BindSession, Note
 
@@ -38,7 +39,7 @@ class SessionStrategy(Protocol):
 class TokenSession:
     """The client brings back, in a header, the token it got with its last answer: base64 of the Pod's name."""
 
-    header: str = "x-session-token"
+    header: str = http.SESSION_TOKEN
 
     def bound(self, facts: Facts) -> str:
         token = facts.request.headers.get(self.header, "")
@@ -59,7 +60,7 @@ class IdentifiedSession:
 
     A session whose Pod is still a candidate stays bound to it, even if other scorers outweigh it once."""
 
-    headers: tuple[str, ...] = ("x-session-id",)
+    headers: tuple[str, ...] = (http.SESSION_ID,)
     ttl_seconds: float = 300.0
 
     def bound(self, facts: Facts) -> str:

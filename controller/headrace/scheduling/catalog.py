@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from headrace.protocol import http
+from headrace.protocol.objects import CONTEXT_LENGTH_LABEL, ROLE_LABEL
 from headrace.scheduling.affinity import (
     HeaderLabelAffinityScorer,
     IdentifiedSession,
@@ -23,8 +25,6 @@ from headrace.scheduling.filters import (
 )
 from headrace.scheduling.handlers import HeaderProfileHandler, SingleProfileHandler
 from headrace.scheduling.labels import (
-    CONTEXT_LENGTH_LABEL,
-    ROLE_LABEL,
     ROLES,
     ByLabelFilter,
     ContextLengthAware,
@@ -93,9 +93,9 @@ def _session(parameters: Parameters) -> SessionStrategy:
     strategy = parameters.choice("strategy", "encoded_endpoint_header", ("encoded_endpoint_header", "session_id"))
     token, session = parameters.object("encodedEndpointHeaderConfig"), parameters.object("sessionIdConfig")
     if strategy == "encoded_endpoint_header":
-        header = token.text("header", "x-session-token").strip().lower()
+        header = token.text("header", http.SESSION_TOKEN).strip().lower()
         token.finish()
-        return TokenSession(header or "x-session-token")
+        return TokenSession(header or http.SESSION_TOKEN)
     headers = []
     for source in session.objects("sources"):
         if "attribute" in source:
@@ -106,7 +106,7 @@ def _session(parameters: Parameters) -> SessionStrategy:
     session.ignore("evictionSweepSeconds")  # bindings are dropped as they expire
     ttl = session.positive("evictionTtlSeconds", 300.0)
     session.finish()
-    return IdentifiedSession(tuple(headers) or ("x-session-id",), ttl)
+    return IdentifiedSession(tuple(headers) or (http.SESSION_ID,), ttl)
 
 
 def _header_label(parameters: Parameters) -> HeaderLabelAffinityScorer:

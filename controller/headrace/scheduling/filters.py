@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from headrace.core import split_key
 from headrace.core.endpoint import InvalidAddress
+from headrace.protocol import http
 from headrace.scheduling.facts import EndpointState, Facts
 
 
@@ -146,10 +147,11 @@ class HeaderBasedTestingFilter:
     Nothing without the header."""
 
     type_name: ClassVar[str] = "header-based-testing-filter"
-    header: ClassVar[str] = "test-epp-endpoint-selection"
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        named = [_normal(entry.strip()) for entry in facts.request.headers.get(self.header, "").split(",")]
+        named = [
+            _normal(entry.strip()) for entry in facts.request.headers.get(http.CONFORMANCE_SELECTION, "").split(",")
+        ]
         order = {entry: at for at, entry in reversed(list(enumerate(named))) if entry}
         found = [
             (min(order.get(s.key, len(named)), order.get(s.endpoint.address, len(named))), at, s)

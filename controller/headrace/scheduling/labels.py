@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from headrace.protocol.objects import CONTEXT_LENGTH_LABEL
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.tokens import input_tokens
 
-ROLE_LABEL = "llm-d.ai/role"
 # The roles that do each part of the work, and whether a Pod without a role does it.
 ROLES: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "decode-filter": (("decode", "prefill-decode", "both", "encode-prefill-decode"), True),
     "prefill-filter": (("prefill", "encode-prefill", "prefill-decode", "both", "encode-prefill-decode"), False),
     "encode-filter": (("encode", "encode-prefill", "encode-prefill-decode"), False),
 }
-CONTEXT_LENGTH_LABEL = "llm-d.ai/context-length-range"
 
 
 @dataclass(frozen=True)

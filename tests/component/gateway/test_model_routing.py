@@ -20,7 +20,7 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf import any_pb2
 
-from headrace.gateway import names
+from headrace.protocol import http
 from tests.component.epp.picker import PickerProcess, start_picker
 from tests.component.epp.servers import ModelServer, expected_events, model_servers
 from tests.component.gateway.stack import Cluster, Stack, pods, ports, run_stack
@@ -163,15 +163,15 @@ async def test_a_client_cannot_name_the_model_by_header(tmp_path: Path):
             assert status == 404
             status, answer = await all_of.stack.ask("/web", method, headers=forged, **more)
             assert status == 200
-            assert not set(names.MODEL_HEADERS) & set(dict(answer["headers"]))
+            assert not set(http.MODELS) & set(dict(answer["headers"]))
         status, answer = await all_of.ask("base-b", headers=forged)
         assert answer["server"] == all_of.key("b")
         assert [value for name, value in answer["headers"] if name == "x-gateway-model-name"] == ["base-b"]
-        evil = {name: all_of.key("web") for name in names.UNTRUSTED_HEADERS}
+        evil = {name: all_of.key("web") for name in http.UNTRUSTED}
         status, answer = await all_of.ask("model-a", headers=evil)
         assert answer["server"] == all_of.key("a")
         status, answer = await all_of.stack.ask("/web", "GET", headers=evil)
-        assert not set(names.UNTRUSTED_HEADERS) & set(dict(answer["headers"]))
+        assert not set(http.UNTRUSTED) & set(dict(answer["headers"]))
 
 
 @pytest.mark.parametrize("failure_mode", ["FailClose", "FailOpen"])
