@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from headrace.config.values import duration, quantity
 from headrace.core.invalid import InvalidField
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE]\d{1,2})?")
-_FACTORS = {"m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
-    f"{prefix}i": float(1024**power) for power, prefix in enumerate("KMGTPE", 1)
-}
-_MOST = 1 << 62
 # No amount of anything is larger, and sums and products of what is not stay finite.
 _LARGEST = 1e15
-_LONGEST_SECONDS = 10 * 366 * 86_400
-# Digits of the longest text that can be a number within these limits.
-_MOST_DIGITS = 40
+T = TypeVar("T")
 
 
 class InvalidConfig(InvalidField):
@@ -104,41 +95,24 @@ class Parameters:
         return tuple(value)
 
     def duration(self, name: str, default: float) -> float:
-        """Seconds of a Go duration such as 200ms or 1m30s. Raises InvalidConfig."""
-        value = self._take(name, None)
-        if value is None:
-            return default
-        if value in ("0", 0):
-            return 0.0
-        parts = _DURATION.findall(value) if isinstance(value, str) else []
-        if not parts or "".join(number + unit for number, unit in parts) != value:
-            raise InvalidConfig(self.at(name), value, "give a duration such as 200ms, 60s or 1m30s")
-        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-        if seconds > _LONGEST_SECONDS:
-            raise InvalidConfig(self.at(name), value, "give a duration of at most ten years")
-        return seconds
+        """Seconds of a duration, see `config.values`. Raises InvalidConfig."""
+        return self._converted(name, default, duration, "give a duration such as 200ms, 60s or 1m30s")
 
     def quantity(self, name: str, default: int) -> int:
-        """A Kubernetes quantity, such as 5000, 1k, 500M or 1Gi, as a whole number. Raises InvalidConfig."""
+        """The whole number of a quantity, see `config.values`. Raises InvalidConfig."""
+        return self._converted(name, default, quantity, "give a quantity such as 5000, 1k, 500M or 1Gi")
+
+    def _converted(self, name: str, default: T, convert: Callable[[str], T], fix: str) -> T:
         value = self._take(name, None)
         if value is None:
             return default
-        fix = "give a quantity such as 5000, 1k, 500M or 1Gi"
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise InvalidConfig(self.at(name), value, fix)
-        if isinstance(value, int) and abs(value) > _MOST:
-            raise InvalidConfig(self.at(name), value, f"give at most {_MOST}")
-        text = str(value)
-        found = _QUANTITY.fullmatch(text) if len(text) <= _MOST_DIGITS else None
-        if found is None:
-            raise InvalidConfig(self.at(name), value, fix)
-        unit = found[2] or ""
-        exact = int(found[1]) if found[1].isdigit() and not unit else None
-        factor = 10.0 ** int(unit[1:]) if unit[:1] in ("e", "E") and len(unit) > 1 else _FACTORS.get(unit, 1.0)
-        amount = exact if exact is not None else int(float(found[1]) * factor)
-        if amount > _MOST:
-            raise InvalidConfig(self.at(name), value, f"give at most {_MOST}")
-        return amount
+        try:
+            # A whole number that is too long for a text is too large for either.
+            if isinstance(value, str) or (type(value) is int and value.bit_length() < 200):
+                return convert(str(value))
+        except ValueError as error:
+            fix = str(error)
+        raise InvalidConfig(self.at(name), value, fix)
 
     def object(self, name: str) -> Parameters:
         """An object, with nothing in it where there is none. Its own `finish` is the caller's. Raises InvalidConfig."""
