@@ -4,9 +4,9 @@ Source: Gateway API Inference Extension v1.5.0 and llm-d-router, ordering polici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from headrace.config.decode import Parameters
 from headrace.core import Request
 from headrace.protocol import http
 
@@ -23,8 +23,7 @@ class Ordering(Protocol):
         """The key of a request that comes at `now` and may wait `ttl` seconds (0: any time)."""
 
 
-@dataclass(frozen=True)
-class FirstComeFirstServed:
+class FirstComeFirstServed(Parameters, frozen=True):
     """In the order in which they came."""
 
     type_name: ClassVar[str] = "fcfs-ordering-policy"
@@ -33,8 +32,7 @@ class FirstComeFirstServed:
         return 0.0
 
 
-@dataclass(frozen=True)
-class EarliestDeadlineFirst:
+class EarliestDeadlineFirst(Parameters, frozen=True):
     """By the end of their time to live; requests without one come last."""
 
     type_name: ClassVar[str] = "edf-ordering-policy"
@@ -43,8 +41,7 @@ class EarliestDeadlineFirst:
         return now + ttl if ttl > 0 else NEVER
 
 
-@dataclass(frozen=True)
-class SloDeadline:
+class SloDeadline(Parameters, frozen=True):
     """By when their first token is wanted: arrival plus the milliseconds of a request header; without it, last."""
 
     type_name: ClassVar[str] = "slo-deadline-ordering-policy"
