@@ -91,6 +91,7 @@ lint: $(STAMP) ## Run every linter
 	$(BIN)/ruff format --check $(PYTHON_CODE)
 	$(BIN)/mypy
 	PYTHONPATH=controller $(BIN)/lint-imports
+	$(BIN)/python tests/tools/size.py
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint
 

@@ -21,6 +21,7 @@ from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.snapshot import Object, Snapshot, parse_pools
 from headrace.gateway.status import parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
+from headrace.protocol.objects import PICKER_ANNOTATION
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
@@ -54,7 +55,7 @@ def cluster_state() -> Snapshot:
                 },
             }
         )
-        own = metadata(number, f"pool-{number}-epp") | {"annotations": {names.PICKER_ANNOTATION: "headrace"}}
+        own = metadata(number, f"pool-{number}-epp") | {"annotations": {PICKER_ANNOTATION: "headrace"}}
         services.append({"metadata": own, "spec": {"ports": [{"name": "grpc", "port": 9002}]}})
         for pod in range(PODS_A_POOL):
             status = {"podIP": f"10.{number}.0.{pod + 1}", "conditions": [{"type": "Ready", "status": "True"}]}

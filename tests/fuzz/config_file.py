@@ -9,14 +9,16 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from headrace.epp.config_file import _PLUGINS as PLUGINS
-from headrace.epp.config_file import PickerConfig, parse_config
-from headrace.scheduling import InvalidConfig
-from headrace.scheduling.config import API_VERSIONS, KIND, SECTIONS, known_plugin_types
+from msgspec import Struct, structs
+
+from headrace.config.decode import InvalidConfig
+from headrace.config.plugins import known
+from headrace.epp.config_file import PLUGIN_TYPES, PickerConfig, parse_config
+from headrace.scheduling.config import API_VERSIONS, KIND, SECTIONS
 
 from .reader import Reader
 
-TYPES = known_plugin_types(PLUGINS)
+TYPES = known(PLUGIN_TYPES)
 _FIELDS = """
 addEstimatedOutputTokens affinityThreshold attributeKey autoTune blockSize blockSizeTokens
 cacheBlockSizeLabelName cacheBlockSizeSpec cacheInfoSpec cacheNumBlocksSpec customMetrics defaultEngine defaultProfile
@@ -69,6 +71,8 @@ def finite(value: object) -> None:
     elif is_dataclass(value):
         for field in fields(value):
             finite(getattr(value, field.name, None))
+    elif isinstance(value, Struct):
+        finite(structs.astuple(value))
     elif isinstance(value, tuple | list):
         for entry in value:
             finite(entry)

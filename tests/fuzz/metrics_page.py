@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import math
 
-from headrace.datalayer.engines import ENGINES, parse_series, read_engines
+from headrace.config.decode import InvalidConfig, decode
+from headrace.datalayer.engines import ENGINES, EngineParameters, parse_series
 from headrace.datalayer.exposition import CostlyPage
 from headrace.datalayer.metrics_page import NoMetrics, parse_page
-from headrace.scheduling import InvalidConfig, Parameters
 
 from .reader import Reader
 
-OWN = read_engines(
-    Parameters(
-        {
-            "engineConfigs": [
-                {
-                    "name": "own",
-                    "queuedRequestsSpec": 'queue{kind="waiting"}',
-                    "runningRequestsSpec": "queue{kind=running}",
-                    "kvUsageSpec": "usage",
-                    "loraSpec": "vllm:lora_requests_info",
-                    "cacheInfoSpec": "vllm:cache_config_info",
-                    "cacheNumBlocksSpec": "blocks",
-                    "customMetrics": [{"attributeKey": "heat", "metricSpec": "heat"}],
-                }
-            ]
-        },
-        "",
-    )
-).engines["own"]
+_CONFIG = {
+    "name": "own",
+    "queuedRequestsSpec": 'queue{kind="waiting"}',
+    "runningRequestsSpec": "queue{kind=running}",
+    "kvUsageSpec": "usage",
+    "loraSpec": "vllm:lora_requests_info",
+    "cacheInfoSpec": "vllm:cache_config_info",
+    "cacheNumBlocksSpec": "blocks",
+    "customMetrics": [{"attributeKey": "heat", "metricSpec": "heat"}],
+}
+OWN = decode({"engineConfigs": [_CONFIG]}, EngineParameters, "").engines().engines["own"]
 CHOICES = [*ENGINES.values(), OWN]
 
 
@@ -65,6 +57,6 @@ def spec(text: str) -> None:
     if series is not None:
         assert series.name
     try:
-        read_engines(Parameters({"engineConfigs": [{"name": "x", "queuedRequestsSpec": text}]}, ""))
+        decode({"engineConfigs": [{"name": "x", "queuedRequestsSpec": text}]}, EngineParameters, "").engines()
     except InvalidConfig as error:
         assert str(error)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from headrace.core.translated import ROUTES_TRANSLATED, TranslatedRoute, uid_of, write_routes
+from headrace.protocol.objects import ROUTES_TRANSLATED
+from headrace.protocol.translated import TranslatedRoute, uid_of, write_routes
 
 from ..hang import HANG_SECONDS
 from ..ports import free_port

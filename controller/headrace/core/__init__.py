@@ -7,6 +7,7 @@ from headrace.core.objective import InvalidObject, Objective, parse_objective
 from headrace.core.pool import (
     EXTENSION_GROUP,
     GA_GROUP,
+    H2C,
     FailureMode,
     InvalidPool,
     PickerReference,
@@ -18,6 +19,7 @@ from headrace.core.request import NOT_ASKED, Asked, Request
 __all__ = [
     "EXTENSION_GROUP",
     "GA_GROUP",
+    "H2C",
     "NOT_ASKED",
     "Asked",
     "Decision",

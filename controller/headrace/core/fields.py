@@ -24,6 +24,11 @@ def text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def has_condition(owner: object, kind: str, status: str = "True") -> bool:
+    """Whether the `conditions` of a status have one of this type with this status."""
+    return any(c.get("type") == kind and c.get("status") == status for c in mappings(mapping(owner).get("conditions")))
+
+
 def address(value: object) -> str:
     """`value` if it is the text of an IP address, else ""."""
     return _address(value) if isinstance(value, str) and len(value) <= _MAX_ADDRESS else ""

@@ -28,6 +28,12 @@ class _Shown(Repr):
 _SHOWN = _Shown()
 
 
+def shown(value: object) -> str:
+    """A value as messages show it, of bounded length."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
 class InvalidField(ValueError):  # noqa: N818
     """Input that cannot be used. `field` is the path to it, as `spec.targetPorts[0].number`."""
 
@@ -35,7 +41,4 @@ class InvalidField(ValueError):  # noqa: N818
         self.field = field_path
         self.value = value
         self.fix = fix
-        shown = _SHOWN.repr(value)
-        if len(shown) > _MOST_SHOWN:
-            shown = shown[: _MOST_SHOWN - 3] + "..."
-        super().__init__(f"{field_path}: {shown}: {fix}")
+        super().__init__(f"{field_path}: {shown(value)}: {fix}")

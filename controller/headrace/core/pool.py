@@ -15,6 +15,8 @@ from headrace.core.invalid import InvalidField
 
 EXTENSION_GROUP = "inference.networking.x-k8s.io"
 GA_GROUP = "inference.networking.k8s.io"
+# A port's appProtocol: HTTP/2 in cleartext.
+H2C = "kubernetes.io/h2c"
 
 VERSION_OF_GROUP: Mapping[str, str] = {EXTENSION_GROUP: "v1alpha2", GA_GROUP: "v1"}
 
@@ -157,8 +159,8 @@ def _read_v1(spec: Mapping[str, Any]) -> _Parts:
             raise InvalidPool(f"{path}.number", number, "name each port once")
         ports.append(number)
     app_protocol = spec.get("appProtocol") or "http"
-    if app_protocol not in ("http", "kubernetes.io/h2c"):
-        raise InvalidPool("spec.appProtocol", app_protocol, "use http or kubernetes.io/h2c")
+    if app_protocol not in ("http", H2C):
+        raise InvalidPool("spec.appProtocol", app_protocol, f"use http or {H2C}")
     picker = None
     if spec.get("endpointPickerRef") is not None:
         path = "spec.endpointPickerRef"

@@ -9,10 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from headrace.scheduling import InvalidConfig, Parameters
+from headrace.config.decode import Parameters, Refused, Text
+from headrace.protocol.objects import ENGINE_LABELS
 
-# Pod labels that name the engine; the first one found counts.
-ENGINE_LABELS = ("inference.networking.k8s.io/engine-type", "llm-d.ai/engine-type")
 DEFAULT_ENGINE = "vllm"
 
 
@@ -146,58 +145,77 @@ def parse_series(text: str) -> Series | None:
     return Series(found[1], tuple(labels))
 
 
-def read_engines(parameters: Parameters) -> EngineSet:
-    """The engines of a core-metrics-extractor's parameters: those given, and the known ones. Raises InvalidConfig."""
-    engines = dict(ENGINES)
-    for entry in parameters.objects("engineConfigs"):
-        engine = _read_engine(entry)
-        engines[engine.name] = engine
-    default = parameters.text("defaultEngine") or DEFAULT_ENGINE
-    if default not in engines:
-        raise parameters.refuse("defaultEngine", f"name one of the engines: {', '.join(engines)}")
-    label = parameters.text("engineLabelKey")
-    return EngineSet(engines, (label,) if label else ENGINE_LABELS, default)
+class _Specs(tuple[Series, ...]):
+    """One series, or none."""
+
+    @classmethod
+    def of_config(cls, value: object) -> _Specs:
+        series = parse_series(value) if isinstance(value, str) else None
+        if series is None and not (isinstance(value, str) and not value.strip()):
+            raise ValueError("give a metric, as name or name{label=value}")
+        return cls((series,) if series else ())
 
 
-def _read_engine(entry: Parameters) -> Engine:
-    name = entry.text("name", needed=True)
-    if name == "default":
-        raise entry.refuse("name", "give another name: this one means whatever defaultEngine names")
-    known = ENGINES.get(name)
-    custom = []
-    for metric in entry.objects("customMetrics"):
-        series = _series(metric, "metricSpec")
-        if not series:
-            raise metric.refuse("metricSpec", "give a metric, as name or name{label=value}")
-        custom.append((metric.text("attributeKey", needed=True), series[0]))
-        metric.finish()
-    info = _series(entry, "cacheInfoSpec")
-    adapters = _series(entry, "loraSpec")
-    engine = Engine(
-        name=name,
-        waiting=_series(entry, "queuedRequestsSpec"),
-        running=_series(entry, "runningRequestsSpec"),
-        kv_usage=_series(entry, "kvUsageSpec"),
-        adapters=adapters[0].name if adapters else "",
-        cache_config=info[0].name if info else "",
-        block_size_label=entry.text("cacheBlockSizeLabelName") or "block_size",
-        num_blocks_label=entry.text("cacheNumBlocksLabelName") or "num_gpu_blocks",
-        block_size=_series(entry, "cacheBlockSizeSpec"),
-        num_blocks=_series(entry, "cacheNumBlocksSpec"),
-        path=known.path if known is not None else "/metrics",
-        custom=tuple(custom),
-    )
-    entry.finish()
-    if not (engine.waiting or engine.running or engine.kv_usage):
-        raise InvalidConfig(entry.at("queuedRequestsSpec"), "", "name at least one of the metrics a pick goes by")
-    return engine
+class _CustomMetric(Parameters, frozen=True):
+    attribute_key: Text
+    metric_spec: _Specs
+
+    def __post_init__(self) -> None:
+        if not self.metric_spec:
+            raise Refused("metricSpec", "give a metric, as name or name{label=value}")
 
 
-def _series(entry: Parameters, name: str) -> tuple[Series, ...]:
-    text = entry.text(name)
-    if not text.strip():
-        return ()
-    series = parse_series(text)
-    if series is None:
-        raise entry.refuse(name, "give a metric, as name or name{label=value}")
-    return (series,)
+class _EngineConfig(Parameters, frozen=True):
+    name: Text
+    queued_requests_spec: _Specs = _Specs()
+    running_requests_spec: _Specs = _Specs()
+    kv_usage_spec: _Specs = _Specs()
+    lora_spec: _Specs = _Specs()
+    cache_info_spec: _Specs = _Specs()
+    cache_block_size_label_name: str = ""
+    cache_num_blocks_label_name: str = ""
+    cache_block_size_spec: _Specs = _Specs()
+    cache_num_blocks_spec: _Specs = _Specs()
+    custom_metrics: tuple[_CustomMetric, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name == "default":
+            raise Refused("name", "give another name: this one means whatever defaultEngine names")
+        if not (self.queued_requests_spec or self.running_requests_spec or self.kv_usage_spec):
+            raise Refused("queuedRequestsSpec", "name at least one of the metrics a pick goes by")
+
+    def engine(self) -> Engine:
+        known = ENGINES.get(self.name)
+        return Engine(
+            name=self.name,
+            waiting=self.queued_requests_spec,
+            running=self.running_requests_spec,
+            kv_usage=self.kv_usage_spec,
+            adapters=self.lora_spec[0].name if self.lora_spec else "",
+            cache_config=self.cache_info_spec[0].name if self.cache_info_spec else "",
+            block_size_label=self.cache_block_size_label_name or "block_size",
+            num_blocks_label=self.cache_num_blocks_label_name or "num_gpu_blocks",
+            block_size=self.cache_block_size_spec,
+            num_blocks=self.cache_num_blocks_spec,
+            path=known.path if known is not None else "/metrics",
+            custom=tuple((metric.attribute_key, metric.metric_spec[0]) for metric in self.custom_metrics),
+        )
+
+
+class EngineParameters(Parameters, frozen=True):
+    """A core-metrics-extractor's parameters."""
+
+    engine_configs: tuple[_EngineConfig, ...] = ()
+    default_engine: str = ""
+    engine_label_key: str = ""
+
+    def __post_init__(self) -> None:
+        names = (*ENGINES, *(config.name for config in self.engine_configs))
+        if self.default_engine and self.default_engine not in names:
+            raise Refused("defaultEngine", f"name one of the engines: {', '.join(dict.fromkeys(names))}")
+
+    def engines(self) -> EngineSet:
+        """The engines that are given, and the known ones."""
+        engines = {**ENGINES, **{config.name: config.engine() for config in self.engine_configs}}
+        labels = (self.engine_label_key,) if self.engine_label_key else ENGINE_LABELS
+        return EngineSet(engines, labels, self.default_engine or DEFAULT_ENGINE)

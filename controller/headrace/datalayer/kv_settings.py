@@ -6,8 +6,11 @@ affair here."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from headrace.scheduling import Parameters
+from msgspec import Meta
+
+from headrace.config.decode import Parameters
 
 
 @dataclass(frozen=True)
@@ -19,19 +22,33 @@ class KvEventsSettings:
     topic: str = ""
 
 
-def read_kv_events(parameters: Parameters) -> KvEventsSettings:
-    """The settings of a precise-prefix-cache-producer's parameters. Raises InvalidConfig."""
-    events = parameters.object("kvEventsConfig")
-    discovery = events.object("podDiscoveryConfig")
-    settings = KvEventsSettings(discovery.integer("socketPort", 5557, at_least=1), events.text("topicFilter"))
-    if settings.port > 65_000:
-        raise discovery.refuse("socketPort", "give a port of 1 to 65000")
-    if not events.boolean("discoverPods", True):
-        raise events.refuse("discoverPods", "servers are listened to where they run: leave it out, or true")
-    # The endpoint picker knows its Pods; how blocks are cut and named is the servers' own affair.
-    discovery.ignore("podLabelSelector", "podNamespace")
-    events.ignore("zmqEndpoint", "concurrency", "engineType")
-    parameters.ignore("tokenProcessorConfig", "indexerConfig", "tokenizersPoolConfig", "kvCacheBackends")
-    discovery.finish()
-    events.finish()
-    return settings
+class _Discovery(Parameters, frozen=True):
+    socket_port: Annotated[int, Meta(ge=1, le=65_000)] = 5557
+    # The endpoint picker knows its Pods.
+    pod_label_selector: Any = None
+    pod_namespace: Any = None
+
+
+class _Events(Parameters, frozen=True):
+    topic_filter: str = ""
+    # Servers are listened to where they run.
+    discover_pods: Literal[True] = True
+    pod_discovery_config: _Discovery = _Discovery()
+    zmq_endpoint: Any = None
+    concurrency: Any = None
+    engine_type: Any = None
+
+
+class KvEventsParameters(Parameters, frozen=True):
+    """A precise-prefix-cache-producer's parameters."""
+
+    kv_events_config: _Events = _Events()
+    token_processor_config: Any = None
+    indexer_config: Any = None
+    tokenizers_pool_config: Any = None
+    kv_cache_backends: Any = None
+
+    def settings(self) -> KvEventsSettings:
+        """The settings that they come to."""
+        events = self.kv_events_config
+        return KvEventsSettings(events.pod_discovery_config.socket_port, events.topic_filter)

@@ -8,12 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 from headrace.core import Endpoint, Pool, fields
-from headrace.core.fields import is_digits, mapping, mappings
+from headrace.core.fields import has_condition, is_digits, mapping
+from headrace.protocol.objects import ACTIVE_PORTS_ANNOTATIONS, READY
 
 logger = logging.getLogger(__name__)
 
-# Which of the pool's target ports a Pod serves on (data parallel ranks may be fewer on some Pods): "8000,8002".
-ACTIVE_PORTS_ANNOTATIONS = ("inference.networking.k8s.io/active-ports", "llm-d.ai/active-ports")
 _MOST_SHOWN = 100
 
 
@@ -51,8 +50,7 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether the Pod's Ready condition is true and nobody has asked for its end."""
     if mapping(pod.get("metadata")).get("deletionTimestamp") is not None:
         return False
-    conditions = mappings(mapping(pod.get("status")).get("conditions"))
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+    return has_condition(pod.get("status"), READY)
 
 
 def _endpoints_of_pod(pod: Mapping[str, Any], pool: Pool) -> Iterable[Endpoint]:

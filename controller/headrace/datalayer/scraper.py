@@ -22,6 +22,7 @@ from headrace.datalayer.engines import Engine, EngineSet
 from headrace.datalayer.exposition import DEFAULT_LIMITS, CostlyPage, PageLimits
 from headrace.datalayer.metrics_page import MetricsReader, ServerMetrics
 from headrace.datalayer.store import EndpointRecord, EndpointStore
+from headrace.protocol import http
 from headrace.tasks import restarted
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class Scraper:
                 connector=aiohttp.TCPConnector(limit=0, limit_per_host=1, keepalive_timeout=75.0, ssl=settings.verify),
                 timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
                 # Uncompressed: the page is small next to what unpacking it costs, and cannot grow on the way in.
-                headers={"accept-encoding": "identity", "accept": "text/plain"},
+                headers={http.ACCEPT_ENCODING: "identity", http.ACCEPT: "text/plain"},
                 auto_decompress=False,
             )
         engine = self.engines.of(endpoint.labels)

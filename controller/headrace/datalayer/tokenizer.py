@@ -14,10 +14,12 @@ from typing import Any
 
 import aiohttp
 import orjson
+from msgspec import Struct
 
+from headrace.config.decode import Duration, Refused
 from headrace.core import Request
 from headrace.core.bounded_json import MAX_BYTES, load
-from headrace.scheduling import Parameters
+from headrace.protocol import http
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +51,28 @@ class TokenizerSettings:
     timeout_seconds: float = 0.2
 
 
-def read_tokenizer(parameters: Parameters) -> TokenizerSettings:
-    """The settings of a token-producer's parameters. Raises InvalidConfig."""
-    server = parameters.object("vllm")
-    url = server.text("url").rstrip("/")
-    if url and not url.startswith(("http://", "https://")):
-        raise server.refuse("url", "give an address such as http://localhost:8000, or leave it out")
-    timeout = parameters.duration("timeout", TokenizerSettings.timeout_seconds)
-    if not 0 < timeout <= 10:
-        raise parameters.refuse("timeout", "give a time over 0s and up to 10s")
-    # Models are named by requests; how prompts are rendered is the server's own affair.
-    server.ignore(*server.names())
-    parameters.ignore(*parameters.names())
-    return TokenizerSettings(url, timeout)
+class _Server(Struct, frozen=True):
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise Refused("url", "give an address such as http://localhost:8000, or leave it out")
+
+
+class TokenizerParameters(Struct, frozen=True):
+    """A token-producer's parameters. Models are named by requests; how prompts are rendered is the server's own affair:
+    other fields are not looked at."""
+
+    vllm: _Server = _Server()
+    timeout: Duration = Duration(TokenizerSettings.timeout_seconds)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 10:
+            raise Refused("timeout", "give a time over 0s and up to 10s")
+
+    def settings(self) -> TokenizerSettings:
+        """The settings that they come to."""
+        return TokenizerSettings(self.vllm.url.rstrip("/"), float(self.timeout))
 
 
 def question(request: Request) -> bytes | None:
@@ -175,7 +186,7 @@ class Tokenizer:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_MOST_AT_ONCE, ssl=False),
-                headers={"content-type": "application/json", "accept-encoding": "identity"},
+                headers={http.CONTENT_TYPE: "application/json", http.ACCEPT_ENCODING: "identity"},
                 auto_decompress=False,
             )
         async with self._session.post(f"{server}/tokenize", data=asked, allow_redirects=False) as answer:

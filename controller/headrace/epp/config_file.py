@@ -12,11 +12,16 @@ from typing import Any
 
 import yaml
 
-from headrace.datalayer.engines import EngineSet, read_engines
-from headrace.datalayer.kv_settings import KvEventsSettings, read_kv_events
-from headrace.datalayer.tokenizer import TokenizerSettings, read_tokenizer
-from headrace.flowcontrol import FACTORIES, FlowControlConfig, read_flow_control
-from headrace.scheduling import InvalidConfig, SchedulingConfig, read_config
+from headrace.config.decode import InvalidConfig
+from headrace.config.plugins import joined
+from headrace.datalayer import plugins as datalayer_plugins
+from headrace.datalayer.engines import EngineSet
+from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.datalayer.tokenizer import TokenizerSettings
+from headrace.flowcontrol import FlowControlConfig, read_flow_control
+from headrace.flowcontrol import plugins as flowcontrol_plugins
+from headrace.scheduling import SchedulingConfig, read_config
+from headrace.scheduling import plugins as scheduling_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +29,8 @@ logger = logging.getLogger(__name__)
 _MAX_BYTES = 1 << 20
 # The kubelet takes about a minute to bring a changed ConfigMap into a Pod: looking more often gains nothing.
 POLL_SECONDS = 2.0
-_PLUGINS = {
-    **FACTORIES,
-    "core-metrics-extractor": read_engines,
-    "precise-prefix-cache-producer": read_kv_events,
-    "token-producer": read_tokenizer,
-}
+# All that a file may name: what the picker loads, and what `lint` and the documentation go by.
+PLUGIN_TYPES = joined(scheduling_plugins.PLUGINS, flowcontrol_plugins.PLUGINS, datalayer_plugins.PLUGINS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def parse_config(content: bytes | str, source: str) -> PickerConfig:
 
 def read_document(document: Any) -> PickerConfig:
     """The settings of a decoded EndpointPickerConfig. Raises InvalidConfig."""
-    scheduling = read_config(document, _PLUGINS)
+    scheduling = read_config(document, PLUGIN_TYPES)
     flow_control = read_flow_control(document, scheduling.plugins)
     plugins = scheduling.plugins.values()
     return PickerConfig(

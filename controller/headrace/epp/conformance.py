@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.core import Request
-from headrace.extproc import names
+from headrace.protocol import http
 from headrace.scheduling import EndpointState, Outcome
 from headrace.scheduling.filters import named
 
@@ -25,17 +25,17 @@ class SelectionByHeader:
 
     def pick(self, request: Request, states: Sequence[EndpointState]) -> Outcome | None:
         """The pick; without one where the header names nothing of this pool; None for a request without the header."""
-        header = request.headers.get(names.CONFORMANCE_SELECTION, "")
+        header = request.headers.get(http.CONFORMANCE_SELECTION, "")
         wanted = tuple(part.strip() for part in header.split(",") if part.strip())
         if not wanted:
             return None
         allowed = named(states, wanted) if request.subset is None else named(named(states, request.subset), wanted)
         if not allowed:
-            return Outcome((), (), (), {}, f"header {names.CONFORMANCE_SELECTION} names no ready endpoint of this pool")
+            return Outcome((), (), (), {}, f"header {http.CONFORMANCE_SELECTION} names no ready endpoint of this pool")
         chosen = min(allowed, key=lambda state: self._last_turn.get(state.key, 0)).key
         self._turn += 1
         self._last_turn = {
             state.key: self._last_turn[state.key] for state in states if state.key in self._last_turn
         } | {chosen: self._turn}
         keys = tuple(state.key for state in allowed)
-        return Outcome((chosen,), keys, (0.0,) * len(keys), {}, f"header {names.CONFORMANCE_SELECTION}")
+        return Outcome((chosen,), keys, (0.0,) * len(keys), {}, f"header {http.CONFORMANCE_SELECTION}")

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import grpc.aio
 
-from headrace.epp.service import SERVICE_NAME
+from headrace.protocol import rpc
 
 LIVENESS = "liveness"
 SERVING_WHEN_READY = ("", "readiness", "inference-extension")
@@ -33,7 +33,7 @@ class Health:
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
         return grpc.method_handlers_generic_handler(
-            "grpc.health.v1.Health",
+            rpc.HEALTH_SERVICE,
             {
                 "Check": grpc.unary_unary_rpc_method_handler(self._check),
                 "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
@@ -49,7 +49,7 @@ class Health:
         """The serialized answer for a service; None where the name is unknown."""
         if service == LIVENESS:
             return _SERVING
-        if service == SERVICE_NAME:
+        if service == rpc.EXT_PROC_SERVICE:
             return _SERVING if self._is_serving() else _NOT_SERVING
         if service in SERVING_WHEN_READY:
             return _SERVING if self._is_ready() else _NOT_SERVING
@@ -59,7 +59,7 @@ class Health:
         service = _service_of(request)
         status = self.status(service)
         if status is None:
-            known = ", ".join(repr(name) for name in (LIVENESS, SERVICE_NAME, *SERVING_WHEN_READY))
+            known = ", ".join(repr(name) for name in (LIVENESS, rpc.EXT_PROC_SERVICE, *SERVING_WHEN_READY))
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service[:100]!r}; known: {known}")
         return status if status is not None else b""
 

@@ -29,12 +29,12 @@ from headrace.datalayer.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAcco
 from headrace.epp.director import Director
 from headrace.epp.peer_metrics import PeerMetrics
 from headrace.epp.peer_tls import channel_credentials, read_certificate, server_credentials
+from headrace.protocol import rpc
 from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
 
-SERVICE_NAME = "headrace.peers.Peers"
-_METHOD = f"/{SERVICE_NAME}/Follow"
+_METHOD = f"/{rpc.PEERS_SERVICE}/Follow"
 # Changes of this long go into one batch.
 _BATCH_SECONDS = 0.005
 _LIFE_SECONDS = 1.0
@@ -108,7 +108,7 @@ class Peering:
         """A server for replicas, without a port yet, and the address that it is to have."""
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *_KEEPALIVE])
         follow: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self._followed)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Follow": follow}),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(rpc.PEERS_SERVICE, {"Follow": follow}),))
         return server, endpoint_key(self._settings.bind_address, self._settings.port)
 
     def credentials(self) -> grpc.ServerCredentials:

@@ -24,14 +24,9 @@ from headrace.extproc.events import (
     ResponseEnded,
     ResponseStarted,
 )
+from headrace.protocol import rpc
 
 logger = logging.getLogger(__name__)
-
-SERVICE_NAME = "envoy.service.ext_proc.v3.ExternalProcessor"
-
-# gRPC metadata with which a gateway says that responses are observed by a filter of their own. Without it, the first
-# observation stream says so for the rest of the process's life.
-OBSERVED_METADATA = "x-headrace-observed"
 
 
 class StreamSession:
@@ -163,12 +158,10 @@ class ExtProcService:
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._process)
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": method})
+        return grpc.method_handlers_generic_handler(rpc.EXT_PROC_SERVICE, {"Process": method})
 
     async def _process(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        observed = any(
-            name == OBSERVED_METADATA and value == "true" for name, value in context.invocation_metadata() or ()
-        )
+        observed = any(name == rpc.OBSERVED and value == "true" for name, value in context.invocation_metadata() or ())
         session = StreamSession(self._director, self._settings, observed=observed)
         metrics = self._director.metrics
         kind = ""

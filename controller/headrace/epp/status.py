@@ -15,6 +15,7 @@ from headrace.epp.access_rules import Access, Open
 from headrace.epp.director import Director
 from headrace.epp.peer_metrics import peer_page
 from headrace.epp.peering import Peering
+from headrace.protocol import http
 
 _MOST_DECISIONS = 1000
 _FOR_ALL = ("/healthz", "/readyz")
@@ -32,17 +33,17 @@ def application(
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in _FOR_ALL:
             return await handler(request)
-        verdict = await access().check(request.headers.get("authorization", ""), request.path)
+        verdict = await access().check(request.headers.get(http.AUTHORIZATION, ""), request.path)
         if verdict is None:
             return await handler(request)
-        headers = {"www-authenticate": "Bearer"} if verdict.status == 401 else {}
+        headers = {http.WWW_AUTHENTICATE: "Bearer"} if verdict.status == 401 else {}
         response = _json({"error": verdict.message}, status=verdict.status)
         response.headers.update(headers)
         return response
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
-            body=generate_latest(director.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
+            body=generate_latest(director.metrics.registry), headers={http.CONTENT_TYPE: CONTENT_TYPE_LATEST}
         )
 
     async def alive(_: web.Request) -> web.Response:

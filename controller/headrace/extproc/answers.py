@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from headrace.core import Refusal
-from headrace.extproc import names
 from headrace.extproc.wire import Kind, flag, nested, varint
+from headrace.protocol import http, rpc
 
 # A data plane may refuse larger pieces: the reference picker's limit, just under the 64 KiB of Envoy's own buffers.
 MAX_CHUNK_BYTES = 62_000
@@ -24,9 +24,9 @@ _DYNAMIC_METADATA = 8
 UNCHANGED: dict[Kind, bytes] = {kind: nested(kind - 1, b"") for kind in Kind}
 
 # `HeaderMutation.remove_headers` for a body whose length is about to change.
-REMOVE_CONTENT_LENGTH = nested(2, b"content-length")
+REMOVE_CONTENT_LENGTH = nested(2, http.CONTENT_LENGTH.encode())
 
-_REMOVE_UNTRUSTED = b"".join(nested(2, name.encode()) for name in names.UNTRUSTED)
+_REMOVE_UNTRUSTED = b"".join(nested(2, name.encode()) for name in http.UNTRUSTED)
 
 # An entry per fallback list ever answered; a pool of 1,000 endpoints has 1,000 lists of one.
 _MAX_TEMPLATES = 8192
@@ -37,7 +37,7 @@ def set_header(name: str, value: str) -> bytes:
     return _set_header(_header_name(name), value)
 
 
-_CONTENT_LENGTH = nested(1, b"content-length")
+_CONTENT_LENGTH = nested(1, http.CONTENT_LENGTH.encode())
 
 
 def set_content_length(size: int) -> bytes:
@@ -73,15 +73,15 @@ class PickTemplates:
 
 
 def _mutation(destination: str) -> bytes:
-    return (set_header(names.DESTINATION, destination) if destination else b"") + _REMOVE_UNTRUSTED
+    return (set_header(http.DESTINATION, destination) if destination else b"") + _REMOVE_UNTRUSTED
 
 
 def _metadata(destination: str) -> bytes:
     if not destination:
         return b""
     value = nested(3, destination.encode())
-    inner = nested(1, nested(1, names.DESTINATION.encode()) + nested(2, value))
-    outer = nested(1, nested(1, names.LOAD_BALANCER_METADATA.encode()) + nested(2, nested(5, inner)))
+    inner = nested(1, nested(1, http.DESTINATION.encode()) + nested(2, value))
+    outer = nested(1, nested(1, rpc.LOAD_BALANCER_NAMESPACE.encode()) + nested(2, nested(5, inner)))
     return nested(_DYNAMIC_METADATA, outer)
 
 
@@ -169,12 +169,12 @@ def error_body(refusal: Refusal) -> bytes:
 def immediate(refusal: Refusal, extra_headers: Sequence[tuple[str, str]] = ()) -> bytes:
     """Answer the client at once with the refusal's status and a JSON error body."""
     headers = [
-        ("content-type", "application/json"),
-        (names.DROPPED_REASON, refusal.reason.value),
+        (http.CONTENT_TYPE, "application/json"),
+        (http.DROPPED_REASON, refusal.reason.value),
         *extra_headers,
     ]
     if refusal.retry_after_seconds is not None:
-        headers.append(("retry-after", str(refusal.retry_after_seconds)))
+        headers.append((http.RETRY_AFTER, str(refusal.retry_after_seconds)))
     content = nested(1, b"\x08" + varint(refusal.status))
     content += nested(2, b"".join(set_header(name, value) for name, value in headers))
     content += nested(3, error_body(refusal))

@@ -26,7 +26,7 @@ from typing import Any
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
 from headrace.core.bounded_json import MAX_BYTES
-from headrace.extproc import answers, names
+from headrace.extproc import answers
 from headrace.extproc.body import BodyFacts, UnreadableBody, read_body
 from headrace.extproc.events import Event, PickNeeded, RequestRefused
 from headrace.extproc.metadata import conformance_report, read_headers, subset_hint
@@ -41,6 +41,7 @@ from headrace.extproc.modes import (
 )
 from headrace.extproc.response import ResponsePhase
 from headrace.extproc.wire import Kind, Message
+from headrace.protocol import http
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +201,8 @@ class Conversation:
         try:
             facts = read_body(
                 self._body,
-                path=headers.get(":path", "") if headers.get(":method", "POST") == "POST" else "",
-                content_encoding=headers.get("content-encoding", ""),
+                path=headers.get(http.PATH, "") if headers.get(http.METHOD, "POST") == "POST" else "",
+                content_encoding=headers.get(http.CONTENT_ENCODING, ""),
                 whole=whole,
                 max_bytes=self._settings.max_parsed_body_bytes,
             )
@@ -210,7 +211,7 @@ class Conversation:
         return self._ask(site, facts)
 
     def _name_request(self) -> None:
-        self._request_id = self._headers.get(names.REQUEST_ID, "")
+        self._request_id = self._headers.get(http.REQUEST_ID, "")
         if not self._request_id:
             self._request_id = self._settings.new_request_id()
             self._request_id_is_new = True
@@ -218,13 +219,13 @@ class Conversation:
     def _ask(self, site: _Site, facts: BodyFacts) -> list[bytes]:
         self._site = site
         self._phase = _Phase.PICKING
-        headers = {name: value for name, value in self._headers.items() if name not in names.UNTRUSTED}
+        headers = {name: value for name, value in self._headers.items() if name not in http.UNTRUSTED}
         self._model = facts.model
-        controlled = self._settings.control_headers and not names.CONTROL.isdisjoint(headers)
+        controlled = self._settings.control_headers and not http.CONTROL.isdisjoint(headers)
         request = Request(
             request_id=self._request_id,
-            method=headers.get(":method", "POST"),
-            path=headers.get(":path", "/"),
+            method=headers.get(http.METHOD, "POST"),
+            path=headers.get(http.PATH, "/"),
             headers=headers,
             model=facts.model,
             prompt=facts.prompt,
@@ -243,7 +244,7 @@ class Conversation:
     def _picked(self, decision: Decision) -> list[bytes]:
         mutation, metadata = self._settings.templates.of(decision.destination)
         if self._request_id_is_new:
-            mutation += answers.set_header(names.REQUEST_ID, self._request_id)
+            mutation += answers.set_header(http.REQUEST_ID, self._request_id)
         for name, value in decision.response_headers:
             self._response_phase().mutation += answers.set_header(name, value)
         body, self._body = self._body, b""
@@ -305,7 +306,7 @@ class Conversation:
         self._phase = _Phase.REFUSED
         self._pieces = []
         self._body = b""
-        return answers.immediate(refusal, ((names.REQUEST_ID, self._request_id),))
+        return answers.immediate(refusal, ((http.REQUEST_ID, self._request_id),))
 
     # The response, where the gateway sends it through this stream too.
 
@@ -315,7 +316,7 @@ class Conversation:
         response = self._response_phase()
         if self._settings.conformance_hooks:
             report = conformance_report(message.metadata_context)
-            response.mutation += answers.set_header(names.CONFORMANCE_SERVED, report)
+            response.mutation += answers.set_header(http.CONFORMANCE_SERVED, report)
         return response.headers(message, self._response_mode)
 
     def _on_response_body(self, message: Message) -> list[bytes]:
@@ -359,11 +360,11 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
 def _read_control(headers: dict[str, str]) -> dict[str, Any]:
     """The fields of a Request that clients set by headers."""
     return {
-        "objective": _first(headers, names.OBJECTIVE),
-        "fairness_id": _first(headers, names.FAIRNESS_ID),
-        "slo_ttft_ms": _milliseconds(_first(headers, names.SLO_TTFT_MS)),
-        "slo_tpot_ms": _milliseconds(_first(headers, names.SLO_TPOT_MS)),
-        "wanted_model": _first(headers, names.MODEL_REWRITE),
+        "objective": _first(headers, http.OBJECTIVE),
+        "fairness_id": _first(headers, http.FAIRNESS_ID),
+        "slo_ttft_ms": _milliseconds(_first(headers, http.SLO_TTFT_MS)),
+        "slo_tpot_ms": _milliseconds(_first(headers, http.SLO_TPOT_MS)),
+        "wanted_model": _first(headers, http.MODEL_REWRITE),
     }
 
 

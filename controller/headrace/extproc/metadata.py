@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
-from headrace.extproc import names
 from headrace.extproc.wire import MalformedMessage
+from headrace.protocol import http, rpc
 from headrace.xds.envoy.config.core.v3 import base_pb2
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
@@ -35,12 +35,12 @@ def subset_hint(metadata_context: bytes) -> tuple[str, ...] | None:
         fields = base_pb2.Metadata.FromString(metadata_context).filter_metadata
     except DecodeError as error:
         raise MalformedMessage(f"Metadata: {error}") from None
-    if names.SUBSET_METADATA not in fields:
+    if rpc.SUBSET_NAMESPACE not in fields:
         return None
-    hint = fields[names.SUBSET_METADATA].fields
-    if names.SUBSET not in hint:
+    hint = fields[rpc.SUBSET_NAMESPACE].fields
+    if http.SUBSET not in hint:
         return None
-    value = hint[names.SUBSET]
+    value = hint[http.SUBSET]
     if value.WhichOneof("kind") == "list_value":
         texts = [entry.string_value for entry in value.list_value.values]
     else:
@@ -54,10 +54,10 @@ def served_endpoint(metadata_context: bytes) -> str:
         fields = base_pb2.Metadata.FromString(metadata_context).filter_metadata
     except DecodeError as error:
         raise MalformedMessage(f"Metadata: {error}") from None
-    if names.LOAD_BALANCER_METADATA not in fields:
+    if rpc.LOAD_BALANCER_NAMESPACE not in fields:
         return ""
-    lb_fields = fields[names.LOAD_BALANCER_METADATA].fields
-    return lb_fields[names.SERVED].string_value if names.SERVED in lb_fields else ""
+    lb_fields = fields[rpc.LOAD_BALANCER_NAMESPACE].fields
+    return lb_fields[http.SERVED].string_value if http.SERVED in lb_fields else ""
 
 
 def conformance_report(metadata_context: bytes | None) -> str:
@@ -65,4 +65,4 @@ def conformance_report(metadata_context: bytes | None) -> str:
 
     Raises MalformedMessage."""
     served = served_endpoint(metadata_context) if metadata_context is not None else ""
-    return served or f"fail: the gateway sent no metadata {names.LOAD_BALANCER_METADATA}/{names.SERVED}"
+    return served or f"fail: the gateway sent no metadata {rpc.LOAD_BALANCER_NAMESPACE}/{http.SERVED}"

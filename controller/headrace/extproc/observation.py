@@ -6,12 +6,12 @@ nor fails with such a stream: an answer of a model server is never delayed or cu
 from __future__ import annotations
 
 from headrace.core import Decision, Refusal
-from headrace.extproc import names
 from headrace.extproc.events import Event, RequestObserved
 from headrace.extproc.metadata import read_headers
 from headrace.extproc.modes import http_body
 from headrace.extproc.response import ResponseReader
 from headrace.extproc.wire import Kind, Message
+from headrace.protocol import http
 
 
 class Observation:
@@ -31,8 +31,8 @@ class Observation:
         """Take one message; there is never an answer. Raises MalformedMessage."""
         if message.kind is Kind.REQUEST_HEADERS:
             headers, _ = read_headers(message.content)
-            self._request_id = headers.get(names.REQUEST_ID, "")
-            self.events.append(RequestObserved(self._request_id, headers.get(names.DESTINATION, "")))
+            self._request_id = headers.get(http.REQUEST_ID, "")
+            self.events.append(RequestObserved(self._request_id, headers.get(http.DESTINATION, "")))
         elif message.kind is Kind.RESPONSE_HEADERS:
             self._response.headers(message)
         elif message.kind is Kind.RESPONSE_BODY and not self._response.ended:

@@ -12,6 +12,7 @@ from headrace.extproc.model_name import ModelNames
 from headrace.extproc.modes import DUPLEX, ONE_BODY_ANSWER, BodyMode, ProtocolViolation, http_body
 from headrace.extproc.usage import UsageMeter
 from headrace.extproc.wire import Kind, Message
+from headrace.protocol import http
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 _EVENT_STREAM = "text/event-stream"
@@ -32,12 +33,12 @@ class ResponseReader:
     def headers(self, message: Message) -> None:
         """The response's headers. Raises MalformedMessage."""
         headers, ended = read_headers(message.content)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = headers.get(http.CONTENT_TYPE, "").partition(";")[0].strip().lower()
         self.streaming = kind == _EVENT_STREAM
         self.readable = (self.streaming or kind == "application/json") and headers.get(
-            "content-encoding", "identity"
+            http.CONTENT_ENCODING, "identity"
         ) == "identity"
-        status = headers.get(":status", "")
+        status = headers.get(http.STATUS, "")
         self._events.append(
             ResponseStarted(
                 status=int(status) if is_digits(status, 3) else 0,

@@ -4,11 +4,9 @@
 
 from headrace.flowcontrol.config import FlowControlConfig, read_flow_control
 from headrace.flowcontrol.controller import FlowController
-from headrace.flowcontrol.plugins import FACTORIES
 from headrace.flowcontrol.queue import FlowQueue, Outcome, Ticket
 
 __all__ = [
-    "FACTORIES",
     "FlowControlConfig",
     "FlowController",
     "FlowQueue",

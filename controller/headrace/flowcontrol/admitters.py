@@ -5,11 +5,14 @@ Source: llm-d-router, probabilistic and latency SLO admitters."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
+from msgspec import Meta, field
+
+from headrace.config.decode import OverZero, Parameters, Positive
 from headrace.core import Request
+from headrace.protocol import http
 from headrace.scheduling import EndpointState, Prediction
 
 
@@ -25,17 +28,16 @@ class Admitter(Protocol):
         """Whether this request, of negative priority, is to be refused."""
 
 
-@dataclass(frozen=True)
-class ProbabilisticAdmitter:
+class ProbabilisticAdmitter(Parameters, frozen=True):
     """Sheds with probability min(1, saturation^power * k): none of an idle pool, all of a full one, no step between.
 
     Saturation is the mean of max(waiting / T, KV usage / K)."""
 
     type_name: ClassVar[str] = "probabilistic-admitter"
-    queue_depth_threshold: int = 5
-    kv_cache_threshold: float = 0.8
-    power: float = 5.0
-    k: float = 300.0
+    queue_depth_threshold: Positive = 5
+    kv_cache_threshold: OverZero = field(default=0.8, name="kvCacheUtilThreshold")
+    power: Annotated[float, Meta(gt=0, le=100)] = 5.0
+    k: OverZero = 300.0
 
     def sheds(
         self, request: Request, states: Sequence[EndpointState], predictions: Mapping[str, Prediction], rng: Random
@@ -51,23 +53,16 @@ class ProbabilisticAdmitter:
         return min(1.0, float(min(saturation, 1e6) ** self.power) * self.k)
 
 
-@dataclass(frozen=True)
-class LatencySloAdmitter:
+class LatencySloAdmitter(Parameters, frozen=True):
     """Sheds a request with a latency objective where no endpoint should meet it, none is idle, and none is cold (KV
     usage under 2 %). Without predictions it sheds none."""
 
     type_name: ClassVar[str] = "latency-slo-admitter"
-    objective_headers: ClassVar[tuple[str, ...]] = (
-        "x-llm-d-slo-ttft-ms",
-        "x-slo-ttft-ms",
-        "x-llm-d-slo-tpot-ms",
-        "x-slo-tpot-ms",
-    )
 
     def sheds(
         self, request: Request, states: Sequence[EndpointState], predictions: Mapping[str, Prediction], rng: Random
     ) -> bool:
-        if not any(_over_zero(request.headers.get(name, "")) for name in self.objective_headers):
+        if not any(_over_zero(request.headers.get(name, "")) for name in (*http.SLO_TTFT_MS, *http.SLO_TPOT_MS)):
             return False
         known = [predictions[state.key] for state in states if state.key in predictions]
         if not known or any(prediction.meets_objectives for prediction in known):

@@ -5,20 +5,29 @@ the later, bounded one holds: 60 s to wait, 5,000 requests a band."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from msgspec import Meta, Struct, field
+
+from headrace.config.decode import Duration, InvalidConfig, Parameters, Quantity, decode
+from headrace.config.plugins import PluginType, joined
+from headrace.core.fields import mapping
 from headrace.flowcontrol.admitters import Admitter, LatencySloAdmitter
 from headrace.flowcontrol.fairness import Fairness, GlobalStrict
 from headrace.flowcontrol.limits import StaticLimit, UsageLimit
 from headrace.flowcontrol.ordering import FirstComeFirstServed, Ordering
-from headrace.flowcontrol.plugins import FACTORIES
-from headrace.scheduling import Parameters, SaturationDetector
+from headrace.flowcontrol.plugins import PLUGINS
+from headrace.scheduling import SaturationDetector
+from headrace.scheduling.plugins import Utilization
 from headrace.scheduling.saturation import UtilizationDetector
 
 FEATURE_GATE = "flowControl"
 # What other gates turn on is on in any case.
+_SECTIONS = ("featureGates", "saturationDetector", "flowControl")
+_OWN_TYPES = joined(PLUGINS, [PluginType(UtilizationDetector.type_name, Utilization, Utilization.detector)])
 _KNOWN_GATES = (FEATURE_GATE, "dataLayer", "prepareDataPlugins")
 
 
@@ -28,8 +37,8 @@ class BandConfig:
 
     max_requests: int = 5_000
     max_bytes: int = 1_000_000_000
-    fairness: Fairness = field(default_factory=GlobalStrict)
-    ordering: Ordering = field(default_factory=FirstComeFirstServed)
+    fairness: Fairness = dataclasses.field(default_factory=GlobalStrict)
+    ordering: Ordering = dataclasses.field(default_factory=FirstComeFirstServed)
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,15 @@ class FlowControlConfig:
     of one that waits below priority 0."""
 
     enabled: bool = False
-    detector: SaturationDetector = field(default_factory=UtilizationDetector)
+    detector: SaturationDetector = dataclasses.field(default_factory=UtilizationDetector)
     max_requests: int = 0
     max_bytes: int = 0
     request_ttl: float = 60.0
     no_endpoint_ttl: float = 60.0
-    bands: Mapping[int, BandConfig] = field(default_factory=dict)
-    default_band: BandConfig = field(default_factory=BandConfig)
-    default_negative_band: BandConfig = field(default_factory=BandConfig)
-    usage_limit: UsageLimit = field(default_factory=StaticLimit)
+    bands: Mapping[int, BandConfig] = dataclasses.field(default_factory=dict)
+    default_band: BandConfig = dataclasses.field(default_factory=BandConfig)
+    default_negative_band: BandConfig = dataclasses.field(default_factory=BandConfig)
+    usage_limit: UsageLimit = dataclasses.field(default_factory=StaticLimit)
     eviction: bool = False
     admitters: tuple[Admitter, ...] = ()
     notes: tuple[str, ...] = ()
@@ -62,54 +71,90 @@ class FlowControlConfig:
         return frozenset(band.fairness for band in bands)
 
 
+class _Reference(Parameters, frozen=True):
+    plugin_ref: str = ""
+
+
+class _OldDetector(Utilization, frozen=True):
+    """Before there were plugins for it, the thresholds stood in the section."""
+
+    plugin_ref: str = ""
+
+
+class _Band(Parameters, frozen=True):
+    priority: Annotated[int, Meta(ge=-(1 << 31))] = 0
+    max_requests: Quantity = Quantity()
+    max_bytes: Quantity = Quantity()
+    fairness_policy_ref: str = ""
+    ordering_policy_ref: str = ""
+
+
+class _FlowControl(Parameters, frozen=True):
+    saturation_detector: _Reference | None = None
+    max_requests: Quantity = Quantity()
+    max_bytes: Quantity = Quantity()
+    default_request_ttl: Duration = field(default=Duration(60.0), name="defaultRequestTTL")
+    no_endpoint_request_ttl: Duration | None = field(default=None, name="noEndpointRequestTTL")
+    default_priority_band: _Band = _Band()
+    default_negative_priority_band: _Band = _Band()
+    priority_bands: tuple[_Band, ...] = ()
+    usage_limit_policy_plugin_ref: str = ""
+    enable_eviction: bool = False
+
+
+class _Sections(Struct, frozen=True, rename="camel"):
+    feature_gates: tuple[str, ...] = ()
+    saturation_detector: _OldDetector | None = None
+    flow_control: _FlowControl | None = None
+
+
 def read_flow_control(document: Mapping[str, object], plugins: Mapping[str, object]) -> FlowControlConfig:
     """The settings of a decoded EndpointPickerConfig whose plugins are `plugins`, by name. Raises InvalidConfig."""
-    root = Parameters(document, "")
-    enabled, notes = _feature_gate(root)
-    section = root.object("flowControl")
-    detector = _detector(root, section, plugins)
+    # An empty section is as good as none.
+    sections = decode({name: given for name in _SECTIONS if (given := document.get(name)) != {}}, _Sections, "")
+    enabled, notes = _feature_gate(sections.feature_gates)
+    section, at = sections.flow_control or _FlowControl(), "flowControl"
     admitters = tuple(plugin for plugin in plugins.values() if isinstance(plugin, Admitter))
     if any(isinstance(admitter, LatencySloAdmitter) for admitter in admitters):
         notes.append(f"{LatencySloAdmitter.type_name} sheds nothing: nothing predicts latencies")
-    ttl = section.duration("defaultRequestTTL", 60.0)
-    default_band = _band(section.object("defaultPriorityBand"), BandConfig(), plugins)
-    negative = section.object("defaultNegativePriorityBand")
+    default_band = _band(section.default_priority_band, BandConfig(), plugins, f"{at}.defaultPriorityBand")
     bands: dict[int, BandConfig] = {}
-    for entry in section.objects("priorityBands"):
-        priority = entry.integer("priority", 0, at_least=-(1 << 31))
-        if priority in bands:
-            raise entry.refuse("priority", "give each priority one band")
-        bands[priority] = _band(entry, BandConfig(), plugins)
-    reference = section.text("usageLimitPolicyPluginRef")
-    limit = _policy(section, "usageLimitPolicyPluginRef", plugins, _is_limit) if reference else StaticLimit()
-    config = FlowControlConfig(
+    for number, entry in enumerate(section.priority_bands):
+        where = f"{at}.priorityBands[{number}]"
+        if entry.priority in bands:
+            raise InvalidConfig(f"{where}.priority", entry.priority, "give each priority one band")
+        bands[entry.priority] = _band(entry, BandConfig(), plugins, where)
+    limit = section.usage_limit_policy_plugin_ref
+    ttl, without_endpoint = float(section.default_request_ttl), section.no_endpoint_request_ttl
+    if section.enable_eviction:
+        notes.append("enableEviction makes room in the queue; answers that have begun are never cut")
+    if not enabled and set(mapping(document.get("flowControl"))) - {"saturationDetector"}:
+        notes.append(f"flowControl has no effect without {FEATURE_GATE} in featureGates")
+    return FlowControlConfig(
         enabled=enabled,
-        detector=detector,
-        max_requests=section.quantity("maxRequests", 0),
-        max_bytes=section.quantity("maxBytes", 0),
+        detector=_detector(sections, plugins),
+        max_requests=int(section.max_requests),
+        max_bytes=int(section.max_bytes),
         request_ttl=ttl,
-        no_endpoint_ttl=section.duration("noEndpointRequestTTL", ttl),
+        no_endpoint_ttl=ttl if without_endpoint is None else float(without_endpoint),
         bands=bands,
         default_band=default_band,
-        default_negative_band=_band(negative, default_band, plugins),
-        usage_limit=limit,
-        eviction=section.boolean("enableEviction", False),
+        default_negative_band=_band(
+            section.default_negative_priority_band, default_band, plugins, f"{at}.defaultNegativePriorityBand"
+        ),
+        usage_limit=_policy(limit, UsageLimit, plugins, f"{at}.usageLimitPolicyPluginRef") if limit else StaticLimit(),
+        eviction=section.enable_eviction,
         admitters=admitters,
+        notes=tuple(notes),
     )
-    section.finish()
-    if config.eviction:
-        notes.append("enableEviction makes room in the queue; answers that have begun are never cut")
-    if not enabled and "flowControl" in root and len(section.names()) > ("saturationDetector" in section):
-        notes.append(f"flowControl has no effect without {FEATURE_GATE} in featureGates")
-    return replace(config, notes=tuple(notes))
 
 
-def _feature_gate(root: Parameters) -> tuple[bool, list[str]]:
+def _feature_gate(gates: Iterable[str]) -> tuple[bool, list[str]]:
     enabled, notes = False, []
-    for gate in root.texts("featureGates"):
+    for gate in gates:
         name, equals, value = gate.partition("=")
         if equals and value.strip().lower() not in ("true", "false"):
-            raise root.refuse("featureGates", "give names, or name=true and name=false")
+            raise InvalidConfig("featureGates", gate, "give names, or name=true and name=false")
         if name == FEATURE_GATE:
             enabled = value.strip().lower() != "false"
         elif name not in _KNOWN_GATES:
@@ -117,74 +162,37 @@ def _feature_gate(root: Parameters) -> tuple[bool, list[str]]:
     return enabled, notes
 
 
-def _detector(root: Parameters, section: Parameters, plugins: Mapping[str, object]) -> SaturationDetector:
-    old, new = root.object("saturationDetector"), section.object("saturationDetector")
-    for at in (new, old):
-        if "pluginRef" in at:
-            found = _policy(at, "pluginRef", plugins, _is_detector)
-            at.finish()
+def _detector(sections: _Sections, plugins: Mapping[str, object]) -> SaturationDetector:
+    new = sections.flow_control.saturation_detector if sections.flow_control else None
+    old = sections.saturation_detector
+    for section, at in ((new, "flowControl.saturationDetector"), (old, "saturationDetector")):
+        if section is not None and section.plugin_ref:
+            found: SaturationDetector = _policy(section.plugin_ref, SaturationDetector, plugins, f"{at}.pluginRef")
             return found
-    new.finish()
-    if not old.names():
-        usual = plugins.get(UtilizationDetector.type_name)
-        return usual if isinstance(usual, SaturationDetector) else UtilizationDetector()
-    # Before there were plugins for it, the thresholds stood here.
-    old.duration("metricsStalenessThreshold", 0.2)
-    detector = UtilizationDetector(
-        queue_depth_threshold=old.integer("queueDepthThreshold", 5, at_least=1),
-        kv_cache_threshold=old.positive("kvCacheUtilThreshold", 0.8, at_most=1.0),
-    )
-    old.ignore("pluginRef")
-    old.finish()
-    return detector
+    usual = plugins.get(UtilizationDetector.type_name)
+    if old is None and isinstance(usual, SaturationDetector):
+        return usual
+    return (old or _OldDetector()).detector()
 
 
-def _band(entry: Parameters, usual: BandConfig, plugins: Mapping[str, object]) -> BandConfig:
+def _band(entry: _Band, usual: BandConfig, plugins: Mapping[str, object], at: str) -> BandConfig:
     """A band's settings. A bound of 0 means the usual one, as in the reference picker."""
-    band = BandConfig(
-        max_requests=entry.quantity("maxRequests", 0) or usual.max_requests,
-        max_bytes=entry.quantity("maxBytes", 0) or usual.max_bytes,
-        fairness=_policy(entry, "fairnessPolicyRef", plugins, _is_fairness)
-        if entry.text("fairnessPolicyRef")
-        else usual.fairness,
-        ordering=_policy(entry, "orderingPolicyRef", plugins, _is_ordering)
-        if entry.text("orderingPolicyRef")
-        else usual.ordering,
+    fairness, ordering = entry.fairness_policy_ref, entry.ordering_policy_ref
+    return BandConfig(
+        max_requests=int(entry.max_requests) or usual.max_requests,
+        max_bytes=int(entry.max_bytes) or usual.max_bytes,
+        fairness=_policy(fairness, Fairness, plugins, f"{at}.fairnessPolicyRef") if fairness else usual.fairness,
+        ordering=_policy(ordering, Ordering, plugins, f"{at}.orderingPolicyRef") if ordering else usual.ordering,
     )
-    entry.ignore("priority")
-    entry.finish()
-    return band
 
 
-_T = TypeVar("_T")
-
-
-def _policy(at: Parameters, name: str, plugins: Mapping[str, object], of_kind: Callable[[object], _T | None]) -> _T:
-    """The plugin that a field names. A type that has no need of parameters need not be among the plugins."""
-    reference = at.text(name, needed=True)
-    found = plugins.get(reference)
-    if reference not in plugins and reference in FACTORIES:
-        found = FACTORIES[reference](Parameters({}, reference))
-    if reference not in plugins and reference == UtilizationDetector.type_name:
-        found = UtilizationDetector()
-    policy = of_kind(found)
-    if policy is None:
-        fitting = [known for known, plugin in plugins.items() if of_kind(plugin) is not None]
-        raise at.refuse(name, f"name a plugin of the right kind; there are: {', '.join(fitting) or 'none'}")
-    return policy
-
-
-def _is_detector(plugin: object) -> SaturationDetector | None:
-    return plugin if isinstance(plugin, SaturationDetector) else None
-
-
-def _is_fairness(plugin: object) -> Fairness | None:
-    return plugin if isinstance(plugin, Fairness) else None
-
-
-def _is_ordering(plugin: object) -> Ordering | None:
-    return plugin if isinstance(plugin, Ordering) else None
-
-
-def _is_limit(plugin: object) -> UsageLimit | None:
-    return plugin if isinstance(plugin, UsageLimit) else None
+def _policy(name: str, kind: Any, plugins: Mapping[str, object], at: str) -> Any:
+    """The plugin of a kind that a field names. A type that needs no parameters need not be among the plugins."""
+    found = plugins.get(name)
+    if name not in plugins and name in _OWN_TYPES:
+        found = _OWN_TYPES[name].make(_OWN_TYPES[name].read({}, name))
+    if not isinstance(found, kind):
+        fitting = [known for known, plugin in plugins.items() if isinstance(plugin, kind)]
+        fix = f"name a plugin of the right kind; there are: {', '.join(fitting) or 'none'}"
+        raise InvalidConfig(at, name, fix)
+    return found

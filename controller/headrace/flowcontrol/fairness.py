@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from msgspec import field
+
+from headrace.config.decode import Number, Parameters
 
 # Flows are named by clients: of the service they got, so many are remembered.
 MAX_FLOWS = 10_000
@@ -67,8 +70,7 @@ class Fairness(Protocol):
         """The flow to take from. They come in the order in which they were last served, longest ago first."""
 
 
-@dataclass(frozen=True)
-class GlobalStrict:
+class GlobalStrict(Parameters, frozen=True):
     """No fairness: the band's best request goes first, whosever it is."""
 
     type_name: ClassVar[str] = "global-strict-fairness-policy"
@@ -79,8 +81,7 @@ class GlobalStrict:
         return next(iter(flows))
 
 
-@dataclass(frozen=True)
-class RoundRobin:
+class RoundRobin(Parameters, frozen=True):
     """Each flow with requests waiting has its turn."""
 
     type_name: ClassVar[str] = "round-robin-fairness-policy"
@@ -91,16 +92,16 @@ class RoundRobin:
         return next(iter(flows))
 
 
-@dataclass(frozen=True)
-class LeastAttainedService:
+class LeastAttainedService(Parameters, frozen=True):
     """The flow with the highest sum of `weight_service` * (1 - service) + `weight_head_wait` * (wait of its next
     request), both scaled to 0..1 over the flows (0 where all are equal)."""
 
     type_name: ClassVar[str] = "program-aware-fairness"
     by_flow: ClassVar[bool] = True
-    weight_service: float = 0.8
-    weight_head_wait: float = 0.2
-    half_life: float = 60.0
+    weight_service: Number = field(default=0.8, name="lasWeightService")
+    weight_head_wait: Number = field(default=0.2, name="lasWeightHeadWait")
+    half_life: Number = field(default=60.0, name="lasHalfLifeSeconds")
+    strategy: Literal["las"] = "las"
 
     def choose(self, flows: Mapping[str, Flow], service: Service, now: float) -> str:
         got = [service.of(flow, now, self.half_life) for flow in flows]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from headrace.config.decode import Number, Parameters
+
 
 @runtime_checkable
 class UsageLimit(Protocol):
@@ -19,12 +21,11 @@ class UsageLimit(Protocol):
         """A ceiling for each of the priorities, highest first. `turn` counts the calls."""
 
 
-@dataclass(frozen=True)
-class StaticLimit:
+class StaticLimit(Parameters, frozen=True):
     """The same for all bands."""
 
     type_name: ClassVar[str] = "static-usage-limit-policy"
-    threshold: float = 1.0
+    threshold: Number = 1.0
 
     def ceilings(self, saturation: float, priorities: Sequence[int], turn: int) -> list[float]:
         return [self.threshold] * len(priorities)
@@ -51,8 +52,7 @@ class PriorityHoldback:
         return [self.min_ceiling + span * (priority - low) / (high - low) for priority in priorities]
 
 
-@dataclass(frozen=True)
-class SoftReflectiveCeiling:
+class SoftReflectiveCeiling(Parameters, frozen=True):
     """Ceilings of 1 - rank * saturation / (bands - 1). A band at or over its own is open only every n-th turn,
     n = round(saturation / (1 - saturation)), so that its rate falls gradually; at 1 it is shut."""
 

@@ -4,13 +4,12 @@ Source: Gateway API Inference Extension v1.5.0 and llm-d-router, ordering polici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from headrace.config.decode import Parameters
 from headrace.core import Request
+from headrace.protocol import http
 
-# The first one found counts; the second is the older name.
-TTFT_OBJECTIVE_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 NEVER = float("inf")
 
 
@@ -24,8 +23,7 @@ class Ordering(Protocol):
         """The key of a request that comes at `now` and may wait `ttl` seconds (0: any time)."""
 
 
-@dataclass(frozen=True)
-class FirstComeFirstServed:
+class FirstComeFirstServed(Parameters, frozen=True):
     """In the order in which they came."""
 
     type_name: ClassVar[str] = "fcfs-ordering-policy"
@@ -34,8 +32,7 @@ class FirstComeFirstServed:
         return 0.0
 
 
-@dataclass(frozen=True)
-class EarliestDeadlineFirst:
+class EarliestDeadlineFirst(Parameters, frozen=True):
     """By the end of their time to live; requests without one come last."""
 
     type_name: ClassVar[str] = "edf-ordering-policy"
@@ -44,14 +41,13 @@ class EarliestDeadlineFirst:
         return now + ttl if ttl > 0 else NEVER
 
 
-@dataclass(frozen=True)
-class SloDeadline:
+class SloDeadline(Parameters, frozen=True):
     """By when their first token is wanted: arrival plus the milliseconds of a request header; without it, last."""
 
     type_name: ClassVar[str] = "slo-deadline-ordering-policy"
 
     def order_key(self, request: Request, now: float, ttl: float) -> float:
-        for name in TTFT_OBJECTIVE_HEADERS:
+        for name in http.SLO_TTFT_MS:
             text = request.headers.get(name, "").strip()
             if text.isascii() and text.isdigit() and len(text) <= 12:
                 return now + int(text) / 1000.0

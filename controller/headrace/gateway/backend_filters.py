@@ -14,6 +14,7 @@ from typing import Any
 
 from headrace.core.invalid import InvalidField
 from headrace.gateway.snapshot import Object, mapping, mappings
+from headrace.protocol import http
 from headrace.xds.envoy.config.core.v3 import base_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2
 
@@ -91,6 +92,6 @@ def _read(spec: Object, field: str, added: list[tuple[str, str, Any]], removed: 
 
 
 def _name(value: object, field: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value) or value.lower() == "host":
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or value.lower() == http.HOST:
         raise InvalidFilter(field, value, "give the name of a header; Host is changed by URLRewrite of the rule")
     return value

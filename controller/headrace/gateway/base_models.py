@@ -22,10 +22,12 @@ from typing import NamedTuple
 
 import yaml
 
-from headrace.gateway import names
+from headrace.core.fields import has_condition
 from headrace.gateway.snapshot import Object, Snapshot, backends_of, mapping, mappings, rules_of
 from headrace.gateway.status import GatewayKey, gateway_of
 from headrace.kube.reflector import key_of
+from headrace.protocol import http
+from headrace.protocol.objects import ACCEPTED
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def model_routes(snapshot: Snapshot, controller_name: str) -> list[ModelRoute]:
                 matches = list(_model_matches(rule))
                 if not matches:
                     continue
-                of_base = [match for match in matches if match[0] == names.BASE_MODEL_HEADER]
+                of_base = [match for match in matches if match[0] == http.BASE_MODEL]
                 pools = {
                     backend.namespace
                     for backend in backends_of(rule, namespace)
@@ -103,7 +105,7 @@ def _model_matches(rule: Object) -> Iterator[tuple[str, str, bool]]:
     for match in mappings(rule.get("matches")):
         for header in mappings(match.get("headers")):
             name = str(header.get("name") or "").lower()
-            if name in names.MODEL_HEADERS:
+            if name in http.MODELS:
                 yield name, str(header.get("value") or ""), (header.get("type") or "Exact") == "Exact"
 
 
@@ -112,10 +114,7 @@ def _accepted_by(route: Object, namespace: str, snapshot: Snapshot, controller_n
         gateway
         for entry in mappings(mapping(route.get("status")).get("parents"))
         if entry.get("controllerName") == controller_name
-        and any(
-            condition.get("type") == "Accepted" and condition.get("status") == "True"
-            for condition in mappings(entry.get("conditions"))
-        )
+        and has_condition(entry, ACCEPTED)
         and (gateway := gateway_of(entry, namespace)) is not None
         and gateway in snapshot.gateways
     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 from google.protobuf import any_pb2, duration_pb2, wrappers_pb2
 from google.protobuf.message import DecodeError, Message
 
-from headrace.core import Pool
+from headrace.core import H2C, Pool
 from headrace.gateway import names
 from headrace.gateway.snapshot import PickerService
+from headrace.protocol import http, rpc
 from headrace.xds.envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from headrace.xds.envoy.config.core.v3 import base_pb2, config_source_pb2, extension_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2
@@ -22,7 +23,6 @@ from headrace.xds.envoy.type.metadata.v3 import metadata_pb2
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS = "envoy.transport_sockets.tls"
-_H2C = "kubernetes.io/h2c"
 # Envoy's own limits of 1024 are far below one stream for each running request.
 _NO_LIMIT = 1 << 20
 # A starting Envoy waits this long for a controller that does not answer, and then serves its other routes.
@@ -33,8 +33,6 @@ _KEEPALIVE_SECONDS = 1.0
 _KEEPALIVE_TIMEOUT_SECONDS = 0.8
 # Then it is tried again: it is back in use within two seconds of its recovery.
 _PASSED_BY_SECONDS = 1.5
-# gRPC health is asked only of our own picker: others need not serve it on their ext_proc port.
-_HEALTH_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 _RETRY_SECONDS = 0.025
 # Of two endpoints, five draws would give the one just tried again in one case of 32.
 _HOST_SELECTIONS = 20
@@ -87,7 +85,7 @@ def pool_cluster(pool: Pool, template: cluster_pb2.Cluster | None, name: str) ->
     _from_controller(cluster.eds_cluster_config.eds_config)
     cluster.circuit_breakers.CopyFrom(_unlimited())
     cluster.load_balancing_policy.CopyFrom(_override_host())
-    if pool.app_protocol == _H2C:
+    if pool.app_protocol == H2C:
         _force_http2(cluster)
     return cluster
 
@@ -130,7 +128,8 @@ def picker_cluster(
             timeout=seconds(1), interval=seconds(1), no_traffic_interval=seconds(1), unhealthy_threshold=number(2)
         )
         check.healthy_threshold.value = 1
-        check.grpc_health_check.service_name = _HEALTH_SERVICE
+        # Only our own picker is asked: others need not serve gRPC health on their ext_proc port.
+        check.grpc_health_check.service_name = rpc.EXT_PROC_SERVICE
     elif failure_detection:
         _detect_by_failures(cluster)
     if not service.cleartext:
@@ -181,7 +180,7 @@ def _unlimited() -> circuit_breaker_pb2.CircuitBreakers:
 
 def _metadata_key(name: str) -> metadata_pb2.MetadataKey:
     path = [metadata_pb2.MetadataKey.PathSegment(key=name)]
-    return metadata_pb2.MetadataKey(key=names.LOAD_BALANCER_METADATA, path=path)
+    return metadata_pb2.MetadataKey(key=rpc.LOAD_BALANCER_NAMESPACE, path=path)
 
 
 def _policy(name: str, config: any_pb2.Any) -> cluster_pb2.LoadBalancingPolicy:
@@ -192,10 +191,10 @@ def _policy(name: str, config: any_pb2.Any) -> cluster_pb2.LoadBalancingPolicy:
 
 
 def _override_host() -> cluster_pb2.LoadBalancingPolicy:
-    source = override_host_pb2.OverrideHost.OverrideHostSource(metadata=_metadata_key(names.DESTINATION))
+    source = override_host_pb2.OverrideHost.OverrideHostSource(metadata=_metadata_key(http.DESTINATION))
     fallback = _policy("envoy.load_balancing_policies.least_request", pack(least_request_pb2.LeastRequest()))
     policy = override_host_pb2.OverrideHost(
-        override_host_sources=[source], selected_host_key=_metadata_key(names.SERVED), fallback_policy=fallback
+        override_host_sources=[source], selected_host_key=_metadata_key(http.SERVED), fallback_policy=fallback
     )
     return _policy("envoy.load_balancing_policies.override_host", pack(policy))
 

@@ -21,12 +21,11 @@ from headrace.gateway.endpoints import assignment, picker_addresses, pool_addres
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.trust import Trust, pool_trust, trust_secret
+from headrace.protocol import rpc
 from headrace.xds.envoy.service.discovery.v3 import discovery_pb2
 
 logger = logging.getLogger(__name__)
 
-EDS_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-SDS_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 # Changes that come together, as those of a rollout do, go out together.
 _SETTLE_SECONDS = 0.01
@@ -52,7 +51,7 @@ class SnapshotSource:
         snapshot = self._snapshot()
         found = names.split_resource_name(name)
         pool = snapshot.pools.get(found[0]) if found is not None else None
-        if type_url == SDS_TYPE:
+        if type_url == rpc.SDS_TYPE:
             trust = Trust(hostname="")
             if pool is not None:
                 trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
@@ -99,8 +98,8 @@ class Discovery:
             return grpc.method_handlers_generic_handler(service, {method: made})
 
         return (
-            handler("envoy.service.endpoint.v3.EndpointDiscoveryService", "StreamEndpoints", EDS_TYPE),
-            handler("envoy.service.secret.v3.SecretDiscoveryService", "StreamSecrets", SDS_TYPE),
+            handler(rpc.EDS_SERVICE, "StreamEndpoints", rpc.EDS_TYPE),
+            handler(rpc.SDS_SERVICE, "StreamSecrets", rpc.SDS_TYPE),
         )
 
     def _serialized(self, type_url: str, name: str) -> bytes | None:
@@ -174,4 +173,4 @@ class Discovery:
 
 
 def _kind(type_url: str) -> str:
-    return "sds" if type_url == SDS_TYPE else "eds"
+    return "sds" if type_url == rpc.SDS_TYPE else "eds"

@@ -8,6 +8,7 @@ from headrace.core import Pool, fields
 from headrace.datalayer.pods import endpoints_of
 from headrace.gateway.clusters import number
 from headrace.gateway.snapshot import PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+from headrace.protocol.objects import SERVICE_LABEL
 from headrace.xds.envoy.config.core.v3 import address_pb2, health_check_pb2
 from headrace.xds.envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 
@@ -34,7 +35,7 @@ def picker_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
 def _of_slices(snapshot: Snapshot, service: PickerService) -> Iterable[Address]:
     for endpoint_slice in snapshot.endpoint_slices.values():
         metadata = mapping(endpoint_slice.get("metadata"))
-        owner = mapping(metadata.get("labels")).get("kubernetes.io/service-name")
+        owner = mapping(metadata.get("labels")).get(SERVICE_LABEL)
         if metadata.get("namespace") != service.namespace or owner != service.name:
             continue
         if endpoint_slice.get("addressType") not in ("IPv4", "IPv6"):

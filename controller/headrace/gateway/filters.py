@@ -20,6 +20,8 @@ from headrace.core import FailureMode, Pool
 from headrace.gateway import names
 from headrace.gateway.clusters import pack, seconds
 from headrace.gateway.snapshot import PickerService
+from headrace.protocol import http, rpc
+from headrace.protocol.objects import BODY_MODE_ANNOTATION, OBSERVATION_ANNOTATION
 from headrace.xds.envoy.config.core.v3 import grpc_service_pb2
 from headrace.xds.envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
 from headrace.xds.envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
@@ -83,20 +85,20 @@ def plan_pick(pool: Pool, service: PickerService) -> PickPlan:
     Mode `auto`: only a buffered pick can fail open reliably, as Envoy cannot take back what it has streamed. Streaming
     has no size limit and no copy, and is what the protocol asks for."""
     notes: list[str] = []
-    wanted = pool.annotations.get(names.BODY_MODE_ANNOTATION, "auto")
+    wanted = pool.annotations.get(BODY_MODE_ANNOTATION, "auto")
     automatic = BodyMode.BUFFERED if pool.failure_mode is FailureMode.OPEN else BodyMode.STREAMED
     body_mode = automatic if service.is_ours else BodyMode.STREAMED
     if wanted != "auto":
         try:
             body_mode = BodyMode(wanted)
         except ValueError:
-            notes.append(f"{names.BODY_MODE_ANNOTATION}: {wanted!r}: use auto, {', '.join(BodyMode)}")
+            notes.append(f"{BODY_MODE_ANNOTATION}: {wanted!r}: use auto, {', '.join(BodyMode)}")
     observation = Observation.OFF
-    wanted = pool.annotations.get(names.OBSERVATION_ANNOTATION, Observation.OFF)
+    wanted = pool.annotations.get(OBSERVATION_ANNOTATION, Observation.OFF)
     try:
         observation = Observation(wanted)
     except ValueError:
-        notes.append(f"{names.OBSERVATION_ANNOTATION}: {wanted!r}: use {', '.join(Observation)}")
+        notes.append(f"{OBSERVATION_ANNOTATION}: {wanted!r}: use {', '.join(Observation)}")
     return PickPlan(pool, service, body_mode, observation, tuple(notes))
 
 
@@ -151,7 +153,7 @@ def listener_filters(*, idle: bool = False) -> list[http_connection_manager_pb2.
 
 def _removed_headers() -> header_mutation_pb2.Mutations:
     mutations = header_mutation_pb2.Mutations()
-    for name in names.UNTRUSTED_HEADERS:
+    for name in http.UNTRUSTED:
         mutations.request_mutations.add().remove = name
     return mutations
 
@@ -160,7 +162,7 @@ def _overrides(plan: PickPlan, mode: _Mode, fails_open: bool) -> any_pb2.Any:
     service = grpc_service_pb2.GrpcService()
     if plan.service.is_ours:
         # The pick's stream may end once it is answered: responses are observed by a stream of their own.
-        service.initial_metadata.add(key=names.OBSERVED_METADATA, value="true")
+        service.initial_metadata.add(key=rpc.OBSERVED, value="true")
     cluster = names.picker_cluster_name(names.pool_key(plan.pool))
     service.envoy_grpc.cluster_name = cluster
     service.envoy_grpc.authority = plan.authority
@@ -206,6 +208,6 @@ def _observe_mode(*, bodies: bool) -> _Mode:
 def _metadata() -> ext_proc_pb2.MetadataOptions:
     namespaces = ext_proc_pb2.MetadataOptions.MetadataNamespaces
     return ext_proc_pb2.MetadataOptions(
-        forwarding_namespaces=namespaces(untyped=[names.LOAD_BALANCER_METADATA, names.SUBSET_METADATA]),
-        receiving_namespaces=namespaces(untyped=[names.LOAD_BALANCER_METADATA]),
+        forwarding_namespaces=namespaces(untyped=[rpc.LOAD_BALANCER_NAMESPACE, rpc.SUBSET_NAMESPACE]),
+        receiving_namespaces=namespaces(untyped=[rpc.LOAD_BALANCER_NAMESPACE]),
     )

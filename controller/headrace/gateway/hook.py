@@ -16,10 +16,10 @@ from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.translate import Translation, named_rules, translate
 from headrace.gateway.xds_names import RuleName
+from headrace.protocol import rpc
 
 logger = logging.getLogger(__name__)
 
-_SERVICE = "envoygateway.extension.EnvoyGatewayExtension"
 _NOTES_LOGGED = 50
 
 
@@ -44,7 +44,7 @@ class Hook:
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
         method: Any = grpc.unary_unary_rpc_method_handler(self._post_translate_modify)
-        return grpc.method_handlers_generic_handler(_SERVICE, {"PostTranslateModify": method})
+        return grpc.method_handlers_generic_handler(rpc.EXTENSION_SERVICE, {"PostTranslateModify": method})
 
     async def _post_translate_modify(self, content: bytes, context: Any) -> bytes:
         started = time.perf_counter()

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeAlias
 
-from headrace.core.translated import ROUTES_TRANSLATED, RouteKey, TranslatedRoute, read_routes, uid_of, write_routes
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Backend, Object, Snapshot, backends_of, mapping, mappings, rules_of
 from headrace.gateway.status import Condition, GatewayKey, gateway_of, parents_of_route
 from headrace.gateway.xds_names import KINDS, RuleName
+from headrace.protocol.objects import ROUTES_TRANSLATED
+from headrace.protocol.translated import RouteKey, TranslatedRoute, read_routes, uid_of, write_routes
 
 _STATE_LENGTH = 8
 _MAX_NAMED = 5

@@ -26,6 +26,7 @@ from headrace.core.bounded_json import MAX_BYTES
 from headrace.gateway import names
 from headrace.gateway.clusters import number, pack, retry_elsewhere, seconds
 from headrace.gateway.filters import listener_filters
+from headrace.protocol import http, rpc
 from headrace.xds.envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from headrace.xds.envoy.config.core.v3 import base_pb2, extension_pb2, grpc_service_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2
@@ -56,7 +57,7 @@ _FALLBACK_ROUTE = "headrace/no-route"
 
 def matches_model(route: _Route) -> bool:
     """Whether a route is chosen by the model of the body."""
-    return any(header.name.lower() in names.MODEL_HEADERS for header in route.match.headers)
+    return any(header.name.lower() in http.MODELS for header in route.match.headers)
 
 
 def enabled_by(route: _Route | None, defaults: dict[str, bool]) -> frozenset[str]:
@@ -162,7 +163,7 @@ def _may_overlap(one: _Route, other: _Route) -> bool:
 
 def prepare_manager(manager: _Manager) -> None:
     """Put the filters of body-based routing, and those of pools, into a connection manager that has none of them."""
-    removed = [mutation_rules_pb2.HeaderMutation(remove=name) for name in names.MODEL_HEADERS]
+    removed = [mutation_rules_pb2.HeaderMutation(remove=name) for name in http.MODELS]
     early = manager.early_header_mutation_extensions.add(name=_EARLY)
     early.typed_config.CopyFrom(pack(early_pb2.HeaderMutation(mutations=removed)))
     kept = list(manager.http_filters)
@@ -175,7 +176,7 @@ def _body_filters(gateway: str) -> Sequence[http_connection_manager_pb2.HttpFilt
     buffer = buffer_pb2.Buffer(max_request_bytes=number(BODY_LIMIT_BYTES))
     service = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.DISCOVERY_CLUSTER),
-        initial_metadata=[base_pb2.HeaderValue(key=names.GATEWAY_METADATA, value=gateway)],
+        initial_metadata=[base_pb2.HeaderValue(key=rpc.GATEWAY, value=gateway)],
         # The other replica of the controller may answer.
         retry_policy=base_pb2.RetryPolicy(retry_on=_RETRY_ON, num_retries=number(_RETRIES)),
     )
@@ -206,8 +207,8 @@ def _for_json(name: str, inner: str, config: Message) -> http_connection_manager
     both = _Predicate(
         and_matcher=_Predicate.PredicateList(
             predicate=[
-                _header_predicate(":method", string_pb2.StringMatcher(exact="POST")),
-                _header_predicate("content-type", json),
+                _header_predicate(http.METHOD, string_pb2.StringMatcher(exact="POST")),
+                _header_predicate(http.CONTENT_TYPE, json),
             ]
         )
     )

@@ -22,14 +22,13 @@ from headrace.extproc import MalformedMessage, answers
 from headrace.extproc.body import read_model
 from headrace.extproc.metadata import read_headers
 from headrace.extproc.wire import Kind, flag, nested, read_message
-from headrace.gateway import names
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.status import GatewayKey
+from headrace.protocol import http, rpc
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 # Bodies that are read at a time: the rest waits in Envoy, so that many long ones do not end in this process's memory.
 _BODIES_AT_A_TIME = 8
 # What an HttpBody has beside the body.
@@ -54,7 +53,7 @@ class ModelStream:
         message = read_message(raw)
         if message.kind is Kind.REQUEST_HEADERS:
             headers, ended = read_headers(message.content)
-            self._encoding = headers.get("content-encoding", "")
+            self._encoding = headers.get(http.CONTENT_ENCODING, "")
             self.done = ended
             return answers.UNCHANGED[message.kind]
         if message.kind is not Kind.REQUEST_BODY:
@@ -86,7 +85,7 @@ def model_answer(model: str, base_model: str) -> bytes:
     A name that no header can carry is none. Envoy has removed what the client sent under these names."""
     mutation = b"".join(
         answers.set_header(name, value)
-        for name, value in ((names.MODEL_HEADER, model), (names.BASE_MODEL_HEADER, base_model))
+        for name, value in ((http.MODEL, model), (http.BASE_MODEL, base_model))
         if value and value.isprintable()
     )
     if not mutation:
@@ -106,7 +105,7 @@ class ModelService:
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._process)
-        return grpc.method_handlers_generic_handler(_SERVICE, {"Process": method})
+        return grpc.method_handlers_generic_handler(rpc.EXT_PROC_SERVICE, {"Process": method})
 
     async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
         stream = ModelStream(self._base_models(_gateway_of(context)))
@@ -136,7 +135,7 @@ class ModelService:
 def _gateway_of(context: Any) -> GatewayKey | None:
     """The Gateway that asks. An Envoy with an older configuration does not tell."""
     for key, value in context.invocation_metadata() or ():
-        if key == names.GATEWAY_METADATA and isinstance(value, str):
+        if key == rpc.GATEWAY and isinstance(value, str):
             namespace, _, name = value.partition("/")
             return (namespace, name)
     return None

@@ -1,4 +1,4 @@
-"""Names that several parts agree on: clusters and secrets in Envoy, filters, annotations, metadata keys."""
+"""Names in Envoy's configuration that several parts agree on: clusters, secrets and filters."""
 
 from __future__ import annotations
 
@@ -18,34 +18,6 @@ OBSERVE_FILTER = "envoy.filters.http.ext_proc/headrace-observe"
 BUFFER_FILTER = "envoy.filters.http.match_delegate/headrace-buffer"
 MODEL_FILTER = "envoy.filters.http.match_delegate/headrace-model"
 OWN_FILTERS = (BUFFER_FILTER, MODEL_FILTER, HEADERS_FILTER, PICK_FILTER, OBSERVE_FILTER)
-
-# Headers that body-based routing sets, and that no client can: routes match them.
-MODEL_HEADER = "x-gateway-model-name"
-BASE_MODEL_HEADER = "x-gateway-base-model-name"
-MODEL_HEADERS = (MODEL_HEADER, BASE_MODEL_HEADER)
-# gRPC metadata of that question: which Gateway asks, as NAMESPACE/NAME.
-GATEWAY_METADATA = "x-headrace-gateway"
-# ConfigMaps with this label say which adapters a base model has (keys baseModel, adapters).
-BASE_MODEL_SELECTOR = "inference.networking.k8s.io/bbr-managed=true"
-
-# On an endpoint picker's Service: it is ours, and takes the pick and the observation as two streams.
-PICKER_ANNOTATION = "headrace.dev/endpoint-picker"
-PICKER_ANNOTATION_OURS = "headrace"
-# gRPC metadata of a pick's stream to a picker of ours: responses are observed.
-OBSERVED_METADATA = "x-headrace-observed"
-# On a pool.
-BODY_MODE_ANNOTATION = "headrace.dev/request-body-mode"
-OBSERVATION_ANNOTATION = "headrace.dev/response-observation"
-POOL_ANNOTATIONS = (BODY_MODE_ANNOTATION, OBSERVATION_ANNOTATION)
-
-DESTINATION = "x-gateway-destination-endpoint"
-SERVED = "x-gateway-destination-endpoint-served"
-SUBSET = "x-gateway-destination-endpoint-subset"
-# They steer the gateway: what a client sends under these names is dropped before anyone reads it.
-UNTRUSTED_HEADERS = (DESTINATION, SERVED, SUBSET)
-
-LOAD_BALANCER_METADATA = "envoy.lb"
-SUBSET_METADATA = "envoy.lb.subset_hint"
 
 _PREFIX = "inferencepool/"
 _PICKER_SUFFIX = "/epp"

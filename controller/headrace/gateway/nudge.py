@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.core import GA_GROUP
-from headrace.core.translated import RouteKey
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.snapshot import GATEWAY_GROUP, POOL_KIND, Snapshot
+from headrace.gateway.snapshot import POOL_KIND, Snapshot
 from headrace.gateway.status import GatewayKey
 from headrace.gateway.watch import REFERENCE_GRANTS
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError
 from headrace.kube.patch import apply
+from headrace.protocol.objects import GATEWAY_GROUP
+from headrace.protocol.translated import RouteKey
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from headrace.gateway.model_service import ModelService
 from headrace.gateway.names import PoolKey
 from headrace.gateway.nudge import Nudge, touch_grant
 from headrace.gateway.options import Options
-from headrace.gateway.snapshot import GATEWAY_GROUP, POOL_KIND, Object, Snapshot, mappings
+from headrace.gateway.snapshot import POOL_KIND, Object, Snapshot, mappings
 from headrace.gateway.status import PICKER_NOT_TRUSTED, untrusted_message
 from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
@@ -37,6 +37,8 @@ from headrace.gateway.writer import StatusWriter
 from headrace.gateway.xds_names import RuleName, untested_version
 from headrace.kube.client import ConfigurationError, Resource, connect, request
 from headrace.kube.reflector import check_metadata
+from headrace.protocol import rpc
+from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
@@ -296,7 +298,7 @@ class Process:
             return _NOT_SERVING if self._why_not_ready() else _SERVING
 
         method: Any = grpc.unary_unary_rpc_method_handler(check)
-        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})
+        return grpc.method_handlers_generic_handler(rpc.HEALTH_SERVICE, {"Check": method})
 
 
 def _pool_subject(key: PoolKey) -> Subject:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, PickerReference, Pool, parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerReference, Pool, parse_pool
 from headrace.core.fields import mapping as mapping
 from headrace.core.fields import mappings as mappings
-from headrace.gateway import names
 from headrace.gateway.names import PoolKey
+from headrace.protocol.objects import GATEWAY_GROUP, PICKER_ANNOTATION, PICKER_ANNOTATION_OURS
 
-GATEWAY_GROUP = "gateway.networking.k8s.io"
 POOL_KIND = "InferencePool"
 # Of a backendRef, says the Gateway API.
 _MAX_WEIGHT = 1_000_000
@@ -181,8 +180,8 @@ def _resolve(service: Object, picker: PickerReference, namespace: str) -> Picker
                 namespace=namespace,
                 port=int(picker.port or 0),
                 port_name=str(port.get("name") or ""),
-                is_ours=annotations.get(names.PICKER_ANNOTATION) == names.PICKER_ANNOTATION_OURS,
-                cleartext=port.get("appProtocol") == "kubernetes.io/h2c",
+                is_ours=annotations.get(PICKER_ANNOTATION) == PICKER_ANNOTATION_OURS,
+                cleartext=port.get("appProtocol") == H2C,
             )
     raise UnresolvedPicker(f"{where} has no port {picker.port}: add it, or name another port")
 

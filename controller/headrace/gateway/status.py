@@ -11,12 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, Pool
-from headrace.core.translated import ROUTES_TRANSLATED
+from headrace.core.fields import has_condition
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import (
-    GATEWAY_GROUP,
     Backend,
     Object,
     Snapshot,
@@ -27,11 +26,10 @@ from headrace.gateway.snapshot import (
     rules_of,
 )
 from headrace.gateway.trust import find_trust
+from headrace.protocol.objects import ACCEPTED, FILTERS_ACCEPTED, GATEWAY_GROUP, RESOLVED_REFS, ROUTES_TRANSLATED
 
 # The reason of ResolvedRefs where the picker is there and its certificate is not trusted.
 PICKER_NOT_TRUSTED = "EndpointPickerNotTrusted"
-# Only there while a filter is refused.
-FILTERS_ACCEPTED = "headrace.dev/FiltersAccepted"
 _MAX_MESSAGE = 1000
 _MAX_PARENTS = 32
 
@@ -110,10 +108,9 @@ def parents_of_route(
         if gateway is None or not snapshot.is_ours(gateway, controller_name):
             continue
         refused = any(
-            condition.get("type") == "Accepted" and condition.get("status") == "False"
+            has_condition(entry, ACCEPTED, "False")
             for entry in statuses
             if entry.get("controllerName") == controller_name and entry.get("parentRef") == dict(reference)
-            for condition in mappings(entry.get("conditions"))
         )
         yield key, not refused
 
@@ -126,15 +123,15 @@ def conditions_of(
     if pool is None:
         reason = "NotSupportedByParent" if key[0] == GA_GROUP else "NotSupportedByGateway"
         message = str(snapshot.bad_pools.get(key, "the pool cannot be read"))
-        return (_condition("Accepted", False, reason, message),)
+        return (_condition(ACCEPTED, False, reason, message),)
     if pool.picker is None:
         message = "endpointPickerRef is missing: the Gateway serves only pools with an endpoint picker"
-        accepted = _condition("Accepted", False, "EndpointPickerRefMissing", message)
+        accepted = _condition(ACCEPTED, False, "EndpointPickerRefMissing", message)
     elif route_accepted:
-        accepted = _condition("Accepted", True, "Accepted", "the Gateway serves this pool")
+        accepted = _condition(ACCEPTED, True, ACCEPTED, "the Gateway serves this pool")
     else:
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
-        accepted = _condition("Accepted", False, "HTTPRouteNotAccepted", message)
+        accepted = _condition(ACCEPTED, False, "HTTPRouteNotAccepted", message)
     return (accepted, _resolved(snapshot, pool, verify_by_default, untrusted))
 
 
@@ -142,19 +139,19 @@ def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool, untrusted
     try:
         service = snapshot.picker_service(pool)
     except UnresolvedPicker as error:
-        return _condition("ResolvedRefs", False, "InvalidExtensionRef", str(error))
+        return _condition(RESOLVED_REFS, False, "InvalidExtensionRef", str(error))
     plan = pool_plan(snapshot, pool, verify_by_default=verify_by_default)
     message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
     trust = find_trust(snapshot, service, verify_by_default=verify_by_default)
     if service.cleartext or not (trust.problem or untrusted):
-        return _condition("ResolvedRefs", True, "ResolvedRefs", message)
+        return _condition(RESOLVED_REFS, True, RESOLVED_REFS, message)
     problem = trust.problem or (
         f"its certificate fails ({untrusted}): give it one for {trust.hostname}, signed by the CA in the ConfigMap of"
         " its BackendTLSPolicy"
     )
     answer = "are served without a pick" if pool.failure_mode is FailureMode.OPEN else "are answered 503"
     message += f"; the gateway does not trust it, and requests {answer}: {problem}"
-    return _condition("ResolvedRefs", False, PICKER_NOT_TRUSTED, message)
+    return _condition(RESOLVED_REFS, False, PICKER_NOT_TRUSTED, message)
 
 
 def _of_filters(problems: Sequence[str]) -> Iterator[Condition]:

@@ -17,7 +17,6 @@ from typing import TypeAlias
 from google.protobuf.message import DecodeError
 
 from headrace.core import Pool
-from headrace.core.translated import RouteKey
 from headrace.gateway import filters, model_routing, names
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
@@ -26,6 +25,7 @@ from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, 
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
 from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
+from headrace.protocol.translated import RouteKey
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2

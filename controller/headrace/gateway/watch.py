@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
-from headrace.gateway import names
-from headrace.gateway.snapshot import GATEWAY_GROUP, Object, Snapshot, mapping, parse_pools
+from headrace.gateway.snapshot import Object, Snapshot, mapping, parse_pools
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
+from headrace.protocol.objects import BASE_MODEL_SELECTOR, GATEWAY_GROUP, POOL_ANNOTATIONS
 from headrace.tasks import forever
 
 HTTP_ROUTES = Resource(GATEWAY_GROUP, "v1", "httproutes", True)
@@ -103,7 +103,7 @@ class Watch:
         async with asyncio.TaskGroup() as tasks:
             for resource in _EVERYWHERE:
                 self._follow(tasks, (resource, "", ""))
-            self._follow(tasks, _BASE_MODELS, label_selector=names.BASE_MODEL_SELECTOR)
+            self._follow(tasks, _BASE_MODELS, label_selector=BASE_MODEL_SELECTOR)
             await asyncio.gather(*(found.wait_settled() for found in list(self._reflectors.values())))
             while True:
                 self._reshape.clear()
@@ -211,7 +211,7 @@ def mark_of(found: Object) -> object:
     """What changes with an object's spec and with the annotations that are read here."""
     metadata = mapping(found.get("metadata"))
     annotations = mapping(metadata.get("annotations"))
-    return (metadata.get("uid"), metadata.get("generation"), *map(annotations.get, names.POOL_ANNOTATIONS))
+    return (metadata.get("uid"), metadata.get("generation"), *map(annotations.get, POOL_ANNOTATIONS))
 
 
 def _typed(resource: Resource, objects: Mapping[tuple[str, str], Object]) -> Iterable[Object]:

@@ -17,10 +17,11 @@ from typing import Any
 
 from headrace.core.fields import mapping, number, text
 from headrace.kube.client import ApiError, Resource, request
+from headrace.protocol.objects import COORDINATION_GROUP
 
 logger = logging.getLogger(__name__)
 
-LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
+LEASES = Resource(COORDINATION_GROUP, "v1", "leases", namespaced=True)
 
 
 class LeaseHeld(Exception):  # noqa: N818
@@ -169,7 +170,7 @@ class Lease:
         }
         if found is None:
             body = {
-                "apiVersion": "coordination.k8s.io/v1",
+                "apiVersion": f"{COORDINATION_GROUP}/v1",
                 "kind": "Lease",
                 "metadata": {"name": self.name, "namespace": self._namespace, "labels": self._labels},
                 "spec": spec,

@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from headrace.protocol.objects import HOLD_LABEL
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef
-from headrace.replace.routes import HOLD_LABEL, RouteRecord, hold_label
+from headrace.replace.routes import RouteRecord, hold_label
 
 # Routes of our own in a namespace, at most.
 MOST = 8

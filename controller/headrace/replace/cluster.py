@@ -16,6 +16,8 @@ import aiohttp
 
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
 from headrace.kube.lease import Lease
+from headrace.protocol import http
+from headrace.protocol.objects import REPLACEMENT
 from headrace.replace.canary import best_first, free_names, is_ours, parents_of
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
@@ -44,7 +46,6 @@ from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of,
 logger = logging.getLogger(__name__)
 
 EVENTS = Resource("", "v1", "events", True)
-CANARY_HEADER = "headrace-replace"
 _PATCH_TRIES = 8
 _DELETED_SECONDS = 120.0
 # Envoys have taken a new route by then.
@@ -318,7 +319,7 @@ class Cluster:
             if route is None or parents <= covered:
                 continue
             names = free_names(pool, {name for kind, namespace, name in by_key if (kind, namespace) == record.key[:2]})
-            wanted = hold(route, record, self._plan, next(names, ""), CANARY_HEADER, secrets.token_hex(16))
+            wanted = hold(route, record, self._plan, next(names, ""), http.CANARY, secrets.token_hex(16))
             if wanted is None or not wanted["metadata"]["name"]:
                 continue
             await self._lease.ensure()
@@ -387,7 +388,7 @@ class Cluster:
             "type": "Warning" if warning else "Normal",
             "reason": reason,
             "message": message[:1000],
-            "source": {"component": "headrace-replace"},
+            "source": {"component": REPLACEMENT},
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,

@@ -23,6 +23,8 @@ from headrace.core.pool import VERSION_OF_GROUP, Pool
 from headrace.datalayer.engines import engine_of
 from headrace.datalayer.exposition import CostlyPage
 from headrace.kube.client import ApiError, Resource, open_response, request
+from headrace.protocol import http
+from headrace.protocol.objects import READY
 from headrace.replace.counters import (
     Counters,
     Rows,
@@ -241,7 +243,7 @@ class Measure:
             try:
                 async with asyncio.timeout(_PAGE_SECONDS), self._open(target, path) as response:
                     if response.status == 200:
-                        if response.headers.get("content-encoding", "identity") != "identity":
+                        if response.headers.get(http.CONTENT_ENCODING, "identity") != "identity":
                             raise ValueError("it is compressed")
                         async for piece in response.content.iter_any():
                             take(piece)
@@ -265,7 +267,7 @@ class Measure:
         else:
             response = await self._session.get(
                 f"http://{endpoint_key(target.address, target.port)}{path}",
-                headers={"accept-encoding": "identity"},
+                headers={http.ACCEPT_ENCODING: "identity"},
                 allow_redirects=False,
             )
         try:
@@ -313,10 +315,6 @@ def _target(pod: Mapping[str, Any], port: int, path: str) -> Target | None:
     address = fields.address(status.get("podIP"))
     if not address or status.get("phase") in ("Succeeded", "Failed"):
         return None
-    ready = any(
-        condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in mappings(status.get("conditions"))
-    )
     return Target(
         key=f"{text(metadata.get('uid'))}:{port}",
         namespace=text(metadata.get("namespace")) or "default",
@@ -324,7 +322,7 @@ def _target(pod: Mapping[str, Any], port: int, path: str) -> Target | None:
         address=address,
         port=port,
         path=path,
-        ready=ready,
+        ready=fields.has_condition(status, READY),
         born=_seconds(status.get("startTime")),
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from headrace.kube.client import ApiError, Resource, request
+from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.replace.ownership import Object
 from headrace.replace.routes import RouteRecord
 
 ROUTES = {
-    "HTTPRoute": Resource("gateway.networking.k8s.io", "v1", "httproutes", True),
-    "GRPCRoute": Resource("gateway.networking.k8s.io", "v1", "grpcroutes", True),
+    "HTTPRoute": Resource(GATEWAY_GROUP, "v1", "httproutes", True),
+    "GRPCRoute": Resource(GATEWAY_GROUP, "v1", "grpcroutes", True),
 }
-GATEWAYS = Resource("gateway.networking.k8s.io", "v1", "gateways", True)
-REFERENCE_GRANTS = Resource("gateway.networking.k8s.io", "v1beta1", "referencegrants", True)
+GATEWAYS = Resource(GATEWAY_GROUP, "v1", "gateways", True)
+REFERENCE_GRANTS = Resource(GATEWAY_GROUP, "v1beta1", "referencegrants", True)
 _PAGE_SIZE = 500
 
 

@@ -11,24 +11,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.protocol.objects import GITOPS_MARKS, REPLACEMENT
+
 Object = Mapping[str, Any]
 Operation = dict[str, Any]
 
 # Whoever changes routes as a part of a replacement; the rules belong to it only meanwhile.
-FIELD_MANAGER = "headrace-replace"
+FIELD_MANAGER = REPLACEMENT
 
-# Field managers of GitOps controllers, and the labels and annotations they mark what they own with.
+# Field managers of GitOps controllers.
 _GITOPS_MANAGERS = {
     "argocd-controller": "Argo CD",
     "argocd-application-controller": "Argo CD",
     "kustomize-controller": "Flux",
     "helm-controller": "Flux",
-}
-_GITOPS_MARKS = {
-    "argocd.argoproj.io/tracking-id": "Argo CD",
-    "argocd.argoproj.io/instance": "Argo CD",
-    "kustomize.toolkit.fluxcd.io/name": "Flux",
-    "helm.toolkit.fluxcd.io/name": "Flux",
 }
 
 
@@ -46,7 +42,7 @@ def gitops_owner(route: Object) -> str:
     """The GitOps controller that a route belongs to ("Argo CD", "Flux"), or "". Needs `managedFields`."""
     metadata = route.get("metadata") or {}
     for marks in (metadata.get("annotations"), metadata.get("labels")):
-        for mark, owner in _GITOPS_MARKS.items():
+        for mark, owner in GITOPS_MARKS.items():
             if isinstance(marks, Mapping) and mark in marks:
                 return owner
     for entry in _entries(route):

@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 
+from headrace.protocol import http
 from headrace.replace.counters import ERRORS, IN_FLIGHT, REQUESTS, RUNNING, TPOT, TTFT, WAITING, Rows
 
 _SECONDS = 10.0
@@ -101,12 +102,12 @@ class Credentials:
     def headers(self) -> dict[str, str]:
         """The request's headers. Raises OSError, ValueError."""
         if (token := self.folder / "token").exists():
-            return {"authorization": f"Bearer {_line(token)}"}
+            return {http.AUTHORIZATION: f"Bearer {_line(token)}"}
         if not (self.folder / "username").exists():
             return {}
         username, password = _line(self.folder / "username"), _line(self.folder / "password")
         both = base64.b64encode(f"{username}:{password}".encode()).decode()
-        return {"authorization": f"Basic {both}"}
+        return {http.AUTHORIZATION: f"Basic {both}"}
 
     def context(self) -> ssl.SSLContext | bool:
         """Whom to trust; True for the public authorities. Raises OSError, ValueError."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.protocol.objects import GATEWAY_GROUP, HOLD_LABEL, PART_OF_LABEL
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.weights import (
@@ -27,11 +28,8 @@ from headrace.replace.weights import (
     without_weight,
 )
 
-GATEWAY_GROUP = "gateway.networking.k8s.io"
 # Both kinds have rules with backendRefs alike.
 KINDS = ("HTTPRoute", "GRPCRoute")
-# Marks a route of our own, see `hold`: it leads to the old pool and is none of those to be changed.
-HOLD_LABEL = "headrace.dev/replacement"
 
 
 class Foreign(Exception):  # noqa: N818
@@ -332,7 +330,7 @@ def hold(route: Object, known: RouteRecord, plan: Plan, name: str, header: str, 
             "metadata": {
                 "name": name,
                 "namespace": known.namespace,
-                "labels": {"app.kubernetes.io/part-of": "headrace", HOLD_LABEL: hold_label(plan.old)},
+                "labels": {PART_OF_LABEL: "headrace", HOLD_LABEL: hold_label(plan.old)},
             },
             "spec": {**spec, "rules": rules},
         }

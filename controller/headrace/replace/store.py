@@ -14,11 +14,12 @@ from typing import Any
 from headrace.core.fields import mapping
 from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, Resource, request
 from headrace.kube.lease import LeaseLost
+from headrace.protocol.objects import COMPONENT_LABEL, PART_OF_LABEL
 from headrace.replace.plan import Plan, PoolRef, parse_plan
 from headrace.replace.state import State, parse_state, state_as_json
 
 CONFIG_MAPS = Resource("", "v1", "configmaps", True)
-LABELS = {"app.kubernetes.io/part-of": "headrace", "app.kubernetes.io/component": "pool-replacement"}
+LABELS = {PART_OF_LABEL: "headrace", COMPONENT_LABEL: "pool-replacement"}
 ACTIONS = ("approve", "rollback")
 _MAX_NAME = 253
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from headrace.core.translated import ROUTES_TRANSLATED, RouteKey, read_routes, uid_of
 from headrace.kube.client import ApiError, request
+from headrace.protocol.objects import ROUTES_TRANSLATED
+from headrace.protocol.translated import RouteKey, read_routes, uid_of
 from headrace.replace.measure import pools_resource
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef

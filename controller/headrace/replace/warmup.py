@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from headrace.protocol import http
+
 _POLL_SECONDS = 0.5
 # A Gateway of several Envoys takes a route at different moments; one good answer is no proof.
 _GOOD_ANSWERS = 5
@@ -56,7 +58,7 @@ def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: st
     query = {str(parameter["name"]): str(parameter["value"]) for parameter in match.get("queryParams") or ()}
     hostnames = route["spec"].get("hostnames") or []
     if hostnames:
-        headers["Host"] = str(hostnames[0]).replace("*.", "warm-up.", 1)
+        headers[http.HOST] = str(hostnames[0]).replace("*.", "warm-up.", 1)
     if given_url:
         return Address(given_url.rstrip("/"), api, headers, query)
     metadata, spec = gateway.get("metadata") or {}, gateway.get("spec") or {}

@@ -1,8 +1,8 @@
 """Which endpoint a request should go to: pure functions of request, endpoint states, now and a random generator."""
 
-from headrace.scheduling.config import PrefixSettings, SchedulingConfig, read_config
+from headrace.scheduling.config import SchedulingConfig, read_config
 from headrace.scheduling.facts import Binding, EndpointState, Facts, Prediction
-from headrace.scheduling.parameters import InvalidConfig, Parameters
+from headrace.scheduling.prefix import PrefixSettings
 from headrace.scheduling.profile import Outcome, Profile, default_profile, explain, run
 from headrace.scheduling.saturation import SaturationDetector
 
@@ -10,9 +10,7 @@ __all__ = [
     "Binding",
     "EndpointState",
     "Facts",
-    "InvalidConfig",
     "Outcome",
-    "Parameters",
     "Prediction",
     "PrefixSettings",
     "Profile",

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from msgspec import field
+
+from headrace.config.decode import Parameters, Text
+from headrace.protocol import http
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.plugin import AddResponseHeader, BindSession, Note
 
@@ -38,7 +43,7 @@ class SessionStrategy(Protocol):
 class TokenSession:
     """The client brings back, in a header, the token it got with its last answer: base64 of the Pod's name."""
 
-    header: str = "x-session-token"
+    header: str = http.SESSION_TOKEN
 
     def bound(self, facts: Facts) -> str:
         token = facts.request.headers.get(self.header, "")
@@ -59,7 +64,7 @@ class IdentifiedSession:
 
     A session whose Pod is still a candidate stays bound to it, even if other scorers outweigh it once."""
 
-    headers: tuple[str, ...] = ("x-session-id",)
+    headers: tuple[str, ...] = (http.SESSION_ID,)
     ttl_seconds: float = 300.0
 
     def bound(self, facts: Facts) -> str:
@@ -92,7 +97,7 @@ class SessionAffinityScorer:
     """1 on the endpoint the session is bound to, 0 elsewhere."""
 
     type_name: ClassVar[str] = "session-affinity-scorer"
-    strategy: SessionStrategy = field(default_factory=TokenSession)
+    strategy: SessionStrategy = dataclasses.field(default_factory=TokenSession)
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         bound = self.strategy.bound(facts)
@@ -109,7 +114,7 @@ class SessionAffinityFilter:
     """Keeps the endpoint the session is bound to; all, where it is not a candidate or the session not bound."""
 
     type_name: ClassVar[str] = "session-affinity-filter"
-    strategy: SessionStrategy = field(default_factory=TokenSession)
+    strategy: SessionStrategy = dataclasses.field(default_factory=TokenSession)
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         bound = self.strategy.bound(facts)
@@ -119,13 +124,12 @@ class SessionAffinityFilter:
         return self.strategy.notes(picked, facts)
 
 
-@dataclass(frozen=True)
-class HeaderLabelAffinityScorer:
+class HeaderLabelAffinityScorer(Parameters, frozen=True):
     """1 where a Pod label has the value of a request header, else 0; 0 for all without the header."""
 
     type_name: ClassVar[str] = "header-label-affinity-scorer"
-    header: str
-    label: str
+    header: Text = field(name="headerName")
+    label: Text = field(name="labelKey")
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         wanted = facts.request.headers.get(self.header, "")

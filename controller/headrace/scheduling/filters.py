@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from operator import eq, ge, gt, le, lt, ne
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from msgspec import field
+
+from headrace.config.decode import Number, Parameters, Refused, Share, Whole
 from headrace.core import split_key
 from headrace.core.endpoint import InvalidAddress
+from headrace.protocol import http
 from headrace.scheduling.facts import EndpointState, Facts
 
 
-@dataclass(frozen=True)
-class AdapterAffinityFilter:
+class AdapterAffinityFilter(Parameters, frozen=True):
     """Keeps an adapter's requests on the servers that have it, while these are not much longer queued than the rest.
 
     Where none has it, those with a free adapter slot stay, then those with a slot whose adapter others have too.
@@ -26,7 +29,7 @@ class AdapterAffinityFilter:
     requests' waiting does."""
 
     type_name: ClassVar[str] = "adapter-affinity-filter"
-    queue_slack: int = 8
+    queue_slack: Whole = 8
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         if not facts.is_adapter:
@@ -57,8 +60,7 @@ def _at_rest(rows: Sequence[tuple[EndpointState, Set[str], int]]) -> list[Endpoi
     return [state for state, _, slots in rows if len(state.running_adapters) < slots]
 
 
-@dataclass(frozen=True)
-class PrefixCacheAffinityFilter:
+class PrefixCacheAffinityFilter(Parameters, frozen=True):
     """Keeps the endpoints whose cache should have at least `affinity_threshold` of the prompt's blocks; all, where none
     has, at random with `exploration_probability`, or where waiting for the best of them costs too much: its prefill
     work in flight takes `max_ttft_penalty_ms` longer than that of the best other endpoint.
@@ -66,10 +68,16 @@ class PrefixCacheAffinityFilter:
     Time is tokens in flight / `peak_prefill_throughput` (tokens a second)."""
 
     type_name: ClassVar[str] = "prefix-cache-affinity-filter"
-    affinity_threshold: float = 0.8
-    exploration_probability: float = 0.0
-    max_ttft_penalty_ms: float = 18_000.0
-    peak_prefill_throughput: float = 15_928.0
+    affinity_threshold: Share = 0.8
+    exploration_probability: Share = 0.0
+    max_ttft_penalty_ms: Number = field(default=18_000.0, name="maxTTFTPenaltyMs")
+    peak_prefill_throughput: Number = 15_928.0
+    # Nothing predicts latencies here.
+    ttft_source: Literal["prefillThroughput"] = "prefillThroughput"
+
+    def __post_init__(self) -> None:
+        if self.max_ttft_penalty_ms and not self.peak_prefill_throughput:
+            raise Refused("peakPrefillThroughput", "give tokens a second, over 0, or maxTTFTPenaltyMs: 0")
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         blocks, matches = facts.prefix_blocks, facts.prefix_matches
@@ -89,13 +97,12 @@ class PrefixCacheAffinityFilter:
         return having
 
 
-@dataclass(frozen=True)
-class SloHeadroomTierFilter:
+class SloHeadroomTierFilter(Parameters, frozen=True):
     """Keeps the endpoints that should meet the request's latency objectives, or, with `epsilon` probability, the others
     too get their turn. Without predictions all stay; an endpoint without one counts as not meeting them."""
 
     type_name: ClassVar[str] = "slo-headroom-tier-filter"
-    epsilon: float = 0.01
+    epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         predictions = facts.predictions
@@ -140,16 +147,16 @@ class EndpointAttributeFilter:
         return states if not kept and self.fallback_on_empty else kept
 
 
-@dataclass(frozen=True)
-class HeaderBasedTestingFilter:
+class HeaderBasedTestingFilter(Parameters, frozen=True):
     """For conformance tests: keeps what a request header names, `ip` or `ip:port`, comma separated, in that order.
     Nothing without the header."""
 
     type_name: ClassVar[str] = "header-based-testing-filter"
-    header: ClassVar[str] = "test-epp-endpoint-selection"
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        named = [_normal(entry.strip()) for entry in facts.request.headers.get(self.header, "").split(",")]
+        named = [
+            _normal(entry.strip()) for entry in facts.request.headers.get(http.CONFORMANCE_SELECTION, "").split(",")
+        ]
         order = {entry: at for at, entry in reversed(list(enumerate(named))) if entry}
         found = [
             (min(order.get(s.key, len(named)), order.get(s.endpoint.address, len(named))), at, s)

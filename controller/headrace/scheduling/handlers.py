@@ -5,9 +5,11 @@ Source: Gateway API Inference Extension v1.5.0, single profile handler; llm-d-ro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from msgspec import field
+
+from headrace.config.decode import Parameters
 from headrace.core import Request
 from headrace.scheduling.profile import Profile
 
@@ -21,8 +23,7 @@ class ProfileHandler(Protocol):
         """The request's profile; None where it asks for one that there is not."""
 
 
-@dataclass(frozen=True)
-class SingleProfileHandler:
+class SingleProfileHandler(Parameters, frozen=True):
     """There is one profile, and it is used."""
 
     type_name: ClassVar[str] = "single-profile-handler"
@@ -31,12 +32,11 @@ class SingleProfileHandler:
         return next(iter(profiles.values()))
 
 
-@dataclass(frozen=True)
-class HeaderProfileHandler:
+class HeaderProfileHandler(Parameters, frozen=True):
     """A request header names the profile; without it `default_profile`. With one profile only, that one is used."""
 
     type_name: ClassVar[str] = "header-profile-handler"
-    header: str = "epp-profile"
+    header: str = field(default="epp-profile", name="headerName")
     default_profile: str = "decode"
 
     def choose(self, request: Request, profiles: Mapping[str, Profile]) -> Profile | None:

@@ -10,27 +10,32 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from msgspec import field
+
+from headrace.config.decode import Parameters, Refused, Text
+from headrace.protocol.objects import CONTEXT_LENGTH_LABEL
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.tokens import input_tokens
 
-ROLE_LABEL = "llm-d.ai/role"
 # The roles that do each part of the work, and whether a Pod without a role does it.
 ROLES: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "decode-filter": (("decode", "prefill-decode", "both", "encode-prefill-decode"), True),
     "prefill-filter": (("prefill", "encode-prefill", "prefill-decode", "both", "encode-prefill-decode"), False),
     "encode-filter": (("encode", "encode-prefill", "encode-prefill-decode"), False),
 }
-CONTEXT_LENGTH_LABEL = "llm-d.ai/context-length-range"
 
 
-@dataclass(frozen=True)
-class ByLabelFilter:
+class ByLabelFilter(Parameters, frozen=True):
     """Keeps Pods whose label has one of some values; with `allows_no_label`, those without the label too."""
 
     type_name: ClassVar[str] = "by-label"
-    label: str
-    valid_values: frozenset[str]
+    label: Text
+    valid_values: frozenset[str] = frozenset()
     allows_no_label: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.valid_values and not self.allows_no_label:
+            raise Refused("validValues", "give at least one value, or allowsNoLabel: true")
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         kept = []
@@ -80,8 +85,7 @@ def context_range(text: str) -> tuple[int, int] | None:
     return (int(low), int(high)) if int(low) <= int(high) else None
 
 
-@dataclass(frozen=True)
-class ContextLengthAware:
+class ContextLengthAware(Parameters, frozen=True):
     """Prompts go to Pods labelled for their length, `min-max` in tokens; lengths are estimated.
 
     Scores: within the range 0.3 + 0.7 * (0.7 / (1 + width / 10000) + 0.3 * (max - length) / width), 1 for a width of
@@ -89,8 +93,8 @@ class ContextLengthAware:
     Pods whose range holds the length, or without the label, stay."""
 
     type_name: ClassVar[str] = "context-length-aware"
-    label: str = CONTEXT_LENGTH_LABEL
-    filtering: bool = False
+    label: Text = CONTEXT_LENGTH_LABEL
+    filtering: bool = field(default=False, name="enableFiltering")
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         if not self.filtering:

@@ -6,19 +6,20 @@ Source: Gateway API Inference Extension v1.5.0, plugin documentation. Weighted r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+from msgspec import field
+
+from headrace.config.decode import Parameters, Positive
 from headrace.scheduling.facts import Facts
 from headrace.scheduling.plugin import Scored
 
 
-@dataclass(frozen=True)
-class MaxScorePicker:
+class MaxScorePicker(Parameters, frozen=True):
     """The best score; ties are broken at random, or every tie would land on the same endpoint."""
 
     type_name: ClassVar[str] = "max-score-picker"
-    max_endpoints: int = 1
+    max_endpoints: Positive = field(default=1, name="maxNumOfEndpoints")
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
         if self.max_endpoints == 1:
@@ -31,23 +32,21 @@ class MaxScorePicker:
         return shuffled[: self.max_endpoints]
 
 
-@dataclass(frozen=True)
-class RandomPicker:
+class RandomPicker(Parameters, frozen=True):
     """Any candidate, all alike."""
 
     type_name: ClassVar[str] = "random-picker"
-    max_endpoints: int = 1
+    max_endpoints: Positive = field(default=1, name="maxNumOfEndpoints")
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
         return facts.rng.sample(list(scored), min(self.max_endpoints, len(scored)))
 
 
-@dataclass(frozen=True)
-class WeightedRandomPicker:
+class WeightedRandomPicker(Parameters, frozen=True):
     """At random, in proportion to the scores: the largest of U^(1/score). Without any positive score, all alike."""
 
     type_name: ClassVar[str] = "weighted-random-picker"
-    max_endpoints: int = 1
+    max_endpoints: Positive = field(default=1, name="maxNumOfEndpoints")
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
         if not any(candidate.score > 0 for candidate in scored):

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from msgspec import field
+
+from headrace.config.decode import Number, Parameters, Positive, ShareOverZero
 from headrace.scheduling.facts import EndpointState, Facts
 
 
@@ -21,8 +24,7 @@ class SaturationDetector(Protocol):
         """The set's saturation."""
 
 
-@dataclass(frozen=True)
-class UtilizationDetector:
+class UtilizationDetector(Parameters, frozen=True):
     """The mean over the endpoints of max(waiting / T, KV usage / K). An endpoint without usable metrics counts as 1.
 
     As a filter it keeps endpoints below T and K, each enlarged by `headroom`; all of them, if none is."""
@@ -30,9 +32,9 @@ class UtilizationDetector:
     type_name: ClassVar[str] = "utilization-detector"
     # A pool that is full is to be told apart from one that does not fit.
     saturates: ClassVar[bool] = True
-    queue_depth_threshold: int = 5
-    kv_cache_threshold: float = 0.8
-    headroom: float = 0.0
+    queue_depth_threshold: Positive = 5
+    kv_cache_threshold: ShareOverZero = field(default=0.8, name="kvCacheUtilThreshold")
+    headroom: Number = 0.0
 
     def saturation(self, states: Sequence[EndpointState]) -> float:
         if not states:
@@ -46,8 +48,7 @@ class UtilizationDetector:
         return [s for s in states if s.fresh and s.waiting < deep and s.kv_usage < full] or states
 
 
-@dataclass(frozen=True)
-class ConcurrencyDetector:
+class ConcurrencyDetector(Parameters, frozen=True):
     """What the picker has in flight over what the endpoints may have: in requests, in tokens, or, with `hybrid`, the
     mean over the endpoints of the larger of both.
 
@@ -55,11 +56,10 @@ class ConcurrencyDetector:
 
     type_name: ClassVar[str] = "concurrency-detector"
     saturates: ClassVar[bool] = True
-    modes: ClassVar[tuple[str, ...]] = ("requests", "tokens", "hybrid")
-    mode: str = "requests"
-    max_requests: int = 100
-    max_tokens: int = 1_000_000
-    headroom: float = 0.0
+    mode: Literal["requests", "tokens", "hybrid"] = field(default="requests", name="concurrencyMode")
+    max_requests: Positive = field(default=100, name="maxConcurrency")
+    max_tokens: Positive = field(default=1_000_000, name="maxTokenConcurrency")
+    headroom: Number = 0.0
 
     def saturation(self, states: Sequence[EndpointState]) -> float:
         if not states:
@@ -87,12 +87,6 @@ class UtilizationFilter:
 
     type_name: ClassVar[str] = "utilization-filter"
     saturates: ClassVar[bool] = True
-    metrics: ClassVar[tuple[str, ...]] = (
-        "active-requests",
-        "running-requests",
-        "waiting-queue",
-        "kv-cache-utilization",
-    )
     limits: tuple[tuple[str, float], ...] = ()
     fallback_on_empty: bool = False
 

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from msgspec import field
+
+from headrace.config.decode import Parameters, Positive, Share, Whole
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.plugin import ColdPick, Note
 from headrace.scheduling.tokens import input_tokens
@@ -22,8 +25,7 @@ def spread(values: Sequence[int]) -> list[float]:
     return [(high - value) / span for value in values]
 
 
-@dataclass(frozen=True)
-class QueueScorer:
+class QueueScorer(Parameters, frozen=True):
     """Fewer waiting requests are better, relative to the candidates' range."""
 
     type_name: ClassVar[str] = "queue-scorer"
@@ -32,8 +34,7 @@ class QueueScorer:
         return spread([state.waiting for state in states])
 
 
-@dataclass(frozen=True)
-class RunningRequestsScorer:
+class RunningRequestsScorer(Parameters, frozen=True):
     """Fewer running requests are better, relative to the candidates' range."""
 
     type_name: ClassVar[str] = "running-requests-size-scorer"
@@ -42,8 +43,7 @@ class RunningRequestsScorer:
         return spread([state.running for state in states])
 
 
-@dataclass(frozen=True)
-class KvCacheUtilizationScorer:
+class KvCacheUtilizationScorer(Parameters, frozen=True):
     """1 - used share of the KV cache."""
 
     type_name: ClassVar[str] = "kv-cache-utilization-scorer"
@@ -52,8 +52,7 @@ class KvCacheUtilizationScorer:
         return [1.0 - state.kv_usage for state in states]
 
 
-@dataclass(frozen=True)
-class LoraAffinityScorer:
+class LoraAffinityScorer(Parameters, frozen=True):
     """1 where the adapter is in use, 0.8 where one more fits, 0.6 where it is only queued, else 0."""
 
     type_name: ClassVar[str] = "lora-affinity-scorer"
@@ -73,14 +72,13 @@ class LoraAffinityScorer:
         return scores
 
 
-@dataclass(frozen=True)
-class PrefixCacheScorer:
+class PrefixCacheScorer(Parameters, frozen=True):
     """Matched blocks / all blocks of the prompt. With `match_length_weight` w, llm-d's blend by the match's length:
     (1 - w) * ratio + w * min(1, matched tokens / scale)^2."""
 
     type_name: ClassVar[str] = "prefix-cache-scorer"
-    match_length_weight: float = 0.0
-    match_length_scale_tokens: int = 8192
+    match_length_weight: Share = 0.0
+    match_length_scale_tokens: Positive = 8192
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         blocks, matches = facts.prefix_blocks, facts.prefix_matches
@@ -97,26 +95,24 @@ class PrefixCacheScorer:
         return scores
 
 
-@dataclass(frozen=True)
-class LoadAwareScorer:
+class LoadAwareScorer(Parameters, frozen=True):
     """0.5 where nothing waits, else 0.5 * (1 - min(waiting, T) / T)."""
 
     type_name: ClassVar[str] = "load-aware-scorer"
-    threshold: int = 128
+    threshold: Positive = 128
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         limit = self.threshold
         return [0.5 * (1.0 - min(state.waiting, limit) / limit) for state in states]
 
 
-@dataclass(frozen=True)
-class ActiveRequestScorer:
+class ActiveRequestScorer(Parameters, frozen=True):
     """By the picker's own in-flight counts: 1 up to `idle_threshold`, else in proportion to the busiest, at most
     `max_busy_score`."""
 
     type_name: ClassVar[str] = "active-request-scorer"
-    idle_threshold: int = 0
-    max_busy_score: float = 1.0
+    idle_threshold: Whole = 0
+    max_busy_score: Share = 1.0
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         most = max(state.in_flight for state in states)
@@ -129,12 +125,11 @@ class ActiveRequestScorer:
         return scores
 
 
-@dataclass(frozen=True)
-class TokenLoadScorer:
+class TokenLoadScorer(Parameters, frozen=True):
     """1 - min(tokens, T) / T, tokens being those in flight there and this request's that its cache does not have."""
 
     type_name: ClassVar[str] = "token-load-scorer"
-    threshold_tokens: int = 4_194_304
+    threshold_tokens: Positive = field(default=4_194_304, name="queueThresholdTokens")
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         limit, own = self.threshold_tokens, input_tokens(facts.request)
@@ -146,13 +141,12 @@ class TokenLoadScorer:
         return scores
 
 
-@dataclass(frozen=True)
-class NoHitLruScorer:
+class NoHitLruScorer(Parameters, frozen=True):
     """Spreads prompts that no cache has: 1 - rank / (candidates - 1), by how long ago an endpoint last got a
     prompt that its cache did not have, those that never did first. 0.5 for all where some cache has a part of it."""
 
     type_name: ClassVar[str] = "no-hit-lru-scorer"
-    lru_size: int = 1024
+    lru_size: Positive = 1024
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
         if self._hit(states, facts):

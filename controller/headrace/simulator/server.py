@@ -16,6 +16,7 @@ import orjson
 import xxhash
 from aiohttp import web
 
+from headrace.protocol import http
 from headrace.simulator.adapters import Models, Served
 from headrace.simulator.answers import DONE, SYSTEM_FINGERPRINT, AnswerForm, Usage, embedding
 from headrace.simulator.engine import Engine, EngineSettings
@@ -125,10 +126,10 @@ class ModelServer:
 
     async def _mark(self, request: web.Request, response: web.StreamResponse) -> None:
         """Say on every answer that it is simulated, and by whom."""
-        response.headers["x-headrace-simulator"] = "true"
-        response.headers["x-headrace-pod"] = self.settings.pod_name
-        if request_id := request.headers.get("x-request-id"):
-            response.headers["x-request-id"] = request_id
+        response.headers[http.SIMULATOR] = "true"
+        response.headers[http.SIMULATOR_POD] = self.settings.pod_name
+        if request_id := request.headers.get(http.REQUEST_ID):
+            response.headers[http.REQUEST_ID] = request_id
         if not self.ready:
             # The next request must go to another server. aiohttp has made the header by now, so both are needed.
             response.headers["connection"] = "close"
@@ -208,7 +209,7 @@ class ModelServer:
         `with` frees the engine of the request.
         """
         response = web.StreamResponse(
-            headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+            headers={http.CONTENT_TYPE: "text/event-stream; charset=utf-8", http.CACHE_CONTROL: "no-cache"}
         )
         await response.prepare(request)  # vLLM sends the headers at once too, not with the first token
         try:
@@ -326,12 +327,12 @@ class ModelServer:
         return _json({"server_load": self._load if self.settings.load_tracking else 0})
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self._page.render(), headers={"content-type": CONTENT_TYPE})
+        return web.Response(body=self._page.render(), headers={http.CONTENT_TYPE: CONTENT_TYPE})
 
 
 def _request_id(request: web.Request) -> str:
     # A header's bytes need not be UTF-8; JSON is.
-    return (request.headers.get("x-request-id") or uuid.uuid4().hex).encode("utf-8", "replace").decode()
+    return (request.headers.get(http.REQUEST_ID) or uuid.uuid4().hex).encode("utf-8", "replace").decode()
 
 
 def _json(body: dict[str, Any], status: int = 200) -> web.Response:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from headrace.core.bounded_json import MAX_NODES, MAX_VALUES
-from headrace.gateway import names
+from headrace.protocol import http
 from tests.list_watch import ListWatchServer
 from tests.memory import memory_group
 
@@ -55,7 +55,7 @@ async def test_the_controller_outlives_bodies_of_any_kind(tmp_path: Path) -> Non
                         asked = [ask(connection, "/v1/completions", body, whole=True) for _ in range(4)]
                         for answered, headers in await asyncio.gather(*asked):
                             assert answered == status, name
-                            assert headers.get(names.MODEL_HEADER) == ("m" if status == 200 else None), name
+                            assert headers.get(http.MODEL) == ("m" if status == 200 else None), name
             assert process.returncode is None
             print(f"peak {group.peak() >> 20} MiB")
         finally:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from headrace.core.translated import ROUTES_TRANSLATED, read_routes
+from headrace.protocol.objects import ROUTES_TRANSLATED
+from headrace.protocol.translated import read_routes
 
 from .late import LateApi
 from .objects import Object, backend, pool, route

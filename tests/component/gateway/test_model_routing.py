@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from google.protobuf import any_pb2
 
-from headrace.gateway import names
+from headrace.protocol import http
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.rbac.v3 import rbac_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2
@@ -163,15 +163,15 @@ async def test_a_client_cannot_name_the_model_by_header(tmp_path: Path):
             assert status == 404
             status, answer = await all_of.stack.ask("/web", method, headers=forged, **more)
             assert status == 200
-            assert not set(names.MODEL_HEADERS) & set(dict(answer["headers"]))
+            assert not set(http.MODELS) & set(dict(answer["headers"]))
         status, answer = await all_of.ask("base-b", headers=forged)
         assert answer["server"] == all_of.key("b")
         assert [value for name, value in answer["headers"] if name == "x-gateway-model-name"] == ["base-b"]
-        evil = {name: all_of.key("web") for name in names.UNTRUSTED_HEADERS}
+        evil = {name: all_of.key("web") for name in http.UNTRUSTED}
         status, answer = await all_of.ask("model-a", headers=evil)
         assert answer["server"] == all_of.key("a")
         status, answer = await all_of.stack.ask("/web", "GET", headers=evil)
-        assert not set(names.UNTRUSTED_HEADERS) & set(dict(answer["headers"]))
+        assert not set(http.UNTRUSTED) & set(dict(answer["headers"]))
 
 
 @pytest.mark.parametrize("failure_mode", ["FailClose", "FailOpen"])

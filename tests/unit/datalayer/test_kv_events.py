@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from headrace.config.decode import InvalidConfig, decode
 from headrace.core import Request
 from headrace.datalayer.kv_events import (
     AllCleared,
@@ -26,9 +27,8 @@ from headrace.datalayer.kv_events import (
     MalformedEvents,
     read_batch,
 )
-from headrace.datalayer.kv_settings import KvEventsSettings, read_kv_events
+from headrace.datalayer.kv_settings import KvEventsParameters, KvEventsSettings
 from headrace.datalayer.precise_prefix import EXPECTED_SECONDS, PreciseIndex, in_common
-from headrace.scheduling import InvalidConfig, Parameters
 from headrace.scheduling.tokens import given_tokens
 
 
@@ -402,7 +402,7 @@ def test_prompts_given_as_tokens(prompt: bytes, tokens: list[int] | None) -> Non
 
 
 def test_settings_of_llm_d() -> None:
-    parameters = Parameters(
+    parameters = decode(
         {
             "tokenProcessorConfig": {"blockSize": 64, "hashSeed": "42"},
             "indexerConfig": {"kvBlockIndexConfig": {"enableMetrics": True}},
@@ -413,15 +413,15 @@ def test_settings_of_llm_d() -> None:
                 "podDiscoveryConfig": {"podLabelSelector": "a=b", "socketPort": 5556},
             },
         },
+        KvEventsParameters,
         "",
     )
-    assert read_kv_events(parameters) == KvEventsSettings(5556, "kv@")
-    parameters.finish()
-    assert read_kv_events(Parameters({}, "")) == KvEventsSettings(5557, "")
+    assert parameters.settings() == KvEventsSettings(5556, "kv@")
+    assert decode({}, KvEventsParameters, "").settings() == KvEventsSettings(5557, "")
     for wrong in (
         {"discoverPods": False},
         {"podDiscoveryConfig": {"socketPort": 0}},
         {"podDiscoveryConfig": {"socketPort": 66_000}},
     ):
         with pytest.raises(InvalidConfig):
-            read_kv_events(Parameters({"kvEventsConfig": wrong}, ""))
+            decode({"kvEventsConfig": wrong}, KvEventsParameters, "")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.datalayer.engines import ENGINES, Series, engine_of, parse_series, read_engines
+from headrace.config.decode import decode
+from headrace.datalayer.engines import ENGINES, EngineParameters, Series, engine_of, parse_series
 from headrace.datalayer.exposition import CostlyPage, PageLimits
 from headrace.datalayer.metrics_page import MetricsReader, NoMetrics, ServerMetrics, _label_pairs, parse_page
-from headrace.scheduling import Parameters
 
 VLLM = ENGINES["vllm"]
 # The page of a vLLM 0.32.0 with four LoRA adapters (two at a time), 8 requests running and 16 waiting.
@@ -154,9 +154,7 @@ def test_metrics_that_the_configuration_names() -> None:
             {"name": "vllm", "queuedRequestsSpec": "v_q"},
         ],
     }
-    reader = Parameters(parameters, "")
-    engines = read_engines(reader)
-    reader.finish()
+    engines = decode(parameters, EngineParameters, "").engines()
     lines = [
         'q{model="m",kind="waiting"} 4',
         'q{model="m",kind="running"} 9',

@@ -13,9 +13,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.decode import InvalidConfig, decode
 from headrace.core import Request
-from headrace.datalayer.tokenizer import Tokenizer, TokenizerSettings, question, read_answer, read_tokenizer
-from headrace.scheduling import InvalidConfig, Parameters
+from headrace.datalayer.tokenizer import Tokenizer, TokenizerParameters, TokenizerSettings, question, read_answer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions?x=1"
 MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
@@ -82,7 +82,7 @@ def test_answers_are_tokens_or_refused(content: bytes) -> None:
 
 def test_settings() -> None:
     def read(values: dict[str, Any]) -> TokenizerSettings:
-        return read_tokenizer(Parameters(values, "parameters"))
+        return decode(values, TokenizerParameters, "parameters").settings()
 
     assert read({}) == TokenizerSettings("", 0.2)
     llm_d = {"modelName": "m", "vllm": {"url": "http://localhost:8000/", "x": 1}, "timeout": "1s"}

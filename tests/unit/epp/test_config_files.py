@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.decode import InvalidConfig
 from headrace.datalayer.engines import Series
 from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.epp.config_file import ConfigFile, PickerConfig, look_at_config, parse_config
@@ -18,7 +19,7 @@ from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import GlobalStrict, LeastAttainedService, RoundRobin
 from headrace.flowcontrol.limits import PriorityHoldback, StaticLimit
 from headrace.flowcontrol.ordering import EarliestDeadlineFirst, SloDeadline
-from headrace.scheduling import InvalidConfig, default_profile
+from headrace.scheduling import default_profile
 from headrace.scheduling.pickers import WeightedRandomPicker
 from headrace.scheduling.saturation import ConcurrencyDetector, UtilizationDetector
 

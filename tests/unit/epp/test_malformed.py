@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool, Request, parse_model_rewrite, parse_objective
 from headrace.core.objective import PoolReference
 from headrace.core.pool import parse_pool
-from headrace.datalayer.pods import ACTIVE_PORTS_ANNOTATIONS, PodEndpoints
+from headrace.datalayer.pods import PodEndpoints
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import _Kind
 from headrace.kube.reflector import ObjectStore
+from headrace.protocol.objects import ACTIVE_PORTS_ANNOTATIONS
 from tests import malformed
 from tests.malformed import DIGITS, broken
 

@@ -6,10 +6,11 @@ import pytest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway import names
-from headrace.gateway.discovery import EDS_TYPE, SDS_TYPE, SnapshotSource
+from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.endpoints import assignment, picker_addresses, pool_addresses
 from headrace.gateway.snapshot import UnresolvedPicker
 from headrace.gateway.trust import pool_trust
+from headrace.protocol.rpc import EDS_TYPE, SDS_TYPE
 from tests.unit.gateway import objects as o
 
 KEY = (GA_GROUP, "default", "pool")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.core import GA_GROUP
 from headrace.gateway.base_models import base_models
-from headrace.gateway.discovery import EDS_TYPE, SDS_TYPE, SnapshotSource
+from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.lacking import lacking
 from headrace.gateway.plans import pool_plan
@@ -18,6 +18,7 @@ from headrace.gateway.status import parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.reflector import ObjectStore
+from headrace.protocol.rpc import EDS_TYPE, SDS_TYPE
 from tests.malformed import broken
 from tests.unit.gateway import objects as o
 

@@ -23,6 +23,7 @@ from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.translate import Translation, translate
+from headrace.protocol import http
 from headrace.xds.envoy.config.listener.v3 import listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
 from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
@@ -149,7 +150,7 @@ def test_a_request_is_answered_and_the_stream_is_done():
     assert first.WhichOneof("response") == "request_headers"
     assert not stream.done
     answer = stream.feed(body(b'{"model":"m"}'))
-    assert headers_of(answer) == {names.MODEL_HEADER: "m", names.BASE_MODEL_HEADER: "base"}
+    assert headers_of(answer) == {http.MODEL: "m", http.BASE_MODEL: "base"}
     assert stream.done
 
 
@@ -176,7 +177,7 @@ def test_what_is_no_request_breaks_the_protocol(raw: bytes):
 def test_names_that_no_header_can_carry_are_none():
     for name in ("", "a\nb", "a\x00", "\x7f"):
         assert headers_of(model_answer(name, "")) == {}
-    assert headers_of(model_answer("模型/七", "")) == {names.MODEL_HEADER: "模型/七"}
+    assert headers_of(model_answer("模型/七", "")) == {http.MODEL: "模型/七"}
 
 
 @given(

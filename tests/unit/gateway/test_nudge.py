@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import GA_GROUP
-from headrace.core.translated import ROUTES_TRANSLATED, TranslatedRoute, read_routes, write_routes
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.nudge import _ATTEMPTS, Nudge
@@ -22,6 +21,8 @@ from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.status import parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
+from headrace.protocol.objects import ROUTES_TRANSLATED
+from headrace.protocol.translated import TranslatedRoute, read_routes, write_routes
 from tests.unit.gateway import objects as o
 
 KEY = (GA_GROUP, "default", "pool")

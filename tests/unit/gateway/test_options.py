@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from headrace.gateway.options import add_arguments, read_options
+from headrace.gateway.options import InvalidFlag, add_arguments, read_options
 
 
 def read(*flags: str):
@@ -40,7 +40,7 @@ def test_wrong_flags(flags, words):
 
 @pytest.mark.parametrize("flag", ["--hook-port=70000", "--hook-port=x", "--drain-delay=3", "--drain-delay=soon"])
 def test_unreadable_flags(flag):
-    with pytest.raises(argparse.ArgumentError):
+    with pytest.raises(InvalidFlag, match=flag):
         read("--insecure", flag)
 
 

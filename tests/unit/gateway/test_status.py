@@ -8,7 +8,6 @@ import pytest
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway.status import (
-    FILTERS_ACCEPTED,
     PICKER_NOT_TRUSTED,
     conditions_of,
     filter_problems,
@@ -16,6 +15,7 @@ from headrace.gateway.status import (
     untrusted_message,
     wanted_status,
 )
+from headrace.protocol.objects import FILTERS_ACCEPTED
 from tests.unit.gateway import objects as o
 
 NOW = "2026-11-24T04:00:00Z"

@@ -12,6 +12,8 @@ from headrace.gateway import names
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.translate import Translation, translate
 from headrace.gateway.xds_names import parse_route_name
+from headrace.protocol import http
+from headrace.protocol.objects import BODY_MODE_ANNOTATION, OBSERVATION_ANNOTATION
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2, processing_mode_pb2
 from headrace.xds.envoy.extensions.load_balancing_policies.override_host.v3 import override_host_pb2
@@ -174,7 +176,7 @@ def test_filters_stand_before_the_router_disabled():
     ],
 )
 def test_body_modes_of_our_picker(failure_mode, annotation, mode):
-    annotations = {} if annotation is None else {names.BODY_MODE_ANNOTATION: annotation}
+    annotations = {} if annotation is None else {BODY_MODE_ANNOTATION: annotation}
     result = run(
         [o.pool_ref("a")], pools=[o.pool("a", picker="epp-a", failure_mode=failure_mode, annotations=annotations)]
     )
@@ -204,7 +206,7 @@ def test_any_other_picker_gets_one_stream_both_ways():
 
 def test_observation_of_bodies_all_and_sampled():
     def bodies(value: str):
-        annotations = {names.OBSERVATION_ANNOTATION: value}
+        annotations = {OBSERVATION_ANNOTATION: value}
         result = run([o.pool_ref("a", 2)], pools=[o.pool("a", picker="epp-a", annotations=annotations)])
         return [
             (found.weight.value, overrides(found, names.OBSERVE_FILTER).processing_mode.response_body_mode)
@@ -251,7 +253,7 @@ def test_picked_host_comes_from_metadata_only_and_served_is_reported():
     assert config.typed_config.Unpack(policy)
     (source,) = policy.override_host_sources
     assert not source.header
-    assert (source.metadata.key, source.metadata.path[0].key) == ("envoy.lb", names.DESTINATION)
+    assert (source.metadata.key, source.metadata.path[0].key) == ("envoy.lb", http.DESTINATION)
     # selected_host_key, field 2, which the generated class does not know.
     served = b"\x123\n\x08envoy.lb\x12'\n%x-gateway-destination-endpoint-served"
     assert config.typed_config.value.endswith(served)

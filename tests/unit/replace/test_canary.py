@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError
+from headrace.protocol.objects import HOLD_LABEL
 from headrace.replace import cluster, objects
 from headrace.replace.canary import MOST, parents_of, stem
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import WarmedUp
 from headrace.replace.plan import PoolRef
-from headrace.replace.routes import HOLD_LABEL, records
+from headrace.replace.routes import records
 from headrace.replace.state import State
 from headrace.replace.warmup import Address
 

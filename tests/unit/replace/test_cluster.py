@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError
+from headrace.protocol.objects import HOLD_LABEL
 from headrace.replace import cluster, objects, translated
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import Abort, Discovered, Restored
 from headrace.replace.ownership import FIELD_MANAGER
-from headrace.replace.routes import HOLD_LABEL, records
+from headrace.replace.routes import records
 from headrace.replace.state import InvalidState, State, parse_state, state_as_json
 
 from .test_routes import MIXED, PLAN, pool, route, rule

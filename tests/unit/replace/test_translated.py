@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from headrace.core.translated import ROUTES_TRANSLATED, TranslatedRoute, write_routes
 from headrace.kube.client import ApiError
+from headrace.protocol.objects import ROUTES_TRANSLATED
+from headrace.protocol.translated import TranslatedRoute, write_routes
 from headrace.replace import translated
 from headrace.replace.translated import Translations, behind
 

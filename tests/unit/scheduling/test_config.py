@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.decode import InvalidConfig
+from headrace.config.plugins import known
 from headrace.core import Request
-from headrace.scheduling import InvalidConfig, default_profile, read_config
-from headrace.scheduling.catalog import REFUSED
-from headrace.scheduling.config import known_plugin_types
+from headrace.scheduling import default_profile, read_config
+from headrace.scheduling.config import TYPES
 from headrace.scheduling.pickers import MaxScorePicker, WeightedRandomPicker
 
 HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
@@ -61,6 +62,8 @@ def test_what_has_no_effect_is_said() -> None:
     config = read_config({**HEAD, "nonsense": {}, "flowControl": {}, "plugins": [{"type": "tokenizer"}]})
     assert len(config.notes) == 2
     assert "nonsense" in config.notes[0]
+    # YAML has keys that Python cannot write.
+    assert len(read_config({**HEAD, 0x10**5000: {}}).notes) == 1
 
 
 def test_a_header_chooses_the_profile() -> None:
@@ -271,18 +274,22 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("plugin_type", known_plugin_types())
+@pytest.mark.parametrize("plugin_type", known(TYPES))
 def test_every_known_type_loads(plugin_type: str) -> None:
     plugin = {"type": plugin_type, "parameters": NEEDED.get(plugin_type, {})}
     assert plugin_type in read_config({**HEAD, "plugins": [plugin]}).plugins
 
 
-def test_what_is_refused_is_not_also_known() -> None:
-    assert not set(REFUSED) & set(known_plugin_types())
+def test_a_type_is_refused_by_every_name_that_begins_so() -> None:
+    for name in ("file-discovery", "multicluster-anything"):
+        with pytest.raises(InvalidConfig) as caught:
+            read_config({**HEAD, "plugins": [{"type": name}]})
+        assert "known:" not in caught.value.fix
+        assert name not in known(TYPES)
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(known_plugin_types()),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(known(TYPES)),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(

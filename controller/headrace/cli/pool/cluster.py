@@ -15,6 +15,8 @@ from headrace.core import InvalidPool, Pool, parse_pool
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.datalayer.pods import is_ready
 from headrace.kube.client import ApiError, Resource, request
+from headrace.protocol import http
+from headrace.protocol.objects import RESOLVED_REFS
 
 _SERVICES = Resource("", "v1", "services", namespaced=True)
 _PODS = Resource("", "v1", "pods", namespaced=True)
@@ -42,7 +44,7 @@ class Parent:
         """Whether the gateway trusts the endpoint picker's certificate; None: it does not say."""
         if self.resolved_reason == _NOT_TRUSTED:
             return False
-        return True if self.conditions.get("ResolvedRefs") == "True" else None
+        return True if self.conditions.get(RESOLVED_REFS) == "True" else None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ async def decisions_of(
 
 async def ask_url(url: str, path: str, token: str = "") -> dict[str, Any]:
     """A picker's page at its own address. Raises NotAnswered."""
-    headers = {"authorization": f"Bearer {token}"} if token else {}
+    headers = {http.AUTHORIZATION: f"Bearer {token}"} if token else {}
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
@@ -227,7 +229,7 @@ def parents_of(obj: Mapping[str, Any]) -> tuple[Parent, ...]:
             for c in entry.get("conditions") or []
             if c.get("status") != "True"
         )
-        resolved = [c.get("reason") for c in entry.get("conditions") or [] if c.get("type") == "ResolvedRefs"]
+        resolved = [c.get("reason") for c in entry.get("conditions") or [] if c.get("type") == RESOLVED_REFS]
         found.append(Parent(str(reference.get("name")), conditions, reasons, str(next(iter(resolved), ""))))
     return tuple(found)
 

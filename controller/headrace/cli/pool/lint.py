@@ -13,6 +13,7 @@ import yaml
 from headrace.cli.pool.findings import Finding, Findings
 from headrace.cli.pool.links import check_links
 from headrace.cli.pool.manifests import Document, duplicate_keys, items
+from headrace.config.decode import InvalidConfig
 from headrace.core import (
     EXTENSION_GROUP,
     GA_GROUP,
@@ -24,7 +25,6 @@ from headrace.core import (
 )
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.epp.config_file import read_document
-from headrace.scheduling import InvalidConfig
 from headrace.scheduling.config import API_VERSIONS, KIND
 
 _V1ALPHA2_FIELDS = {

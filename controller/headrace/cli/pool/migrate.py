@@ -15,10 +15,11 @@ import yaml
 from headrace.cli.pool.manifests import Document
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, parse_pool
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
+from headrace.protocol.objects import LAST_APPLIED_ANNOTATION
 
 _V1ALPHA2 = f"{EXTENSION_GROUP}/{VERSION_OF_GROUP[EXTENSION_GROUP]}"
 _V1 = f"{GA_GROUP}/{VERSION_OF_GROUP[GA_GROUP]}"
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_LAST_APPLIED = LAST_APPLIED_ANNOTATION
 # What an API server writes: of the old object, not of the new one.
 _SERVERS_OWN = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink")
 _REFERENCE_FIELDS = ("group", "kind", "name", "portNumber", "port", "failureMode")

@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.cli.pool.cluster import PoolStatus
 from headrace.core.pool import VERSION_OF_GROUP
+from headrace.protocol.objects import ACCEPTED
 
 
 def statuses(found: Sequence[PoolStatus], *, endpoints: bool) -> str:
@@ -15,7 +16,7 @@ def statuses(found: Sequence[PoolStatus], *, endpoints: bool) -> str:
     rows = [(*heading, "FAILURE MODE", "GATEWAYS")]
     for status in found:
         accepted = [
-            f"{parent.name}{'' if parent.conditions.get('Accepted') == 'True' else ' (not accepted)'}"
+            f"{parent.name}{'' if parent.conditions.get(ACCEPTED) == 'True' else ' (not accepted)'}"
             for parent in status.parents
         ]
         rows.append(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from headrace.cli import main as cli
 from headrace.cli.pool.lint import lint
 from headrace.cli.pool.manifests import UnreadableFile, read_text
+from headrace.config.decode import InvalidConfig
 from headrace.epp.config_file import parse_config
-from headrace.scheduling import InvalidConfig
 
 X, GA = "inference.networking.x-k8s.io", "inference.networking.k8s.io"
 OLD: dict[str, Any] = {

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-ROUTES_TRANSLATED = "headrace.dev/RoutesTranslated"
 UID_LENGTH = 8
 
 # The CRDs allow 32 KiB. What does not fit is left out: nobody waits for a route that is not named.

@@ -1,0 +1,172 @@
+"""Objects of files and of the API, decoded into typed values: one decoder, whose errors name field, value and fix.
+
+A type is a `Parameters` struct. Its fields have upstream's names in camel case, and their types carry the bounds. What
+several fields have to do with each other is checked in `__post_init__`, which raises `Refused`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+from msgspec import inspect as types
+
+from headrace.config.values import duration, quantity
+from headrace.core.invalid import InvalidField
+
+T = TypeVar("T")
+
+# No amount of anything is larger, and sums and products of what is not stay finite.
+_LARGEST = 1e15
+
+Whole = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Number = Annotated[float, Meta(ge=0, le=_LARGEST)]
+OverZero = Annotated[float, Meta(gt=0, le=_LARGEST)]
+AnyNumber = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+ShareOverZero = Annotated[float, Meta(gt=0, le=1)]
+# With something in it.
+Text = Annotated[str, Meta(pattern=r"\S")]
+
+
+class InvalidConfig(InvalidField):
+    """A configuration that cannot be used: names the field, its value and the fix."""
+
+
+class Refused(ValueError):  # noqa: N818
+    """A field's value that does not go with the others; for `__post_init__`. `field` has its upstream name, or is
+    `NAME.KEY` of a map."""
+
+    def __init__(self, field: str, fix: str) -> None:
+        super().__init__(fix)
+        self.field = field
+
+
+class Parameters(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """An object whose every field is known."""
+
+
+class Duration(float):
+    """Seconds of a duration, see `config.values`."""
+
+    @classmethod
+    def of_config(cls, value: object) -> Duration:
+        """Reads text, or a 0. Raises ValueError."""
+        return cls(duration("0" if value == 0 and type(value) is int else value if isinstance(value, str) else ""))
+
+
+class Quantity(int):
+    """The whole number of a quantity, see `config.values`."""
+
+    @classmethod
+    def of_config(cls, value: object) -> Quantity:
+        """Reads text or a whole number. Raises ValueError."""
+        # A whole number with more digits than Python writes is no quantity either.
+        whole = type(value) is int and value.bit_length() < 200
+        return cls(quantity(str(value) if whole or isinstance(value, str) else ""))
+
+
+def decode(value: object, wanted: type[T], at: str) -> T:
+    """The typed value of decoded JSON or YAML. A null is as good as nothing. `at` is where the value is, "" for a whole
+    document. Raises InvalidConfig."""
+    try:
+        given = _without_nulls(value, {}, at)
+        return msgspec.convert(given, wanted, dec_hook=_converted)
+    except RecursionError:
+        raise InvalidConfig(at, "", "nest it less deeply") from None
+    except msgspec.ValidationError as error:
+        raise _refusal(error, given, wanted, at) from None
+
+
+def _without_nulls(value: object, known: dict[int, Any], at: str) -> Any:
+    """A copy without nulls, of text that UTF-8 has. Raises InvalidConfig."""
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidConfig(at, value, "leave out half characters (surrogates)")
+    # YAML's aliases can make much of little, and circles: each object is looked at once.
+    if not isinstance(value, Mapping | list) or id(value) in known:
+        return known.get(id(value), value)
+    copied: Any = {} if isinstance(value, Mapping) else []
+    known[id(value)] = copied
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            # Python writes no whole number of thousands of digits, and YAML has such keys.
+            shown = name[:100] if isinstance(name, str) else "(a key that is no text)"
+            where = f"{at}.{shown}" if at else shown
+            if entry is not None:
+                copied[_without_nulls(name, {}, where)] = _without_nulls(entry, known, where)
+    else:
+        copied.extend(_without_nulls(entry, known, f"{at}[{number}]") for number, entry in enumerate(value))
+    return copied
+
+
+def _converted(wanted: type, value: Any) -> Any:
+    return wanted.of_config(value)  # type: ignore[attr-defined]
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+_WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$", re.DOTALL)
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*?)`", re.DOTALL)
+
+
+def _refusal(error: msgspec.ValidationError, given: Any, wanted: Any, at: str) -> InvalidConfig:
+    found = _WHERE.search(str(error))
+    kind, value, path = types.type_info(wanted), given, at
+    for name, index in _STEP.findall(found[1] if found else ""):
+        kind = _inside(kind, name)
+        value = value[name or int(index)] if isinstance(value, Mapping if name else Sequence) else None
+        path += f"[{index}]" if index else f".{name}" if path else name
+    fix = _fix(kind)
+    if named := _FIELD.match(str(error)):
+        inner = _inside(kind, named[1])
+        known = ", ".join(sorted(field.encode_name for field in getattr(kind, "fields", ())))
+        fix = f"unknown; parameters here: {known or 'none'}" if "unknown" in named[0] else _fix(inner)
+    elif isinstance(error.__cause__, ValueError):
+        named, fix = None, str(error.__cause__)
+        if isinstance(error.__cause__, Refused):
+            return _of_field(value, path, error.__cause__.field, fix)
+    return _of_field(value, path, named[1], fix) if named else InvalidConfig(path, value, fix)
+
+
+def _of_field(value: Any, path: str, name: str, fix: str) -> InvalidConfig:
+    outer, _, inner = name.partition(".")
+    shown = value.get(outer) if isinstance(value, Mapping) else None
+    if inner and isinstance(shown, Mapping):
+        shown = shown.get(inner)
+    return InvalidConfig(f"{path}.{name}" if path else name, shown, fix)
+
+
+def _inside(kind: Any, name: str) -> Any:
+    """The type of a field, or, without a name, of an entry; None where it cannot be told."""
+    for inner in (kind, *getattr(kind, "types", ())):
+        if name and isinstance(inner, types.StructType):
+            return next((field.type for field in inner.fields if field.encode_name == name), None)
+        if not name and hasattr(inner, "item_type"):
+            return inner.item_type
+    return None
+
+
+def _fix(kind: Any) -> str:
+    """What to write, of a type."""
+    if isinstance(kind, types.UnionType):
+        kind = kind.types[0]
+    if isinstance(kind, types.LiteralType):
+        return f"use {' or '.join(map(str, kind.values))}"
+    if isinstance(kind, types.IntType | types.FloatType):
+        what = "a whole number" if isinstance(kind, types.IntType) else "a number"
+        bounds = ((kind.ge, "at least"), (kind.gt, "over"), (kind.le, "at most"))
+        limits = " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound not in (None, _LARGEST, -_LARGEST))
+        return f"give {what}{' of ' if limits and kind.gt is None else ' ' if limits else ''}{limits}"
+    if isinstance(kind, types.BoolType):
+        return "give true or false"
+    if isinstance(kind, types.StrType):
+        return "give a text"
+    if hasattr(kind, "item_type"):
+        return "give a list of texts" if isinstance(kind.item_type, types.StrType) else "give a list of objects"
+    if isinstance(kind, types.CustomType):
+        return "give a text"
+    return "give an object"

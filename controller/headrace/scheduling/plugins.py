@@ -1,0 +1,280 @@
+"""Every scheduling plugin type that a configuration may name, and its parameters where they are not the plugin's own.
+
+Names, parameters and defaults: Gateway API Inference Extension v1.5.0 and llm-d-router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from headrace.config.decode import AnyNumber, Duration, OverZero, Parameters, Positive, Refused, Share, Text
+from headrace.config.plugins import PluginType, accepted, built_in, plugin, refused
+from headrace.protocol import http
+from headrace.protocol.objects import ROLE_LABEL
+from headrace.scheduling import affinity, filters, handlers, labels, pickers, saturation, scorers
+from headrace.scheduling.prefix import PrefixParameters
+
+
+class _PrefixScorer(PrefixParameters, frozen=True):
+    match_length_weight: Share = 0.0
+    match_length_scale_tokens: Positive = 8192
+
+    def scorer(self) -> scorers.PrefixCacheScorer:
+        return scorers.PrefixCacheScorer(self.match_length_weight, self.match_length_scale_tokens)
+
+
+class _TokenSession(Parameters, frozen=True):
+    header: str = http.SESSION_TOKEN
+
+
+class _Source(Parameters, frozen=True):
+    header: str = ""
+    attribute: Any = None
+    producer: Any = None
+
+    def __post_init__(self) -> None:
+        if self.attribute is not None:
+            raise Refused("attribute", "only request headers can be read: give header")
+        if not self.header.strip():
+            raise Refused("header", "give a text")
+
+
+class _IdentifiedSession(Parameters, frozen=True):
+    sources: tuple[_Source, ...] = ()
+    eviction_ttl_seconds: OverZero = 300.0
+    # Bindings are dropped as they expire.
+    eviction_sweep_seconds: Any = None
+
+
+class _Session(Parameters, frozen=True):
+    strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
+    encoded_endpoint_header_config: _TokenSession = _TokenSession()
+    session_id_config: _IdentifiedSession = _IdentifiedSession()
+    # There is one profile for a request, and so one pick.
+    profile_name: Any = None
+
+    def kept(self) -> affinity.SessionStrategy:
+        if self.strategy == "encoded_endpoint_header":
+            return affinity.TokenSession(
+                self.encoded_endpoint_header_config.header.strip().lower() or http.SESSION_TOKEN
+            )
+        headers = tuple(source.header.strip().lower() for source in self.session_id_config.sources)
+        return affinity.IdentifiedSession(headers or (http.SESSION_ID,), self.session_id_config.eviction_ttl_seconds)
+
+
+class _Expression(Parameters, frozen=True):
+    key: Text
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if bool(self.values) != (self.operator in ("In", "NotIn")):
+            raise Refused("values", "give values with In and NotIn, and only with them")
+
+
+class _LabelSelector(Parameters, frozen=True):
+    match_labels: dict[str, Any] = {}
+    match_expressions: tuple[_Expression, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self.match_labels.items():
+            if not isinstance(value, str):
+                raise Refused(f"matchLabels.{name}", "give a text")
+
+    def filter(self) -> labels.LabelSelectorFilter:
+        terms = [labels.Requirement(key, "In", frozenset((value,))) for key, value in self.match_labels.items()]
+        terms += [labels.Requirement(term.key, term.operator, term.values) for term in self.match_expressions]
+        return labels.LabelSelectorFilter(tuple(terms))
+
+
+class Utilization(saturation.UtilizationDetector, frozen=True):
+    """A utilization-detector's parameters."""
+
+    # When metrics are too old is one decision for the whole picker: --metrics-staleness-threshold.
+    metrics_staleness_threshold: Duration = Duration(0.2)
+
+    def detector(self) -> saturation.UtilizationDetector:
+        """The detector that they ask for."""
+        return saturation.UtilizationDetector(self.queue_depth_threshold, self.kv_cache_threshold, self.headroom)
+
+
+class _Condition(Parameters, frozen=True):
+    metric: Literal["active-requests", "running-requests", "waiting-queue", "kv-cache-utilization"]
+    max_value: Annotated[float, Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.metric == "kv-cache-utilization" and self.max_value > 1:
+            raise Refused("maxValue", "give a number of at least 0 and at most 1")
+
+
+class _UtilizationFilter(Parameters, frozen=True):
+    conditions: Annotated[tuple[_Condition, ...], Meta(min_length=1)]
+    fallback_on_empty: bool = False
+
+    def filter(self) -> saturation.UtilizationFilter:
+        limits = tuple((condition.metric, condition.max_value) for condition in self.conditions)
+        return saturation.UtilizationFilter(limits, self.fallback_on_empty)
+
+
+class _FixedRange(Parameters, frozen=True):
+    min: AnyNumber = 0.0
+    max: AnyNumber = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min >= self.max:
+            raise Refused("max", "give a max over min")
+
+
+class _Normalization(Parameters, frozen=True):
+    fixed_range: _FixedRange | None = None
+    adaptive_range: Parameters | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed_range is not None and self.adaptive_range is not None:
+            raise Refused("adaptiveRange", "give fixedRange or adaptiveRange, not both")
+
+
+class _Linear(Parameters, frozen=True):
+    type: Literal["linear_lower_is_better", "linear_higher_is_better"]
+    normalization: _Normalization = _Normalization()
+
+
+class _AttributeScorer(Parameters, frozen=True):
+    attribute_key: Text
+    algorithm: _Linear
+
+    def scorer(self) -> scorers.EndpointAttributeScorer:
+        bounds = self.algorithm.normalization.fixed_range
+        lower = self.algorithm.type == "linear_lower_is_better"
+        return scorers.EndpointAttributeScorer(self.attribute_key, lower, (bounds.min, bounds.max) if bounds else None)
+
+
+class _Comparison(Parameters, frozen=True):
+    operator: Literal["LessThan", "LessThanOrEqual", "GreaterThan", "GreaterThanOrEqual", "Equal", "NotEqual"]
+    value: AnyNumber = 0.0
+
+
+class _Threshold(Parameters, frozen=True):
+    type: Literal["threshold"]
+    threshold: _Comparison
+
+
+class _AttributeFilter(Parameters, frozen=True):
+    attribute: Text
+    algorithm: _Threshold
+    on_missing: Literal["Pass", "Fail"] = "Pass"
+    fallback_on_empty: bool = False
+
+    def filter(self) -> filters.EndpointAttributeFilter:
+        compared, passes = self.algorithm.threshold, self.on_missing == "Pass"
+        return filters.EndpointAttributeFilter(
+            self.attribute, compared.operator, compared.value, passes, self.fallback_on_empty
+        )
+
+
+def _role(values: tuple[str, ...], no_label: bool) -> Callable[[Any], labels.ByLabelFilter]:
+    return lambda _: labels.ByLabelFilter(ROLE_LABEL, frozenset(values), no_label)
+
+
+def _header_label(asked: affinity.HeaderLabelAffinityScorer) -> affinity.HeaderLabelAffinityScorer:
+    return affinity.HeaderLabelAffinityScorer(asked.header.strip().lower(), asked.label)
+
+
+def _header_profile(asked: handlers.HeaderProfileHandler) -> handlers.HeaderProfileHandler:
+    return handlers.HeaderProfileHandler(asked.header.strip().lower() or "epp-profile", asked.default_profile.strip())
+
+
+# Upstream plugins can be told which other plugin to take their data from: there is one of each here.
+_PRODUCERS = (
+    "prefixMatchInfoProducerName",
+    "inFlightLoadProducerName",
+    "latencyPredictionInfoProducerName",
+    "prefixPluginType",
+    "prefixPluginName",
+)
+_BY_PATH = "request bodies are read by their path, whichever parsers are named"
+
+PLUGINS = (
+    plugin(scorers.QueueScorer, had=("queue",)),
+    plugin(scorers.RunningRequestsScorer),
+    plugin(scorers.KvCacheUtilizationScorer),
+    plugin(scorers.LoraAffinityScorer),
+    plugin(scorers.LoadAwareScorer),
+    # Of earlier releases: requests end when their response does.
+    plugin(scorers.ActiveRequestScorer, ignored=(*_PRODUCERS, "requestTimeout")),
+    PluginType(scorers.PrefixCacheScorer.type_name, _PrefixScorer, _PrefixScorer.scorer, _PRODUCERS),
+    plugin(scorers.TokenLoadScorer, ignored=_PRODUCERS),
+    plugin(scorers.NoHitLruScorer, ignored=_PRODUCERS),
+    PluginType(
+        affinity.SessionAffinityScorer.type_name, _Session, lambda asked: affinity.SessionAffinityScorer(asked.kept())
+    ),
+    PluginType(
+        affinity.SessionAffinityFilter.type_name, _Session, lambda asked: affinity.SessionAffinityFilter(asked.kept())
+    ),
+    plugin(affinity.HeaderLabelAffinityScorer, _header_label),
+    plugin(labels.ContextLengthAware),
+    PluginType(scorers.EndpointAttributeScorer.type_name, _AttributeScorer, _AttributeScorer.scorer, ("producer",)),
+    PluginType(filters.EndpointAttributeFilter.type_name, _AttributeFilter, _AttributeFilter.filter, ("producer",)),
+    plugin(filters.AdapterAffinityFilter),
+    plugin(filters.PrefixCacheAffinityFilter, ignored=_PRODUCERS),
+    plugin(filters.SloHeadroomTierFilter, ignored=_PRODUCERS),
+    plugin(labels.ByLabelFilter),
+    PluginType(labels.LabelSelectorFilter.type_name, _LabelSelector, _LabelSelector.filter, had=("by-label-selector",)),
+    *(PluginType(name, make=_role(*role)) for name, role in labels.ROLES.items()),
+    PluginType(saturation.UtilizationFilter.type_name, _UtilizationFilter, _UtilizationFilter.filter, _PRODUCERS),
+    PluginType(saturation.UtilizationDetector.type_name, Utilization, Utilization.detector),
+    plugin(saturation.ConcurrencyDetector, ignored=_PRODUCERS),
+    plugin(filters.HeaderBasedTestingFilter),
+    plugin(pickers.MaxScorePicker),
+    plugin(pickers.RandomPicker),
+    plugin(pickers.WeightedRandomPicker),
+    plugin(handlers.SingleProfileHandler),
+    plugin(handlers.HeaderProfileHandler, _header_profile),
+    accepted("approx-prefix-cache-producer", PrefixParameters, had=("prefix-cache-plugin",)),
+    built_in("inflight-load-producer"),
+    built_in("session-id-producer"),
+    built_in("openai-parser"),
+    built_in("anthropic-parser"),
+    built_in("vllmhttp-parser"),
+    built_in("sglanghttp-parser"),
+    built_in("passthrough-parser", _BY_PATH),
+    built_in("vllmgrpc-parser", _BY_PATH),
+    built_in("vertexai-parser", _BY_PATH),
+    built_in("models-data-source"),
+    built_in("models-data-extractor"),
+    built_in("endpoint-notification-source"),
+    built_in("k8s-notification-source"),
+    built_in("destination-endpoint-served-verifier"),
+    built_in("metrics-data-source", "where and how often metrics are read is set by the picker's flags"),
+    built_in("tokenizer", "token counts are estimated from the prompt's length"),
+    built_in("request-attribute-reporter", "it reports nothing here"),
+    *refused(
+        "prefill and decode are not picked separately: use single-profile-handler with one scheduling profile",
+        *("disagg-profile-handler", "pd-profile-handler", "disagg-headers-handler", "prefill-header-handler"),
+        *("always-disagg-pd-decider", "prefix-based-pd-decider", "always-disagg-multimodal-decider"),
+    ),
+    *refused(
+        "list every rank's port in the InferencePool's targetPorts, and use single-profile-handler: each port is an"
+        " endpoint of its own",
+        "data-parallel-profile-handler",
+    ),
+    *refused(
+        "it needs a latency predictor, and there is none here: leave it out",
+        *("latency-scorer", "predicted-latency-producer", "predicted-latency-scorer"),
+    ),
+    *refused(
+        "what it goes by is not known here: leave it out",
+        *("mm-embeddings-cache-producer", "mm-embeddings-cache-scorer", "dcgm-data-source", "dcgm-extractor"),
+        *("topology-extractor", "topology-affinity-scorer", "topology-affinity-filter"),
+    ),
+    *refused(
+        "use precise-prefix-cache-producer, and prefix-cache-scorer to score by it", "precise-prefix-cache-scorer"
+    ),
+    *refused(
+        "use approx-prefix-cache-producer: picks in flight are in its index already", "burst-prefix-cache-producer"
+    ),
+    *refused("give the endpoints with --endpoints", "file-discovery"),
+    *refused("a picker serves the endpoints of its own cluster: leave it out", "multicluster-*"),
+)

@@ -1,0 +1,153 @@
+"""The decoder: what is good comes through, what is not is refused by field, value and fix."""
+
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+from msgspec import Meta
+
+from headrace.config.decode import (
+    Duration,
+    InvalidConfig,
+    Number,
+    OverZero,
+    Parameters,
+    Positive,
+    Quantity,
+    Refused,
+    Share,
+    Text,
+    decode,
+)
+
+
+class Inner(Parameters, frozen=True):
+    key: Text
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self) -> None:
+        if self.key == "bad":
+            raise Refused("key", "give another key")
+
+
+class Outer(Parameters, frozen=True):
+    max_count: Positive = 1
+    share: Share = 0.5
+    amount: Number = 0.0
+    power: OverZero = 1.0
+    wait: Duration = Duration(2)
+    later: Duration | None = None
+    size: Quantity = Quantity(3)
+    inner: Inner | None = None
+    entries: tuple[Inner, ...] = ()
+    needed: Annotated[tuple[str, ...], Meta(min_length=1)] = ("x",)
+    on: bool = True
+    anything: Any = None
+
+
+def test_what_is_left_out_or_null_has_its_default() -> None:
+    assert decode({}, Outer, "") == Outer()
+    assert decode({"maxCount": None, "inner": None, "anything": None}, Outer, "") == Outer()
+
+
+def test_every_kind_of_value() -> None:
+    found = decode(
+        {
+            "maxCount": 7, "share": 1, "wait": "1m30s", "later": 0, "size": "1Ki", "on": False,
+            "inner": {"key": "k", "kind": "b"}, "entries": [{"key": "l"}], "anything": {"x": [1]},
+        },
+        Outer,
+        "at",
+    )  # fmt: skip
+    assert (found.max_count, found.share, found.wait, found.later, found.size) == (7, 1.0, 90.0, 0.0, 1024)
+    assert found.inner == Inner("k", "b")
+    assert found.entries == (Inner("l"),)
+    assert found.anything == {"x": [1]}
+    assert decode({"size": 1 << 40}, Outer, "").size == 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "shown", "fix"),
+    [
+        ([1], "at", [1], "object"),
+        ({1: 2}, "at", {1: 2}, "object"),
+        ({"maxCount": 0}, "at.maxCount", 0, "a whole number of at least 1"),
+        ({"maxCount": "1"}, "at.maxCount", "1", "a whole number of at least 1"),
+        ({"maxCount": True}, "at.maxCount", True, "a whole number"),
+        ({"maxCount": 1.0}, "at.maxCount", 1.0, "a whole number"),
+        ({"share": 1.5}, "at.share", 1.5, "at least 0 and at most 1"),
+        ({"share": "x"}, "at.share", "x", "a number of at least 0"),
+        ({"amount": float("inf")}, "at.amount", float("inf"), "a number of at least 0"),
+        ({"amount": 10**400}, "at.amount", 10**400, "a number"),
+        ({"power": 0}, "at.power", 0, "a number over 0"),
+        ({"wait": "soon"}, "at.wait", "soon", "1m30s"),
+        ({"wait": 5}, "at.wait", 5, "1m30s"),
+        ({"wait": False}, "at.wait", False, "1m30s"),
+        ({"later": []}, "at.later", [], "1m30s"),
+        ({"size": "x"}, "at.size", "x", "500M"),
+        ({"size": True}, "at.size", True, "500M"),
+        ({"inner": {}}, "at.inner.key", None, "a text"),
+        ({"inner": {"key": " "}}, "at.inner.key", " ", "a text"),
+        ({"inner": {"key": "bad"}}, "at.inner.key", "bad", "another key"),
+        ({"inner": {"key": "k", "kind": "c"}}, "at.inner.kind", "c", "a or b"),
+        ({"inner": {"key": "k", "kind": 3}}, "at.inner.kind", 3, "a or b"),
+        ({"entries": {}}, "at.entries", {}, "a list of objects"),
+        ({"entries": [{"key": "k"}, 3]}, "at.entries[1]", 3, "an object"),
+        ({"entries": [{"key": "k"}, {"key": "bad"}]}, "at.entries[1].key", "bad", "another key"),
+        ({"entries": [{"key": "k", "x": 1}]}, "at.entries[0].x", 1, "parameters here: key, kind"),
+        ({"needed": []}, "at.needed", [], "a list of texts"),
+        ({"needed": [1]}, "at.needed[0]", 1, "a text"),
+        ({"on": "yes"}, "at.on", "yes", "true or false"),
+        ({"other": 1}, "at.other", 1, "unknown"),
+    ],
+)
+def test_what_is_refused_names_field_value_and_fix(value: object, field: str, shown: object, fix: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode(value, Outer, "at")
+    assert (caught.value.field, caught.value.value) == (field, shown)
+    assert fix in caught.value.fix
+
+
+def test_a_number_that_is_too_long_to_write_is_refused() -> None:
+    with pytest.raises(InvalidConfig):
+        decode({10**5000: {}}, Outer, "at")
+    for name in ("size", "amount", "wait"):
+        with pytest.raises(InvalidConfig) as caught:
+            decode({name: 10**5000}, Outer, "at")
+        assert caught.value.field == f"at.{name}"
+
+
+def test_a_document_has_no_path_before_its_fields() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode({"inner": {"kind": "a"}}, Outer, "")
+    assert caught.value.field == "inner.key"
+
+
+def test_aliases_cost_no_more_than_the_text_and_circles_end() -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    assert decode({"anything": yaml.safe_load("\n".join(lines))}, Outer, "").anything
+    for wrong in (yaml.safe_load("&a [*a]"), yaml.safe_load("&a {entries: [*a]}")["entries"]):
+        with pytest.raises(InvalidConfig):
+            decode({"entries": wrong}, Outer, "")
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({"needed": ["x", "\ud800"]}, "at.needed[1]"),
+        ({"anything": {"\udfff": 1}}, "at.anything.\udfff"),
+    ],
+)
+def test_text_that_cannot_be_written_is_refused(value: object, field: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode(value, Outer, "at")
+    assert caught.value.field == field
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidConfig) as caught:
+        decode({"anything": deep}, Outer, "at")
+    assert caught.value.field == "at"
