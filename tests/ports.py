@@ -6,8 +6,11 @@ import os
 import socket
 
 # Below the ports that the kernel gives to outgoing connections (32768 and up): none of those can take a port between
-# here and the program's start.
-_FIRST, _LAST = 15000, 29999
+# here and the program's start. pytest-xdist's workers share the range out: none takes another's port in that time.
+_SHARES = 10
+_SHARE = 15000 // _SHARES
+_FIRST = 15000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES * _SHARE
+_LAST = _FIRST + _SHARE - 1
 _next = _FIRST + os.getpid() * 97 % (_LAST - _FIRST)
 
 
