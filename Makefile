@@ -12,9 +12,12 @@ BIN := $(VENV)/bin
 PLAYBOOK := $(BIN)/ansible-playbook
 ENVOY := build/envoy/envoy/_bin/envoy
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/pytest
 # Where the modules of Envoy's messages are written, below headrace/xds.
 PROTOS_TO ?= controller
+# Tests run in so many processes beside each other: many of them wait more than they compute.
+WORKERS ?= 3
+# Folders in the order given: the longest tests first, so that no worker is left with one of them at the end.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
 # Other projects' programs and CRDs that tests need.
 TOOLS := $(HOME)/.cache/headrace/tools
 PYTHON_CODE := controller tests benchmarks roles plugins molecule docs
@@ -96,7 +99,10 @@ lint: $(STAMP) ## Run every linter
 	$(BIN)/ansible-lint
 
 .PHONY: test
-test: test-unit test-component test-integration test-cluster ## Run all tests that CI runs
+test: $(STAMP) $(ENVOY) binaries tools ## Run all tests that CI runs
+	@# What is done in a cluster waits for much of its time: beside it, the other tests have a processor.
+	tests/tools/beside.sh $(MAKE) test-cluster -- \
+	  $(PYTEST) tests/component tests/integration tests/unit -m "not slow" --durations=20
 
 .PHONY: test-unit
 test-unit: $(STAMP) tools ## Pure tests
@@ -111,45 +117,26 @@ test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
 	$(PYTEST) tests/integration -m "not slow" --durations=5
 
 .PHONY: test-cluster
-test-cluster: $(STAMP) $(ENVOY) ## One bring-up of the whole stack with the end-to-end tests on it, then the molecule scenarios
-	trap '$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER)' EXIT; \
+test-cluster: $(STAMP) $(ENVOY) ## One bring-up of the whole stack: the end-to-end tests on it, then the molecule scenarios beside it
+	export HEADRACE_MOLECULE_FAILURES=$$(mktemp -d); \
+	trap '$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); rm -r $$HEADRACE_MOLECULE_FAILURES' EXIT; \
 	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
-	$(PYTEST) tests/e2e --durations=10; \
-	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report
+	$(BIN)/pytest tests/e2e --durations=10; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report --workers 2 --continue-on-failure || \
+	  { cat $$HEADRACE_MOLECULE_FAILURES/*.txt; exit 1; }
 
-# Parts of test-full, each for itself: make test-full PART=upgrade. HEADRACE_BEFORE names the commit before.
+# The parts of test-full are in tests/tools/parts.py. PART names one of them: make test-full PART=upgrade. HEADRACE_BEFORE names the commit before.
+PARTS := $(BIN)/python tests/tools/parts.py
 PART ?=
-PARTS := long slow upgrade replacement kinds picker gateway lifecycle fuzz
-PART_upgrade := tests/full/test_versions.py tests/full/test_upgrade.py
-PART_replacement := tests/full/test_replacement.py
-PART_kinds := tests/full/test_replacement_kinds.py tests/full/test_adapters.py
-PART_picker := $(wildcard tests/full/test_epp_*.py)
-PART_gateway := $(wildcard tests/full/test_gateway_*.py) tests/full/test_hook_time.py tests/full/test_weight_flips.py
-PART_lifecycle := tests/full/test_lifecycle.py tests/full/test_teardown.py
-PART_fuzz := tests/full/test_fuzz.py
 
 .PHONY: test-full
-ifeq ($(PART),)
-test-full: test $(FUZZER) ## All of the above, and what takes longer: repeated bring-ups, fault series, long fuzzing (PART=name: one part)
+test-full: $(STAMP) $(ENVOY) binaries tools $(if $(filter-out fuzz,$(PART)),,$(FUZZER)) $(if $(PART),,test) ## All of the above, and what takes longer (PART=name: one part)
 	tests/tools/build.sh $(TOOLS) full
-	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
-	$(BIN)/pytest tests/integration -m slow --durations=5
-	$(BIN)/pytest tests/full --durations=0
-else ifeq ($(PART),long)
-test-full: $(STAMP) $(ENVOY) binaries tools
-	HYPOTHESIS_PROFILE=long $(BIN)/pytest tests/unit tests/component
-else ifeq ($(PART),slow)
-test-full: $(STAMP) binaries tools
-	$(BIN)/pytest tests/integration -m slow --durations=5
-else ifneq ($(PART_$(PART)),)
-test-full: $(STAMP) $(ENVOY) $(if $(filter fuzz,$(PART)),$(FUZZER)) binaries tools
-	tests/tools/build.sh $(TOOLS) full
-	$(BIN)/pytest $(PART_$(PART)) --durations=0
-else
-test-full:
-	@echo "PART=$(PART): no such part. Parts: $(PARTS)" >&2; exit 1
-endif
+	$(PARTS) run $(PART)
+
+.PHONY: test-stale
+test-stale: $(STAMP) ## Name the parts of test-full that were not run since the code they cover changed
+	$(PARTS) stale
 
 .PHONY: fuzz
 fuzz: $(FUZZER) ## Fuzz what others send: ext_proc, responses, metrics pages, the configuration (FUZZ_SECONDS each)

@@ -33,18 +33,15 @@ class Run:
     failed: int
 
 
+VARIABLES_ASKED = ("headrace_kubeconfig", "headrace_binary_dir", "local_cluster_cache_dir", "local_cluster_workers")
+
+
 @functools.cache
-def variable(name: str) -> Any:
-    """What the inventory says a variable is."""
-    command = [
-        str(BIN / "ansible"),
-        "localhost",
-        *COMMON,
-        "-m",
-        "ansible.builtin.debug",
-        "-a",
-        f"msg={{{{ {name} | to_json }}}}",
-    ]
+def variables() -> dict[str, Any]:
+    """What the inventory says the variables are. All are asked for at once: a run of Ansible takes a second or two."""
+    wanted = ", ".join(f"'{name}': {name}" for name in VARIABLES_ASKED)
+    command = [str(BIN / "ansible"), "localhost", *COMMON, "-m", "ansible.builtin.debug"]
+    command += ["-a", f"msg={{{{ {{{wanted}}} | to_json }}}}"]
     environment = {
         **ENVIRONMENT,
         "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.oneline",
@@ -52,7 +49,7 @@ def variable(name: str) -> Any:
     }
     output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     found = json.loads(output[output.index("{") :])["msg"]
-    return json.loads(found) if isinstance(found, str) and found[:1] in '"[{' else found
+    return json.loads(found) if isinstance(found, str) else found
 
 
 def play(scenario: str, extra: dict[str, Any] | None = None, *arguments: str) -> Run:
@@ -68,8 +65,8 @@ def play(scenario: str, extra: dict[str, Any] | None = None, *arguments: str) ->
 
 def kubectl(*arguments: str, kubeconfig: str | None = None, check: bool = True, stdin: str | None = None) -> str:
     """kubectl's output; where it may fail, its error as well."""
-    config = ["--kubeconfig", kubeconfig or variable("headrace_kubeconfig")]
-    program = f"{variable('headrace_binary_dir')}/kubectl"
+    config = ["--kubeconfig", kubeconfig or variables()["headrace_kubeconfig"]]
+    program = f"{variables()['headrace_binary_dir']}/kubectl"
     done = subprocess.run([program, *config, *arguments], input=stdin, capture_output=True, text=True, timeout=180)
     if check:
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"

@@ -6,8 +6,12 @@ import os
 import socket
 
 # Below the ports that the kernel gives to outgoing connections (32768 and up): none of those can take a port between
-# here and the program's start.
-_FIRST, _LAST = 15000, 29999
+# here and the program's start. Above those of the tests' cluster, which may come up meanwhile. pytest-xdist's workers
+# share the range out: none takes another's port in that time.
+_FIRST, _LAST = 20000, 29999
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _FIRST += int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % 5 * 2000
+    _LAST = _FIRST + 1999
 _next = _FIRST + os.getpid() * 97 % (_LAST - _FIRST)
 
 

@@ -22,6 +22,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "vllm-short": (group(extra_args=["-tp", "2"]), ["gives -tp in extra_args"]),
     "vllm-drain": (group(extra_args=["--shutdown-timeout=5"]), ["gives --shutdown-timeout=5 in extra_args"]),
     "vllm-lora": (group(extra_args=["--max-cpu-loras", "2"]), ["gives --max-cpu-loras in extra_args"]),
+    "simulator-flag": (
+        group(engine="simulator", gpus=0, extra_args=["--port=9"]),
+        ["gives --port=9 in extra_args", "Fix: remove it"],
+    ),
     "sglang-flag": (
         group(engine="sglang", image="i", extra_args=["--enable-metrics"]),
         ["gives --enable-metrics in extra_args"],

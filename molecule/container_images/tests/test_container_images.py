@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from support import assert_converged, assert_refused, get, variable
+from support import assert_converged, get, variables
 
 IMAGES = ("localhost/headrace/controller:", "docker.io/envoyproxy/envoy:", "docker.io/envoyproxy/gateway:")
 
@@ -29,7 +29,7 @@ def test_every_node_has_the_stacks_images():
 
 
 def test_archives_are_kept_by_what_they_were_made_from():
-    folder = Path(variable("local_cluster_cache_dir")).expanduser() / "images"
+    folder = Path(variables()["local_cluster_cache_dir"]).expanduser() / "images"
     names = [path.name for path in folder.iterdir()]
     for image in ("controller", "envoy", "envoy-gateway"):
         assert any(re.fullmatch(image + r"-[0-9a-f]+\.tar", name) for name in names), names
@@ -37,7 +37,3 @@ def test_archives_are_kept_by_what_they_were_made_from():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("container_images")
-
-
-def test_a_misspelt_variable_is_refused():
-    assert_refused("container_images", {"container_images_kep": 2}, "container_images_kep", "container_images_keep")

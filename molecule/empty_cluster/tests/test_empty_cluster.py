@@ -7,14 +7,6 @@ from support import get, play
 KUBECONFIG = "/tmp/headrace-molecule-empty_cluster/kubeconfig"
 
 
-def test_nothing_was_made():
-    assert get("crds", kubeconfig=KUBECONFIG) == []
-    names = {namespace["metadata"]["name"] for namespace in get("namespaces", kubeconfig=KUBECONFIG)}
-    assert names <= {"default", "kube-system", "kube-public", "kube-node-lease"}
-    kinds, ours = "deployments,daemonsets,secrets,clusterroles", "app.kubernetes.io/part-of=headrace"
-    assert get(kinds, "-A", "-l", ours, kubeconfig=KUBECONFIG) == []
-
-
 def test_each_role_says_what_it_would_make():
     run = play("empty_cluster", None, "--check", "--diff")
     assert (run.returncode, run.failed) == (0, 0), run.output[-4000:]
@@ -30,3 +22,11 @@ def test_each_role_says_what_it_would_make():
         "Namespace missing does not exist yet: a run without --check creates it, with monitors, rules",
     ):
         assert text in said
+
+
+def test_nothing_was_made():
+    assert get("crds", kubeconfig=KUBECONFIG) == []
+    names = {namespace["metadata"]["name"] for namespace in get("namespaces", kubeconfig=KUBECONFIG)}
+    assert names <= {"default", "kube-system", "kube-public", "kube-node-lease"}
+    kinds, ours = "deployments,daemonsets,secrets,clusterroles", "app.kubernetes.io/part-of=headrace"
+    assert get(kinds, "-A", "-l", ours, kubeconfig=KUBECONFIG) == []

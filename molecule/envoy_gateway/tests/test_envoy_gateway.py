@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support import assert_converged, assert_refused, get, kubectl, secret
+from support import assert_converged, get, kubectl, secret
 
 NAMESPACE = "envoy-gateway-system"
 HOST = f"headrace-gateway.{NAMESPACE}.svc.cluster.local"
@@ -101,10 +101,3 @@ def test_envoys_know_the_endpoint_discovery():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("envoy_gateway")
-
-
-def test_no_image_is_refused():
-    extra = {"envoy_gateway_controller_image": ""}
-    assert_refused(
-        "envoy_gateway", extra, "envoy_gateway_controller_image is empty", "Fix: set headrace_controller_image"
-    )

@@ -47,14 +47,5 @@ def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("gpu_node_pool")
 
 
-def test_simulated_gpus_are_refused_on_a_cluster_of_somebody_else():
-    assert_refused(
-        "gpu_node_pool",
-        {"headrace_local_cluster": False},
-        "would take Pods that need real ones",
-        "gpu_node_pool_simulated_gpus to 0",
-    )
-
-
 def test_a_pool_that_is_larger_than_the_cluster_is_refused():
     assert_refused("gpu_node_pool", {"molecule_count": 99}, "pool simulated has", "and asks for 99", "lower count")

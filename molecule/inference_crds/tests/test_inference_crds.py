@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from support import ROOT, assert_converged, assert_refused, get, kubectl
+from support import ROOT, assert_converged, get, kubectl
 
 KUBECONFIG = "/tmp/headrace-molecule-inference_crds/kubeconfig"
 
@@ -58,12 +58,3 @@ def test_the_pages_example_is_accepted_and_a_port_of_0_is_not():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("inference_crds")
-
-
-def test_a_source_without_files_is_refused():
-    assert_refused(
-        "inference_crds",
-        {"inference_crds_gateway_api_source": "/no/where"},
-        "inference_crds_gateway_api_source names /no/where",
-        "Fix:",
-    )

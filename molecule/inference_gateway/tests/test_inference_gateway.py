@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 
-from support import assert_converged, assert_refused, get
+from support import assert_converged, get
 
 NAMESPACE = "molecule-gateway"
 
@@ -67,9 +67,3 @@ def test_the_class_refers_to_the_envoy_proxy():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("inference_gateway")
-
-
-def test_a_backend_that_is_neither_pool_nor_service_is_refused():
-    assert_refused(
-        "inference_gateway", {"molecule_backends": [{"weight": 1}]}, "not exactly one of pool and service", "Fix:"
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from support import assert_converged, assert_refused, get
+from support import assert_converged, get
 
 KUBECONFIG = "/tmp/headrace-molecule-inference_monitoring/kubeconfig"
 
@@ -30,7 +30,3 @@ def test_rules_and_dashboard_are_there():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("inference_monitoring")
-
-
-def test_a_misspelt_alert_is_named():
-    assert_refused("inference_monitoring", {"molecule_alerts": {"HeadraceQueueGrow": {}}}, "HeadraceQueueGrow", "Fix:")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from cryptography import x509
-from support import ROOT, assert_converged, assert_refused, get, kubectl, play, secret
+from support import ROOT, assert_converged, get, kubectl, play, secret
 
 NAMESPACE = "molecule-pool"
 PICKERS = {"one-epp": 9002, "page-epp": 9002, "theirs-epp": 9012}
@@ -120,9 +120,3 @@ def test_a_renewed_certificate_replaces_the_pods():
     assert "PRIVATE KEY" not in run.output
     after = get("deployment", "page-epp", "-n", NAMESPACE)["spec"]["template"]["metadata"]["annotations"]
     assert after["headrace.dev/certificate"] != before["headrace.dev/certificate"]
-
-
-def test_a_pool_that_names_no_picker_is_refused():
-    assert_refused(
-        "inference_pool", {"molecule_picker": ""}, "pool one names no endpoint picker", "Fix: set its key picker"
-    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from support import assert_converged, assert_refused, get, kubectl, variable
+from support import assert_converged, get, kubectl, variables
 
 
 def test_the_nodes_are_ready():
     nodes = get("nodes")
-    assert len(nodes) == int(variable("local_cluster_workers"))
+    assert len(nodes) == int(variables()["local_cluster_workers"])
     for node in nodes:
         assert {"type": "Ready", "status": "True"}.items() <= next(
             condition for condition in node["status"]["conditions"] if condition["type"] == "Ready"
@@ -28,8 +28,3 @@ def test_rbac_is_on():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("local_cluster")
-
-
-def test_networks_that_overlap_are_refused():
-    extra = {"local_cluster_service_network": variable("local_cluster_pod_network")}
-    assert_refused("local_cluster", extra, "local_cluster_service_network", "Fix: ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from support import assert_converged, assert_refused, get, kubectl, play
+from support import assert_converged, get, kubectl, play
 
 NAMESPACE = "molecule-adapters"
 
@@ -66,8 +66,3 @@ def test_adapters_are_unloaded():
     assert run.returncode == 0, run.output[-6000:]
     for pod in pods():
         assert "sql" not in models(pod)
-
-
-def test_an_adapter_that_is_nowhere_is_refused():
-    pools = [{"name": "servers", "adapters": [{"name": "sql"}]}]
-    assert_refused("lora_adapters", {"molecule_pools": pools}, "an adapter of servers has no source", "Fix: the path")

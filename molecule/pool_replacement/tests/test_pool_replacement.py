@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support import assert_converged, assert_refused, get, play, variable
+from support import assert_converged, assert_refused, get, play, variables
 
 NAMESPACE = "molecule-replacement"
 
@@ -26,7 +26,7 @@ def test_the_new_pool_is_in_the_old_ones_place():
 def test_the_record_and_the_report_say_so():
     record = get("configmap", "headrace-replace-before", "-n", NAMESPACE)
     assert record["data"]["phase"] == "Completed"
-    folder = Path(variable("local_cluster_cache_dir")).expanduser() / "molecule-replacement"
+    folder = Path(variables()["local_cluster_cache_dir"]).expanduser() / "molecule-replacement"
     assert {"headrace-replace-before.html", "headrace-replace-before.json"} <= {path.name for path in folder.iterdir()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cryptography import x509
-from support import assert_converged, assert_refused, play, secret
+from support import assert_converged, play, secret
 
 NAMESPACE = "molecule-certificate"
 
@@ -55,9 +55,3 @@ def test_a_new_ca_keeps_the_old_one_in_the_bundle():
     assert bundle == [new, old]
     assert new != old
     certificate.verify_directly_issued_by(new)
-
-
-def test_a_misspelt_variable_is_named_with_the_right_one():
-    assert_refused(
-        "tls_certificate", {"tls_certificate_dns_name": ["a"]}, "tls_certificate_dns_name", "tls_certificate_dns_names"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import assert_converged, assert_refused, get, kubectl
+from support import assert_converged, get, kubectl
 
 NAMESPACE = "molecule-servers"
 
@@ -85,17 +85,3 @@ def test_disruption_budget_and_network_policy_select_the_group():
 
 def test_check_mode_on_what_is_there_reports_no_change():
     assert_converged("vllm_model_server")
-
-
-def test_arguments_that_the_role_derives_are_refused():
-    assert_refused(
-        "vllm_model_server", {"molecule_extra_args": ["--port=9"]}, "gives --port=9 in extra_args", "Fix: remove it"
-    )
-
-
-def test_a_grace_period_that_cuts_answers_is_refused():
-    assert_refused("vllm_model_server", {"molecule_grace_seconds": 5}, "grace_seconds 5", "answers would be cut")
-
-
-def test_adapters_that_anybody_could_load_are_refused():
-    assert_refused("vllm_model_server", {"molecule_network_policy": False}, "runtime_lora_updating", "no NetworkPolicy")
