@@ -69,16 +69,19 @@ class Quantity(int):
         return cls(quantity(str(value) if whole or isinstance(value, str) else ""))
 
 
-def decode(value: object, wanted: type[T], at: str) -> T:
+def decode(value: object, wanted: type[T], at: str, invalid: type[InvalidField] = InvalidConfig) -> T:
     """The typed value of decoded JSON or YAML. A null is as good as nothing. `at` is where the value is, "" for a whole
-    document. Raises InvalidConfig."""
+    document. Raises `invalid`."""
     try:
         given = _without_nulls(value, {}, at)
         return msgspec.convert(given, wanted, dec_hook=_converted)
     except RecursionError:
-        raise InvalidConfig(at, "", "nest it less deeply") from None
+        raise invalid(at, "", "nest it less deeply") from None
     except msgspec.ValidationError as error:
-        raise _refusal(error, given, wanted, at) from None
+        found = error.__cause__ if isinstance(error.__cause__, InvalidField) else _refusal(error, given, wanted, at)
+        raise invalid(found.field, found.value, found.fix) from None
+    except InvalidConfig as error:
+        raise invalid(error.field, error.value, error.fix) from None
 
 
 def _without_nulls(value: object, known: dict[int, Any], at: str) -> Any:
@@ -143,7 +146,7 @@ def _of_field(value: Any, path: str, name: str, fix: str) -> InvalidConfig:
 def _inside(kind: Any, name: str) -> Any:
     """The type of a field, or, without a name, of an entry; None where it cannot be told."""
     for inner in (kind, *getattr(kind, "types", ())):
-        if name and isinstance(inner, types.StructType):
+        if name and hasattr(inner, "fields"):
             return next((field.type for field in inner.fields if field.encode_name == name), None)
         if not name and hasattr(inner, "item_type"):
             return inner.item_type
