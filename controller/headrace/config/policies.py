@@ -11,22 +11,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct
 
 from headrace.config.decode import Refused, decode
+from headrace.config.pools import Metadata, Name
 from headrace.core.model_rewrite import MAX_WEIGHT, ModelRewrite, RewriteRule, RewriteTarget
 from headrace.core.objective import InvalidObject, Objective, PoolReference
 from headrace.core.pool import EXTENSION_GROUP, GA_GROUP, VERSION_OF_GROUP
 
-_Name = Annotated[str, Meta(min_length=1, max_length=253)]
 _Model = Annotated[str, Meta(min_length=1, max_length=1024)]
 _Spec = TypeVar("_Spec")
 
 
-class _Metadata(Struct, frozen=True):
-    name: _Name
-    namespace: Any = None
-
-
 class _PoolRef(Struct, frozen=True):
-    name: _Name
+    name: Name
     kind: Literal["InferencePool", ""] = "InferencePool"
     group: str = GA_GROUP
 
@@ -98,6 +93,6 @@ def _read(obj: Mapping[str, Any], kind: str, wanted: type[_Spec]) -> tuple[str, 
     for field, known in (("apiVersion", version), ("kind", kind)):
         if obj.get(field) != known:
             raise InvalidObject(field, obj.get(field), f"use {known}")
-    metadata = decode(obj.get("metadata"), _Metadata, "metadata", InvalidObject)
+    metadata = decode(obj.get("metadata"), Metadata, "metadata", InvalidObject)
     spec = decode(obj.get("spec"), wanted, "spec", InvalidObject)
-    return str(metadata.namespace or "default"), metadata.name, spec
+    return metadata.namespace_name, metadata.name, spec

@@ -12,7 +12,6 @@ from headrace.core.pool import (
     InvalidPool,
     PickerReference,
     Pool,
-    parse_pool,
 )
 from headrace.core.request import NOT_ASKED, Asked, Request
 
@@ -37,6 +36,5 @@ __all__ = [
     "Request",
     "RewriteTable",
     "endpoint_key",
-    "parse_pool",
     "split_key",
 ]

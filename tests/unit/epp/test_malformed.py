@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config.policies import parse_model_rewrite, parse_objective
+from headrace.config.pools import parse_pool
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool, Request
 from headrace.core.objective import PoolReference
-from headrace.core.pool import parse_pool
 from headrace.datalayer.pods import PodEndpoints
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.policies import Policies

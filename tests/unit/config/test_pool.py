@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, InvalidPool, PickerReference, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, InvalidPool, PickerReference
 
 # The example of the InferencePool API page, with its `port`.
 PAGE: dict[str, Any] = {
