@@ -90,6 +90,16 @@ def test_a_log_that_grew_is_emptied_under_its_writer(tmp_path: Path, monkeypatch
     assert (tmp_path / "kubelet.log.1").read_bytes() == b"shortand too long"
 
 
+def test_a_cluster_weighs_more_than_one_process_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "CGROUPS", tmp_path)
+    shares = tmp_path / "cpu/headrace/cpu.shares"
+    shares.parent.mkdir(parents=True)
+    shares.write_text("1024")
+    node.make_cgroups("headrace", "n1")
+    assert int(shares.read_text()) == 16 * 1024
+    assert not (tmp_path / "cpu/headrace/n1/cpu.shares").exists(), "a node's is the default"
+
+
 @pytest.fixture
 def unified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cgroup v2 tree as far as files can fake one: the kernel's files of each group are there beforehand."""
@@ -98,6 +108,7 @@ def unified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         group.mkdir(exist_ok=True)
         (group / "cgroup.controllers").write_text("cpuset cpu io memory pids rdma\n")
         (group / "cgroup.subtree_control").write_text("")
+        (group / "cpu.weight").write_text("100")
     return tmp_path
 
 
@@ -107,6 +118,7 @@ def test_on_cgroup_v2_every_group_above_a_node_hands_its_controllers_down(unifie
     assert (unified / "cgroup.subtree_control").read_text() == wanted
     assert (unified / "headrace" / "cgroup.subtree_control").read_text() == wanted
     assert (unified / "headrace" / "n1" / "cgroup.subtree_control").read_text() == "", "the kubelet's business"
+    assert int((unified / "headrace" / "cpu.weight").read_text()) == 1600
 
 
 def test_on_cgroup_v2_a_root_with_processes_is_a_message_with_the_fix(

@@ -31,6 +31,8 @@ OWN_FOLDERS = (
 # Lost when a node stops, as on a machine that reboots.
 VOLATILE = ("/run/containerd", "/run/netns", "/var/lib/cni")
 CGROUPS = Path("/sys/fs/cgroup")
+# What a whole cluster's CPU time weighs where CPUs are short, in processes of the root group.
+CPU_SHARE = 16
 V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 EMPTY_THE_ROOT = (
@@ -88,6 +90,14 @@ def make_cgroups(cluster: str, node: str) -> None:
                 for name in ("cpuset.cpus", "cpuset.mems"):
                     (parent / part / name).write_text((parent / name).read_text())
             parent /= part
+        _weigh(hierarchy / cluster)
+
+
+def _weigh(group: Path) -> None:
+    """Give a cluster the CPU share of several processes: by default it has that of one process in the root group."""
+    for name, default in (("cpu.shares", 1024), ("cpu.weight", 100)):
+        if (group / name).exists():
+            (group / name).write_text(str(CPU_SHARE * default))
 
 
 def _enable(group: Path) -> None:
