@@ -70,8 +70,8 @@ def flag(
     return dataclasses.field(default_factory=lambda: declared.read(default), metadata={_KEY: declared})
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
-    """Declare the flags of a dataclass."""
+def add_flags(parser: argparse._ActionsContainer, options: type) -> None:
+    """Declare the flags of a dataclass, in a parser or a group of one."""
     for name, declared in _flags(options):
         parser.add_argument(*_names(name, declared), help=declared.help, **declared.options)
 
@@ -80,7 +80,8 @@ def read_flags(args: argparse.Namespace, options: type[T]) -> T:
     """The dataclass that parsed flags come to. Raises InvalidFlag."""
     values: dict[str, Any] = {}
     for name, declared in _flags(options):
-        shown = _names(name, declared)[-1].lstrip("-")
+        # argparse's own rule: the first of the long names.
+        shown = next(long for long in _names(name, declared) if long.startswith("--"))[2:]
         given = getattr(args, shown.replace("-", "_"), argparse.SUPPRESS)
         try:
             values[name] = declared.read(given)
