@@ -61,7 +61,7 @@ class _Reference(Struct, frozen=True, rename="camel"):
 
     def to(self, port: int | None) -> PickerReference:
         mode = FailureMode(self.failure_mode or FailureMode.CLOSE)
-        return PickerReference(self.name, port, str(self.kind or "Service"), str(self.group), mode)
+        return PickerReference(self.name, port, str(self.kind or "Service"), str(self.group or ""), mode)
 
 
 class _ExtensionRef(_Reference, frozen=True):

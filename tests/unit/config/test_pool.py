@@ -63,6 +63,19 @@ def test_v1_without_a_picker() -> None:
     assert pool.failure_mode is FailureMode.CLOSE
 
 
+def test_a_null_is_as_good_as_nothing() -> None:
+    nulls = {"kind": None, "group": None, "failureMode": None}
+    for base, field in ((PAGE, "spec.extensionRef"), (V1, "spec.endpointPickerRef")):
+        reference = {"name": "epp", "port": 9002 if base is PAGE else {"number": 9002}}
+        found = parse_pool(changed(base, field, {**reference, **nulls}))
+        assert found.picker == PickerReference(name="epp", port=9002)
+        # Also where nothing else makes the object be read twice.
+        assert parse_pool(changed(base, field, {**reference, "group": None})).picker == found.picker
+    bare = {"name": "p", "namespace": None, "uid": None, "generation": None, "annotations": None}
+    pool = parse_pool({**V1, "metadata": bare})
+    assert (pool.namespace, pool.uid, pool.generation, pool.annotations) == ("default", "", 0, {})
+
+
 @pytest.mark.parametrize(
     ("reference", "port"),
     [({}, 9002), ({"portNumber": 7}, 7), ({"port": 8}, 8), ({"port": 9, "portNumber": 9}, 9)],
