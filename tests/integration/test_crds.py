@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.core import parse_model_rewrite, parse_objective
+from headrace.config.policies import parse_model_rewrite, parse_objective
 
 from .apiserver import ApiServer
 

@@ -37,7 +37,14 @@ class _Flag:
     parse: Parse
     names: tuple[str, ...]
     inverted: bool
+    plain: Any
+    environment: str
     options: Mapping[str, Any]
+
+    @property
+    def default(self) -> Any:
+        """The default as it stands at the moment: the environment's variable, where there is one."""
+        return os.environ.get(self.environment, self.plain) if self.environment else self.plain
 
     def read(self, value: Any) -> Any:
         """The field's value: of a text, or of a default that is the value itself. Raises ValueError."""
@@ -62,25 +69,24 @@ def flag(
 
     `names` are the flag's where they are not the field's own, with dashes and spaces between. `environment` is a
     variable that has the default. `inverted`: the field is true where the flag is false. `options` go to argparse."""
-    if environment:
-        default = os.environ.get(environment, default)
     if parse is truth:
         options |= {"nargs": "?", "const": True}
-    declared = _Flag(help, parse, tuple(names.split()), inverted, {"default": default, **options})
-    return dataclasses.field(default_factory=lambda: declared.read(default), metadata={_KEY: declared})
+    declared = _Flag(help, parse, tuple(names.split()), inverted, default, environment, options)
+    return dataclasses.field(default_factory=lambda: declared.read(declared.default), metadata={_KEY: declared})
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
-    """Declare the flags of a dataclass."""
+def add_flags(parser: argparse._ActionsContainer, options: type) -> None:
+    """Declare the flags of a dataclass, in a parser or a group of one."""
     for name, declared in _flags(options):
-        parser.add_argument(*_names(name, declared), help=declared.help, **declared.options)
+        parser.add_argument(*_names(name, declared), help=declared.help, default=declared.default, **declared.options)
 
 
 def read_flags(args: argparse.Namespace, options: type[T]) -> T:
     """The dataclass that parsed flags come to. Raises InvalidFlag."""
     values: dict[str, Any] = {}
     for name, declared in _flags(options):
-        shown = _names(name, declared)[-1].lstrip("-")
+        # argparse's own rule: the first of the long names.
+        shown = next(long for long in _names(name, declared) if long.startswith("--"))[2:]
         given = getattr(args, shown.replace("-", "_"), argparse.SUPPRESS)
         try:
             values[name] = declared.read(given)

@@ -2,8 +2,8 @@
 
 from headrace.core.decision import Decision, Refusal, RefusalReason
 from headrace.core.endpoint import Endpoint, InvalidAddress, endpoint_key, split_key
-from headrace.core.model_rewrite import ModelRewrite, RewriteTable, parse_model_rewrite
-from headrace.core.objective import InvalidObject, Objective, parse_objective
+from headrace.core.model_rewrite import ModelRewrite, RewriteTable
+from headrace.core.objective import InvalidObject, Objective
 from headrace.core.pool import (
     EXTENSION_GROUP,
     GA_GROUP,
@@ -12,7 +12,6 @@ from headrace.core.pool import (
     InvalidPool,
     PickerReference,
     Pool,
-    parse_pool,
 )
 from headrace.core.request import NOT_ASKED, Asked, Request
 
@@ -37,8 +36,5 @@ __all__ = [
     "Request",
     "RewriteTable",
     "endpoint_key",
-    "parse_model_rewrite",
-    "parse_objective",
-    "parse_pool",
     "split_key",
 ]

@@ -5,22 +5,13 @@ rule with an exact match over one for every model; the older object; the earlier
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from headrace.core.objective import (
-    InvalidObject,
-    PoolReference,
-    read_head,
-    read_mapping,
-    read_pool_reference,
-    read_text,
-)
+from headrace.core.objective import PoolReference
 
 MAX_WEIGHT = 1_000_000
-_MAX_MODEL_LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -89,52 +80,3 @@ class RewriteTable:
             return Rewritten(rule.targets[0].model, name)
         (target,) = rng.choices(rule.targets, [target.weight for target in rule.targets])
         return Rewritten(target.model, name)
-
-
-def parse_model_rewrite(obj: Mapping[str, Any]) -> ModelRewrite:
-    """The rewrite of a Kubernetes object (decoded JSON). Raises InvalidObject."""
-    namespace, name, spec = read_head(obj, "InferenceModelRewrite")
-    rules = tuple(_rule(entry, path) for entry, path in _entries(spec, "rules", "spec", required=True))
-    created = obj["metadata"].get("creationTimestamp")
-    return ModelRewrite(namespace, name, read_pool_reference(spec), rules, created if isinstance(created, str) else "")
-
-
-def _rule(rule: Mapping[str, Any], path: str) -> RewriteRule:
-    models = frozenset(_match(entry, at) for entry, at in _entries(rule, "matches", path))
-    targets = tuple(_target(entry, at) for entry, at in _entries(rule, "targets", path))
-    weighted = [entry.get("weight") is not None for entry, _ in _entries(rule, "targets", path)]
-    if any(weighted) and not all(weighted):
-        raise InvalidObject(f"{path}.targets", len(weighted), "give a weight to all of them, or to none")
-    return RewriteRule(models, targets)
-
-
-def _match(match: Mapping[str, Any], path: str) -> str:
-    model = read_mapping(match, "model", path)
-    kind = model.get("type") or "Exact"
-    if kind != "Exact":
-        raise InvalidObject(f"{path}.model.type", kind, "use Exact")
-    return read_text(model, "value", f"{path}.model", _MAX_MODEL_LENGTH)
-
-
-def _target(target: Mapping[str, Any], path: str) -> RewriteTarget:
-    weight = target.get("weight")
-    if weight is None:
-        weight = 1
-    if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= MAX_WEIGHT:
-        raise InvalidObject(f"{path}.weight", weight, f"give a weight of 1 to {MAX_WEIGHT}")
-    return RewriteTarget(read_text(target, "modelRewrite", path, _MAX_MODEL_LENGTH), weight)
-
-
-def _entries(
-    parent: Mapping[str, Any], key: str, path: str, *, required: bool = False
-) -> list[tuple[Mapping[str, Any], str]]:
-    """The objects of a list, each with its path."""
-    listed = parent.get(key)
-    if listed is None and not required:
-        return []
-    if not isinstance(listed, list):
-        raise InvalidObject(f"{path}.{key}", listed, "give a list")
-    for number, entry in enumerate(listed):
-        if not isinstance(entry, Mapping):
-            raise InvalidObject(f"{path}.{key}[{number}]", entry, "give an object")
-    return [(entry, f"{path}.{key}[{number}]") for number, entry in enumerate(listed)]

@@ -23,11 +23,12 @@ from headrace.config.flags import (
     read_flags,
     truth,
 )
+from headrace.config.pools import read_selector
 from headrace.config.values import duration, quantity
 from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidPool, endpoint_key, split_key
 from headrace.core.bounded_json import MAX_BYTES
 from headrace.core.fields import is_digits
-from headrace.core.pool import MAX_TARGET_PORTS, read_selector
+from headrace.core.pool import MAX_TARGET_PORTS
 from headrace.epp.reference_flags import ReferenceFlags, level
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "read_options"]

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from headrace.core import EXTENSION_GROUP, InvalidObject, parse_model_rewrite, parse_objective
+from headrace.config.policies import parse_model_rewrite, parse_objective
+from headrace.core import EXTENSION_GROUP, InvalidObject
 from headrace.core.fields import mapping
 from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
-from headrace.core import Endpoint, InvalidPool, PickerReference, Pool, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import Endpoint, InvalidPool, PickerReference, Pool
 from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.datalayer.pods import PodEndpoints

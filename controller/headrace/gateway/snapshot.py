@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerReference, Pool, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerReference, Pool
 from headrace.core.fields import mapping as mapping
 from headrace.core.fields import mappings as mappings
 from headrace.gateway.names import PoolKey

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from headrace.datalayer.exposition import CostlyPage, PageLimits, PageReader, Sample, read_labels
 
@@ -256,35 +255,3 @@ def _histogram(rows: Rows, names: Iterable[str]) -> Histogram | None:
         counts.append(max(0.0, cumulated[bound] - before))
         before = max(before, cumulated[bound])
     return Histogram(tuple(bounds[:-1]), tuple(counts))
-
-
-def counters_as_json(counters: Counters) -> dict[str, Any]:
-    """Plain values, for JSON."""
-
-    def histogram(found: Histogram | None) -> dict[str, Any] | None:
-        return None if found is None else {"bounds": list(found.bounds), "counts": list(found.counts)}
-
-    return {
-        "requests": counters.requests,
-        "errors": counters.errors,
-        "server_errors": counters.server_errors,
-        "ttft": histogram(counters.ttft),
-        "tpot": histogram(counters.tpot),
-    }
-
-
-def counters_of_json(value: Mapping[str, Any]) -> Counters:
-    """The counters of `counters_as_json`. Raises KeyError, TypeError, ValueError."""
-
-    def histogram(found: Mapping[str, Any] | None) -> Histogram | None:
-        if found is None:
-            return None
-        return Histogram(tuple(map(float, found["bounds"])), tuple(map(float, found["counts"])))
-
-    return Counters(
-        float(value["requests"]),
-        float(value["errors"]),
-        float(value["server_errors"]),
-        histogram(value["ttft"]),
-        histogram(value["tpot"]),
-    )

@@ -6,10 +6,7 @@ limit on errors fails when the measured rate is above it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from headrace.replace.counters import Counters, Histogram
 from headrace.replace.plan import Plan
@@ -52,15 +49,6 @@ class GateResult:
         """What failed, in words."""
         found = [check.detail for check in self.checks if check.verdict == self.verdict != PASS]
         return "; ".join(text for text in found if text)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-
-def result_of_json(value: Mapping[str, Any]) -> GateResult:
-    """The result of `GateResult.as_json`. Raises KeyError, TypeError."""
-    return GateResult(**{**value, "checks": tuple(Check(**check) for check in value["checks"])})
 
 
 def enough(plan: Plan, counted: Counters) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 
 import aiohttp
 
-from headrace.core import endpoint_key, fields, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import endpoint_key, fields
 from headrace.core.bounded_json import load
 from headrace.core.fields import mapping, mappings, text
 from headrace.core.pool import VERSION_OF_GROUP, Pool

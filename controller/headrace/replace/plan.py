@@ -6,13 +6,16 @@ defaults say."""
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from headrace.config.decode import decode
 from headrace.core import GA_GROUP
+from headrace.core.invalid import InvalidField
 from headrace.core.pool import VERSION_OF_GROUP
 
 GATES = ("errors", "ttft", "tpot")
@@ -26,12 +29,8 @@ _GROUP = re.compile(r"[a-z0-9.-]{0,253}")
 _WORD = re.compile(r"[a-z0-9]{1,63}")
 
 
-class InvalidPlan(ValueError):  # noqa: N818
+class InvalidPlan(InvalidField):
     """A plan that cannot be carried out: names the field, its value and the fix."""
-
-    def __init__(self, field: str, value: object, fix: str) -> None:
-        self.field = field
-        super().__init__(f"{field}: {value!r:.200}: {fix}")
 
 
 def is_name(text: str) -> bool:
@@ -80,33 +79,33 @@ class Plan:
     # Steps (their percent) after whose gate somebody has to approve.
     manual: tuple[int, ...] = ()
     gates: tuple[str, ...] = GATES
-    interval: float = 60.0
-    gate_timeout: float = 600.0
+    interval: Annotated[float, Meta(ge=1, le=86400)] = 60.0
+    gate_timeout: Annotated[float, Meta(ge=1, le=604_800)] = 600.0
     # Requests that the new pool must have answered in a window before a gate says anything.
-    min_sample: int = 30
+    min_sample: Annotated[int, Meta(ge=1, le=10_000_000)] = 30
     # Level of each one-sided test, see `statistics`.
-    alpha: float = 0.01
+    alpha: Annotated[float, Meta(ge=1e-09, le=0.5)] = 0.01
     # Server errors (5xx) of the new pool, whatever the old one does.
-    max_error_rate: float = 0.01
+    max_error_rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
     # A significant difference of error rates smaller than this is no reason to go back.
-    max_error_increase: float = 0.005
+    max_error_increase: Annotated[float, Meta(ge=0, le=1)] = 0.005
     # The quantile that latency limits and ratios are about.
-    quantile: float = 0.9
-    max_ttft: float = 0.0
-    max_ttft_ratio: float = 1.5
-    max_tpot: float = 0.0
-    max_tpot_ratio: float = 1.5
+    quantile: Annotated[float, Meta(ge=0.01, le=0.999)] = 0.9
+    max_ttft: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    max_ttft_ratio: Annotated[float, Meta(ge=0, le=1e6)] = 1.5
+    max_tpot: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    max_tpot_ratio: Annotated[float, Meta(ge=0, le=1e6)] = 1.5
     # What a window with too few requests comes to, once `gate_timeout` is over.
     insufficient: str = "rollback"
-    warmup_requests: int = 20
-    warmup_timeout: float = 180.0
+    warmup_requests: Annotated[int, Meta(ge=0, le=100_000)] = 20
+    warmup_timeout: Annotated[float, Meta(ge=1, le=86400)] = 180.0
     # Ready endpoints that the new pool must have for each one of the old pool's.
-    capacity_ratio: float = 1.0
+    capacity_ratio: Annotated[float, Meta(ge=0, le=1000)] = 1.0
     # A new pool without ready endpoints or endpoint picker for so long is dead.
-    dead_after: float = 5.0
-    drain_timeout: float = 600.0
-    approval_timeout: float = 86400.0
-    timeout: float = 14400.0
+    dead_after: Annotated[float, Meta(ge=1, le=3600)] = 5.0
+    drain_timeout: Annotated[float, Meta(ge=0, le=604_800)] = 600.0
+    approval_timeout: Annotated[float, Meta(ge=1, le=2_592_000)] = 86400.0
+    timeout: Annotated[float, Meta(ge=1, le=2_592_000)] = 14400.0
     gitops: str = "refuse"
     # Where the Gateway is reached for the warm-up. Empty: the address in its status.
     gateway_url: str = ""
@@ -156,17 +155,6 @@ def _check(plan: Plan) -> None:
     for field, choices in (("insufficient", INSUFFICIENT), ("gitops", GITOPS)):
         if getattr(plan, field) not in choices:
             raise InvalidPlan(field, getattr(plan, field), f"use {' or '.join(choices)}")
-    for field, low, high in (
-        ("interval", 1.0, 86400.0), ("gate_timeout", 1.0, 604800.0), ("min_sample", 1, 10_000_000),
-        ("alpha", 1e-9, 0.5), ("max_error_rate", 0.0, 1.0), ("max_error_increase", 0.0, 1.0),
-        ("quantile", 0.01, 0.999), ("max_ttft", 0.0, 86400.0), ("max_ttft_ratio", 0.0, 1e6),
-        ("max_tpot", 0.0, 86400.0), ("max_tpot_ratio", 0.0, 1e6), ("warmup_requests", 0, 100_000),
-        ("warmup_timeout", 1.0, 86400.0), ("capacity_ratio", 0.0, 1000.0), ("dead_after", 1.0, 3600.0),
-        ("drain_timeout", 0.0, 604800.0), ("approval_timeout", 1.0, 2_592_000.0), ("timeout", 1.0, 2_592_000.0),
-    ):  # fmt: skip
-        value = getattr(plan, field)
-        if not math.isfinite(value) or not low <= value <= high:
-            raise InvalidPlan(field, value, f"give a number from {low:g} to {high:g}")
     for field in ("gateway_url", "prometheus_url"):
         url = getattr(plan, field)
         if url and not url.startswith(("http://", "https://")):
@@ -182,69 +170,14 @@ def _is_object(ref: ObjectRef) -> bool:
 
 
 def parse_plan(value: object) -> Plan:
-    """The plan of decoded JSON; what is left out has its default. Raises InvalidPlan."""
+    """The plan of decoded JSON; what is left out has its default, and a pool may be its name. Raises InvalidPlan."""
     if not isinstance(value, Mapping):
         raise InvalidPlan("plan", value, "give an object")
-    fields = {field.name: field for field in dataclasses.fields(Plan)}
-    if unknown := sorted(map(str, set(value) - set(fields))):
-        raise InvalidPlan(unknown[0], value[unknown[0]], f"no such field: the fields are {', '.join(fields)}")
-    read: dict[str, Any] = {}
-    for name, given in value.items():
-        if name in ("old", "new"):
-            read[name] = _pool(name, given)
-        elif name in ("remove_old", "remove_new"):
-            read[name] = tuple(_object(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
-        elif name in ("steps", "manual"):
-            read[name] = tuple(_whole(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
-        elif name == "gates":
-            read[name] = tuple(_text(f"{name}[{at}]", entry) for at, entry in enumerate(_list(name, given)))
-        elif name in ("insufficient", "gitops", "gateway_url", "prometheus_url", "prometheus_match"):
-            read[name] = _text(name, given)
-        elif name in ("min_sample", "warmup_requests"):
-            read[name] = _whole(name, given)
-        else:
-            read[name] = _number(name, given)
-    for name in ("old", "new"):
-        if name not in read:
-            raise InvalidPlan(name, None, "give the pool's name, or {group, namespace, name}")
-    return Plan(**read)
-
-
-def _pool(field: str, value: object) -> PoolRef:
-    if isinstance(value, str):
-        return PoolRef(GA_GROUP, "default", value)
-    if not isinstance(value, Mapping):
-        raise InvalidPlan(field, value, "give the pool's name, or {group, namespace, name}")
-    group, namespace, name = value.get("group", GA_GROUP), value.get("namespace", "default"), value.get("name")
-    return PoolRef(_text(f"{field}.group", group), _text(f"{field}.namespace", namespace), _text(f"{field}.name", name))
-
-
-def _object(field: str, value: object) -> ObjectRef:
-    keys = ("group", "version", "plural", "namespace", "name")
-    if not isinstance(value, Mapping) or set(value) != set(keys):
-        raise InvalidPlan(field, value, f"give an object with the keys {', '.join(keys)}")
-    return ObjectRef(*(_text(f"{field}.{key}", value[key]) for key in keys))
-
-
-def _list(field: str, value: object) -> list[object]:
-    if not isinstance(value, list | tuple):
-        raise InvalidPlan(field, value, "give a list")
-    return list(value)
-
-
-def _text(field: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidPlan(field, value, "give text")
-    return value
-
-
-def _whole(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidPlan(field, value, "give a whole number")
-    return value
-
-
-def _number(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidPlan(field, value, "give a number")
-    return float(value)
+    known = [field.name for field in dataclasses.fields(Plan)]
+    if unknown := sorted(map(str, set(value) - set(known))):
+        raise InvalidPlan(unknown[0], value[unknown[0]], f"no such field: the fields are {', '.join(known)}")
+    given = dict(value)
+    for role in ("old", "new"):
+        pool = {"name": given[role]} if isinstance(given.get(role), str) else given.get(role)
+        given[role] = {"group": GA_GROUP, "namespace": "default", **pool} if isinstance(pool, Mapping) else pool
+    return decode(given, Plan, "", InvalidPlan)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from headrace.replace.counters import Counters, counters_as_json, counters_of_json
-from headrace.replace.gates import GateResult, result_of_json
-from headrace.replace.ownership import Owner
+import msgspec
+
+from headrace.replace.counters import Counters
+from headrace.replace.gates import GateResult
 from headrace.replace.plan import is_name, is_namespace
-from headrace.replace.routes import KINDS, RouteRecord, RuleRecord
+from headrace.replace.routes import KINDS, RouteRecord
 
 SCHEMA = 1
 _LOG_LIMIT = 200
@@ -96,30 +97,12 @@ class State:
 
 def state_as_json(state: State) -> dict[str, Any]:
     """Plain values, for JSON."""
-    return {
-        "schema": SCHEMA,
-        "run": state.run,
-        "phase": state.phase.value,
-        "step": state.step,
-        "share": state.share,
-        "started": state.started,
-        "since": state.since,
-        "finished": state.finished,
-        "reason": state.reason,
-        "facts": state.facts,
-        "old_uid": state.old_uid,
-        "new_uid": state.new_uid,
-        "kept": state.kept,
-        "waited": state.waited,
-        "records": [dataclasses.asdict(record) for record in state.records],
-        "history": [result.as_json() for result in state.history],
-        "reference": None if state.reference is None else counters_as_json(state.reference),
-        "log": [dataclasses.asdict(entry) for entry in state.log],
-    }
+    return {"schema": SCHEMA, **msgspec.to_builtins(state)}
 
 
 def parse_state(value: object) -> State:
-    """The state of decoded JSON. Raises InvalidState."""
+    """The state of decoded JSON. What records of earlier versions had no word for has its default. Raises
+    InvalidState."""
     if not isinstance(value, Mapping):
         raise InvalidState("the recorded state is no JSON object: delete its ConfigMap if no replacement is under way")
     if value.get("schema") != SCHEMA:
@@ -128,56 +111,19 @@ def parse_state(value: object) -> State:
             "finish the replacement with the version that began it"
         )
     try:
-        return State(
-            run=str(value["run"]),
-            phase=Phase(value["phase"]),
-            step=int(value["step"]),
-            share=int(value["share"]),
-            started=float(value["started"]),
-            since=float(value["since"]),
-            finished=float(value["finished"]),
-            reason=str(value["reason"]),
-            facts=str(value["facts"]),
-            # What a record of before had no word for.
-            old_uid=str(value.get("old_uid") or ""),
-            new_uid=str(value.get("new_uid") or ""),
-            kept=str(value.get("kept") or ""),
-            waited=float(value.get("waited") or 0.0),
-            records=tuple(_record(record) for record in value["records"]),
-            history=tuple(result_of_json(result) for result in value["history"]),
-            reference=None if value["reference"] is None else counters_of_json(value["reference"]),
-            log=tuple(Entry(float(entry["at"]), str(entry["message"])) for entry in value["log"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        state = msgspec.convert(value, State)
+        for record in state.records:
+            _check(record)
+    except ValueError as error:
         raise InvalidState(
-            f"the recorded state cannot be read ({type(error).__name__}: {error}): restore its ConfigMap from a "
-            "backup, or set the routes' weights by hand and delete it"
+            f"the recorded state cannot be read ({error}): restore its ConfigMap from a backup, or set the routes' "
+            "weights by hand and delete it"
         ) from error
+    return state
 
 
-def _record(value: Mapping[str, Any]) -> RouteRecord:
-    rules = tuple(
-        RuleRecord(int(rule["index"]), str(rule["name"]), rule["matches"], tuple(dict(ref) for ref in rule["refs"]))
-        for rule in value["rules"]
-    )
-    # A record of before there were others has no kind.
-    kind = str(value.get("kind") or KINDS[0])
-    if kind not in KINDS:
-        raise ValueError(f"kind: {kind!r}")
-    # Nor has it owners, where there is nothing to give back to.
-    owners = tuple(
-        Owner(*(str(owner[name]) for name in ("manager", "operation", "api_version", "subresource")))
-        for owner in value.get("owners") or ()
-    )
-    namespace, name = str(value["namespace"]), str(value["name"])
-    if not is_namespace(namespace) or not is_name(name):
-        raise ValueError(f"route: {namespace!r:.80}/{name!r:.80} is no name of an object")
-    return RouteRecord(
-        namespace,
-        name,
-        str(value["uid"]),
-        rules,
-        kind,
-        owners,
-        str(value.get("rest") or ""),
-    )
+def _check(record: RouteRecord) -> None:
+    if record.kind not in KINDS:
+        raise ValueError(f"kind: {record.kind!r:.80}")
+    if not is_namespace(record.namespace) or not is_name(record.name):
+        raise ValueError(f"route: {record.namespace!r:.80}/{record.name!r:.80} is no name of an object")

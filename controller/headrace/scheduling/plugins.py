@@ -81,7 +81,7 @@ class _LabelSelector(Parameters, frozen=True):
     def __post_init__(self) -> None:
         for name, value in self.match_labels.items():
             if not isinstance(value, str):
-                raise Refused(f"matchLabels.{name}", "give a text")
+                raise Refused(f"matchLabels.{name}", "give a text", value)
 
     def filter(self) -> labels.LabelSelectorFilter:
         terms = [labels.Requirement(key, "In", frozenset((value,))) for key, value in self.match_labels.items()]

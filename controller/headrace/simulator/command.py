@@ -13,13 +13,15 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
 
 import uvloop
 from aiohttp import web
 
-from headrace.simulator import flags
+from headrace.config.flags import read_flags
+from headrace.simulator.flags import Lifetime, add_arguments, model_server
 from headrace.simulator.server import ModelServer
+
+__all__ = ["add_arguments", "run"]
 
 _logger = logging.getLogger(__name__)
 
@@ -28,36 +30,11 @@ _KEEPALIVE_SECONDS = 3700.0
 _BACKLOG = 4096
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `headrace simulate`."""
-    flags.add_arguments(parser)
-
-
 def run(args: argparse.Namespace) -> int:
     """Serve until stopped; returns the exit code. Raises ValueError, naming the flag, for values that cannot work."""
-    server = flags.model_server(args, os.environ)
-    lifetime = Lifetime(
-        host=args.host,
-        port=args.port,
-        startup_seconds=args.startup_seconds,
-        drain_delay_seconds=args.drain_delay_seconds,
-        drain_timeout_seconds=args.drain_timeout_seconds,
-    )
-    code: int = uvloop.run(serve(server, lifetime))
+    server = model_server(args, os.environ)
+    code: int = uvloop.run(serve(server, read_flags(args, Lifetime)))
     return code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lifetime:
-    """Where the server listens, and how it starts and ends."""
-
-    host: str
-    port: int
-    """0: any free one; it is in the log line "serving"."""
-    startup_seconds: float = 0.0
-    """Nothing listens before: a real server loads its weights."""
-    drain_delay_seconds: float = 0.0
-    drain_timeout_seconds: float = 0.0
 
 
 class _Signals:

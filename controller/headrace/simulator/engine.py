@@ -12,9 +12,11 @@ caller waits until `due` and calls again. What is modelled, after vLLM's `v1/cor
 
 from __future__ import annotations
 
+import argparse
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from headrace.config.flags import flag, whole
 from headrace.simulator.blocks import BlockPool, block_hashes
 from headrace.simulator.request import FinishReason, Phase, Sequence
 from headrace.simulator.timing import StepCost
@@ -24,15 +26,17 @@ from headrace.simulator.timing import StepCost
 class EngineSettings:
     """The engine's size, named as vLLM's flags. Raises ValueError, naming the flag, for what cannot work."""
 
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    num_gpu_blocks: int = 27_000
+    max_num_seqs: int = flag(256, "sequences in a batch", whole(1))
+    max_num_batched_tokens: int = flag(8192, "tokens in a step", whole(1))
+    num_gpu_blocks: int = flag(27_000, "KV cache blocks", whole(2), "--num-gpu-blocks --num-gpu-blocks-override")
     """54 GB of KV cache at 128 KiB a token: an 8B model on a GPU of 80 GB."""
-    block_size: int = 16
-    max_model_len: int | None = None
+    block_size: int = flag(16, "tokens of a KV cache block", whole(1))
+    max_model_len: int | None = flag(
+        None, "longest prompt and answer together, in tokens (default: 131072, or what the KV cache holds)", whole(2)
+    )
     """Longest prompt and answer together; None: 131072, or what the KV cache holds if that is less."""
-    max_loras: int = 2
-    enable_prefix_caching: bool = True
+    max_loras: int = flag(2, "adapters in a batch", whole(1))
+    enable_prefix_caching: bool = flag(True, "reuse KV blocks of prefixes", action=argparse.BooleanOptionalAction)
     cost: StepCost = field(default_factory=StepCost)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.config.flags import flag, whole
 from headrace.simulator.answers import AnswerForm, StopScanner, Usage
 from headrace.simulator.loop import EngineLoop, Ticket
 from headrace.simulator.openai import ApiError, GenerationRequest, Prompt
@@ -18,8 +19,10 @@ from headrace.simulator.tokens import WORD_OF_ID, Writer, answer_seed, decode
 class ModelBehaviour:
     """What the simulated model writes."""
 
-    seed: int = 0
-    mean_answer_tokens: int = 256
+    seed: int = flag(0, "of the simulated answers and failures", whole())
+    mean_answer_tokens: int = flag(
+        256, "tokens after which an answer without max_tokens ends by itself, give or take a half", whole(1)
+    )
     """Answers without max_tokens end by themselves after this many tokens, give or take a half."""
 
     def __post_init__(self) -> None:

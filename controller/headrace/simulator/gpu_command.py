@@ -12,10 +12,11 @@ import re
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.config.flags import add_flags, flag, path, read_flags, whole
 from headrace.simulator.device_plugin import DEFAULT_FOLDER, DevicePlugin, SimulatedDevices
-from headrace.simulator.ranges import whole_number
 
 _logger = logging.getLogger(__name__)
 
@@ -24,32 +25,38 @@ _RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_
 _CHECK_SECONDS = 1.0
 
 
+def resource_name(text: str) -> str:
+    """An extended resource's name. Raises ValueError."""
+    domain = text.partition("/")[0]
+    if not _RESOURCE.fullmatch(text) or domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
+        raise ValueError("give DOMAIN/NAME outside kubernetes.io, such as nvidia.com/gpu")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command was asked to do."""
+
+    resource: str = flag("nvidia.com/gpu", "the resource to advertise", resource_name)
+    count: int = flag(1, "simulated devices on this node", whole(0, 4096), "--count --gpus")
+    plugin_dir: Path = flag(str(DEFAULT_FOLDER), "the kubelet's folder for device plugins", Path)
+    unhealthy_file: Path | None = flag(
+        None,
+        "names of devices to report as unhealthy, one a line, '*' for all; read again when it changes",
+        path,
+        metavar="FILE",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `headrace gpu-simulator`."""
-    parser.add_argument("--resource", type=resource_name, default="nvidia.com/gpu", help="the resource to advertise")
-    parser.add_argument(
-        "--count", "--gpus", type=whole_number(0, 4096), default=1, help="simulated devices on this node"
-    )
-    parser.add_argument(
-        "--plugin-dir", type=Path, default=DEFAULT_FOLDER, help="the kubelet's folder for device plugins"
-    )
-    parser.add_argument(
-        "--unhealthy-file", type=Path, default=None, metavar="FILE",
-        help="names of devices to report as unhealthy, one a line, '*' for all; read again when it changes",
-    )  # fmt: skip
+    add_flags(parser, Options)
 
 
 def run(args: argparse.Namespace) -> int:
     """Advertise until stopped; returns the exit code. Raises ValueError, naming the flag, for what cannot work."""
-    return asyncio.run(advertise(args.resource, args.count, args.plugin_dir, args.unhealthy_file))
-
-
-def resource_name(text: str) -> str:
-    """An argparse type: an extended resource's name."""
-    domain = text.partition("/")[0]
-    if not _RESOURCE.fullmatch(text) or domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
-        raise argparse.ArgumentTypeError(f"'{text}': give DOMAIN/NAME outside kubernetes.io, such as nvidia.com/gpu")
-    return text
+    options = read_flags(args, Options)
+    return asyncio.run(advertise(options.resource, options.count, options.plugin_dir, options.unhealthy_file))
 
 
 def read_unhealthy(path: Path | None) -> frozenset[str]:

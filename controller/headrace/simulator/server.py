@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import random
@@ -16,6 +17,7 @@ import orjson
 import xxhash
 from aiohttp import web
 
+from headrace.config.flags import flag, number
 from headrace.protocol import http
 from headrace.simulator.adapters import Models, Served
 from headrace.simulator.answers import DONE, SYSTEM_FINGERPRINT, AnswerForm, Usage, embedding
@@ -50,18 +52,28 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class ServerSettings:
     """The server around the engine."""
 
-    pod_name: str
+    pod_name: str = ""
     """Who answers: header `x-headrace-pod`."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     behaviour: ModelBehaviour = field(default_factory=ModelBehaviour)
-    enable_lora: bool = True
+    enable_lora: bool = flag(True, "serve LoRA adapters", action=argparse.BooleanOptionalAction)
     runtime_lora: bool = True
     """Whether adapters can be loaded and unloaded over HTTP."""
-    load_tracking: bool = False
+    load_tracking: bool = flag(
+        False,
+        "count running requests in /load; otherwise it is always 0",
+        names="--enable-server-load-tracking",
+        action="store_true",
+    )
     """Whether /load counts; it stays 0 otherwise, as vLLM's does."""
-    simulates: str = "vllm"
+    simulates: str = flag(
+        "vllm",
+        "the engine to be like: sglang has its metrics and /generate, beside the OpenAI API that both have",
+        names="--simulate",
+        choices=("vllm", "sglang"),
+    )
     """The engine that it is like: vllm, or sglang."""
-    error_rate: float = 0.0
+    error_rate: float = flag(0.0, "share of requests answered with 500", number(0, 1), metavar="SHARE")
     """The share of inference requests that is answered with 500, chosen by the seed."""
 
     def __post_init__(self) -> None:

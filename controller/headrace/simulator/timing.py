@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from headrace.config.flags import flag, number
+
 _MICRO = 1e-6
 _NANO = 1e-9
 
@@ -24,16 +26,20 @@ _NANO = 1e-9
 class StepCost:
     """Constants of a step's duration, in the units their names say. Raises ValueError for a negative one."""
 
-    step_milliseconds: float = 8.0
-    prefill_microseconds_per_token: float = 95.0
-    prefill_nanoseconds_per_context_token: float = 3.0
-    decode_microseconds_per_sequence: float = 50.0
-    decode_nanoseconds_per_context_token: float = 65.0
-    lora_load_milliseconds: float = 30.0
+    step_milliseconds: float = flag(8.0, "every step: reading the weights", number(0), metavar="NUMBER")
+    prefill_microseconds_per_token: float = flag(95.0, "a prompt token", number(0), metavar="NUMBER")
+    prefill_nanoseconds_per_context_token: float = flag(
+        3.0, "a prompt token's attention, for each token before it", number(0), metavar="NUMBER"
+    )
+    decode_microseconds_per_sequence: float = flag(50.0, "a sequence that writes a token", number(0), metavar="NUMBER")
+    decode_nanoseconds_per_context_token: float = flag(
+        65.0, "its attention, for each token before it", number(0), metavar="NUMBER"
+    )
+    lora_load_milliseconds: float = flag(30.0, "copying an adapter into a GPU slot", number(0), metavar="NUMBER")
     """An adapter that is not in a GPU slot is copied there from host memory before the step."""
-    speedup: float = 1.0
+    speedup: float = flag(1.0, "everything is this many times faster", number(0), metavar="NUMBER")
     """Everything is this many times faster. Metrics are in real seconds, so they shrink with it."""
-    slowdown: float = 1.0
+    slowdown: float = flag(1.0, "everything is this many times slower: a degraded replica", number(0), metavar="NUMBER")
     """Everything is this many times slower: a degraded replica."""
 
     def __post_init__(self) -> None:

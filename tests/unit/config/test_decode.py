@@ -42,6 +42,8 @@ class Outer(Parameters, frozen=True):
     entries: tuple[Inner, ...] = ()
     needed: Annotated[tuple[str, ...], Meta(min_length=1)] = ("x",)
     on: bool = True
+    exact: Annotated[float, Meta(ge=0.5, le=0.75)] = 0.5
+    few: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2)] = ("x",)
     anything: Any = None
 
 
@@ -75,11 +77,13 @@ def test_every_kind_of_value() -> None:
         ({"maxCount": "1"}, "at.maxCount", "1", "a whole number of at least 1"),
         ({"maxCount": True}, "at.maxCount", True, "a whole number"),
         ({"maxCount": 1.0}, "at.maxCount", 1.0, "a whole number"),
-        ({"share": 1.5}, "at.share", 1.5, "at least 0 and at most 1"),
-        ({"share": "x"}, "at.share", "x", "a number of at least 0"),
+        ({"share": 1.5}, "at.share", 1.5, "of 0 to 1"),
+        ({"share": "x"}, "at.share", "x", "a number of 0 to 1"),
         ({"amount": float("inf")}, "at.amount", float("inf"), "a number of at least 0"),
         ({"amount": 10**400}, "at.amount", 10**400, "a number"),
         ({"power": 0}, "at.power", 0, "a number over 0"),
+        ({"exact": 0.1}, "at.exact", 0.1, "a number of 0.5 to 0.75"),
+        ({"few": ["x"] * 3}, "at.few", ["x"] * 3, "a list of 1 to 2 texts"),
         ({"wait": "soon"}, "at.wait", "soon", "1m30s"),
         ({"wait": 5}, "at.wait", 5, "1m30s"),
         ({"wait": False}, "at.wait", False, "1m30s"),
@@ -95,7 +99,7 @@ def test_every_kind_of_value() -> None:
         ({"entries": [{"key": "k"}, 3]}, "at.entries[1]", 3, "an object"),
         ({"entries": [{"key": "k"}, {"key": "bad"}]}, "at.entries[1].key", "bad", "another key"),
         ({"entries": [{"key": "k", "x": 1}]}, "at.entries[0].x", 1, "parameters here: key, kind"),
-        ({"needed": []}, "at.needed", [], "a list of texts"),
+        ({"needed": []}, "at.needed", [], "a list of at least 1 texts"),
         ({"needed": [1]}, "at.needed[0]", 1, "a text"),
         ({"on": "yes"}, "at.on", "yes", "true or false"),
         ({"other": 1}, "at.other", 1, "unknown"),
@@ -134,8 +138,8 @@ def test_aliases_cost_no_more_than_the_text_and_circles_end() -> None:
 @pytest.mark.parametrize(
     ("value", "field"),
     [
-        ({"needed": ["x", "\ud800"]}, "at.needed[1]"),
-        ({"anything": {"\udfff": 1}}, "at.anything.\udfff"),
+        ({"inner": {"\ud800": 1}}, "at.inner.\ud800"),
+        ({"\udfff": 1}, "at.\udfff"),
     ],
 )
 def test_text_that_cannot_be_written_is_refused(value: object, field: str) -> None:
@@ -149,5 +153,5 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(InvalidConfig) as caught:
-        decode({"anything": deep}, Outer, "at")
+        decode({"anything": deep, "maxCount": None}, Outer, "at")
     assert caught.value.field == "at"

@@ -96,12 +96,13 @@ def test_what_cannot_be_used_names_flag_value_and_fix(argument: str, fix: str) -
 
 
 def test_a_default_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_NAMESPACE", "n")
-
     @dataclass(frozen=True)
     class Named:
         namespace: str = flag("", "a namespace", environment="TEST_NAMESPACE")
 
+    assert Named().namespace == ""
+    monkeypatch.setenv("TEST_NAMESPACE", "n")
+    assert Named().namespace == "n"
     parser = argparse.ArgumentParser()
     add_flags(parser, Named)
     assert read_flags(parser.parse_args([]), Named).namespace == "n"

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool, Request, parse_model_rewrite, parse_objective
+from headrace.config.policies import parse_model_rewrite, parse_objective
+from headrace.config.pools import parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool, Request
 from headrace.core.objective import PoolReference
-from headrace.core.pool import parse_pool
 from headrace.datalayer.pods import PodEndpoints
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.policies import Policies
@@ -23,7 +24,7 @@ from headrace.protocol.objects import ACTIVE_PORTS_ANNOTATIONS
 from tests import malformed
 from tests.malformed import DIGITS, broken
 
-from ..core.test_policies import objective, rewrite, rule
+from ..config.test_policies import objective, rewrite, rule
 
 POOL = Pool(group=GA_GROUP, namespace="n", name="p", selector={"app": "m"}, target_ports=(8000, 8001))
 

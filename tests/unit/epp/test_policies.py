@@ -26,7 +26,7 @@ from headrace.core.objective import PoolReference
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import _Kind
 
-from ..core.test_policies import objective, rewrite, rule
+from ..config.test_policies import objective, rewrite, rule
 from .test_director import director, endpoints, needed
 
 POOL = PoolReference("pool", GA_GROUP)
@@ -134,7 +134,7 @@ async def test_a_pick_by_failure_mode_is_rewritten_too() -> None:
 
 
 def test_only_the_pools_own_objects_count_and_bad_ones_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    from headrace.core import parse_model_rewrite, parse_objective
+    from headrace.config.policies import parse_model_rewrite, parse_objective
 
     taken: list[Any] = []
     kind = _Kind("InferenceObjective", parse_objective, POOL, taken.append)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.core import GA_GROUP
 from headrace.replace.counters import Counters, Histogram
-from headrace.replace.gates import FAIL, INSUFFICIENT, PASS, enough, hopeless, judge, result_of_json, table
+from headrace.replace.gates import FAIL, INSUFFICIENT, PASS, enough, hopeless, judge, table
 from headrace.replace.plan import Plan, PoolRef
 from headrace.replace.statistics import binomial_greater, fisher_greater, mann_whitney_greater
 
@@ -142,9 +142,8 @@ def test_a_pool_of_errors_is_not_waited_out() -> None:
     assert not hopeless(plan(max_error_rate=0.0), Counters(30, 30, 30))
 
 
-def test_results_are_kept_whole_and_shown() -> None:
+def test_results_are_shown() -> None:
     result = judge(plan(), 5, 60, counted(2000, 20, 2), counted(100, 1, 0, seed=5))
-    assert result_of_json(result.as_json()) == result
     lines = table(result)
     assert lines[0].startswith("5 % at the new pool: pass, 2000 requests at the old and 100 at the new pool in 60 s")
     assert len(lines) == 6

@@ -52,10 +52,10 @@ def test_runtime_adapters_can_be_switched_off(value: str, allowed: bool) -> None
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["simulate", "--port", "70000"], ["--port", "70000", "0 to 65535"]),
-        (["simulate", "--max-num-seqs", "0"], ["--max-num-seqs", "'0'", "from 1"]),
-        (["simulate", "--error-rate", "2"], ["--error-rate", "'2'", "0 to 1"]),
-        (["simulate", "--error-rate", "nan"], ["--error-rate", "'nan'"]),
+        (["simulate", "--port", "70000"], ["--port=70000", "1 to 65535"]),
+        (["simulate", "--max-num-seqs", "0"], ["--max-num-seqs=0", "from 1"]),
+        (["simulate", "--error-rate", "2"], ["--error-rate=2", "0 to 1"]),
+        (["simulate", "--error-rate", "nan"], ["--error-rate=nan"]),
         (["simulate", "--speedup", "0"], ["--speedup 0", "above 0"]),
         (["simulate", "--num-gpu-blocks", "4", "--max-model-len", "100"], ["--max-model-len 100", "2 to 48"]),
         (["simulate", "--max-num-seqs", "9000"], ["--max-num-batched-tokens 8192", "--max-num-seqs 9000"]),
@@ -63,9 +63,9 @@ def test_runtime_adapters_can_be_switched_off(value: str, allowed: bool) -> None
         (["simulate", "--lora-adapter", "a", "a"], ["--lora-adapter a", "taken"]),
         (["simulate", "--model", "m", "--lora-adapter", "m"], ["--lora-adapter m", "taken"]),
         (["simulate", "--no-enable-lora", "--lora-adapter", "a"], ["--lora-adapter a", "--enable-lora"]),
-        (["gpu-simulator", "--resource", "gpu"], ["--resource", "'gpu'", "nvidia.com/gpu"]),
+        (["gpu-simulator", "--resource", "gpu"], ["--resource=gpu", "nvidia.com/gpu"]),
         (["gpu-simulator", "--resource", "node.kubernetes.io/gpu"], ["--resource", "outside kubernetes.io"]),
-        (["gpu-simulator", "--count", "-1"], ["--count", "'-1'"]),
+        (["gpu-simulator", "--count", "-1"], ["--count=-1"]),
         (["gpu-simulator", "--plugin-dir", "/" + "x" * 100], ["--plugin-dir", "107", "shorter"]),
     ],
 )

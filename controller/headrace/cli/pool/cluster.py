@@ -11,7 +11,8 @@ from typing import Any
 
 import aiohttp
 
-from headrace.core import InvalidPool, Pool, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import InvalidPool, Pool
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.datalayer.pods import is_ready
 from headrace.kube.client import ApiError, Resource, request

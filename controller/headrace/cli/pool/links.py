@@ -9,7 +9,8 @@ from typing import Any
 
 from headrace.cli.pool.findings import Findings
 from headrace.cli.pool.manifests import Document
-from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool
 from headrace.core.pool import VERSION_OF_GROUP
 
 _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "LeaderWorkerSet")

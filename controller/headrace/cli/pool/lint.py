@@ -14,14 +14,13 @@ from headrace.cli.pool.findings import Finding, Findings
 from headrace.cli.pool.links import check_links
 from headrace.cli.pool.manifests import Document, duplicate_keys, items
 from headrace.config.decode import InvalidConfig
+from headrace.config.policies import parse_model_rewrite, parse_objective
+from headrace.config.pools import parse_pool
 from headrace.core import (
     EXTENSION_GROUP,
     GA_GROUP,
     InvalidObject,
     InvalidPool,
-    parse_model_rewrite,
-    parse_objective,
-    parse_pool,
 )
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.epp.config_file import read_document

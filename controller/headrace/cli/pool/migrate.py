@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from headrace.cli.pool.manifests import Document
-from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.protocol.objects import LAST_APPLIED_ANNOTATION
 

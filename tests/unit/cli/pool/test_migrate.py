@@ -15,7 +15,7 @@ from headrace.cli import main as cli
 from headrace.cli.pool.lint import lint
 from headrace.cli.pool.manifests import read_text
 from headrace.cli.pool.migrate import CannotMigrate, migrate
-from headrace.core import parse_pool
+from headrace.config.pools import parse_pool
 
 from .test_lint import GA, NEW, OLD, SERVICE, X, changed, objective, route
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from headrace.cli.pool import views
 from headrace.cli.pool.cluster import Parent, PoolStatus, parents_of
-from headrace.core import parse_pool
+from headrace.config.pools import parse_pool
 
 from .test_lint import GA, NEW, X
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, InvalidPool, PickerReference, parse_pool
+from headrace.config.pools import parse_pool
+from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, InvalidPool, PickerReference
 
 # The example of the InferencePool API page, with its `port`.
 PAGE: dict[str, Any] = {
@@ -60,6 +61,19 @@ def test_v1_without_a_picker() -> None:
     pool = parse_pool(changed(V1, "spec.endpointPickerRef", None))
     assert pool.picker is None
     assert pool.failure_mode is FailureMode.CLOSE
+
+
+def test_a_null_is_as_good_as_nothing() -> None:
+    nulls = {"kind": None, "group": None, "failureMode": None}
+    for base, field in ((PAGE, "spec.extensionRef"), (V1, "spec.endpointPickerRef")):
+        reference = {"name": "epp", "port": 9002 if base is PAGE else {"number": 9002}}
+        found = parse_pool(changed(base, field, {**reference, **nulls}))
+        assert found.picker == PickerReference(name="epp", port=9002)
+        # Also where nothing else makes the object be read twice.
+        assert parse_pool(changed(base, field, {**reference, "group": None})).picker == found.picker
+    bare = {"name": "p", "namespace": None, "uid": None, "generation": None, "annotations": None}
+    pool = parse_pool({**V1, "metadata": bare})
+    assert (pool.namespace, pool.uid, pool.generation, pool.annotations) == ("default", "", 0, {})
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.policies import parse_model_rewrite, parse_objective
 from headrace.core import (
     EXTENSION_GROUP,
     GA_GROUP,
     InvalidObject,
     ModelRewrite,
     RewriteTable,
-    parse_model_rewrite,
-    parse_objective,
 )
 from headrace.core.model_rewrite import RewriteRule, RewriteTarget
 from headrace.core.objective import PoolReference
