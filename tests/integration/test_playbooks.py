@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,14 @@ def test_model_servers_removes_nothing_that_nobody_confirmed(cluster: ApiServer,
     assert cluster.get("hpa", "-A")["items"] == []
     assert cluster.get("poddisruptionbudgets", "-A")["items"] == []
     assert cluster.get("deployment", "servers")["spec"]["replicas"] == 1
+
+
+def test_smoke_says_that_nobody_answers(cluster: ApiServer, variables: dict[str, Any], tmp_path: Path) -> None:
+    """And does not blame what it would have waited for."""
+    (tmp_path / "kubeconfig").write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1", cluster.kubeconfig.read_text()))
+    for missing in ({"headrace_kubeconfig": str(tmp_path / "kubeconfig")}, {"headrace_context": "of-nobody"}):
+        refused = run("smoke", variables, **servers(), **missing)
+        assert refused.returncode != 0
+        assert "the cluster does not answer" in refused.said
+        assert "Fix: name a kubeconfig and a context" in refused.said
+        assert "servers" not in refused.said

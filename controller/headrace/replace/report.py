@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,9 +20,9 @@ from headrace.replace.weights import final_refs
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --soft: #667; --line: #ccd3da; --old: #8a94a0; --new: #0b6bcb;
- --good: #1a7f37; --bad: #c0262d; --paper: #fff; }
+ --served: #b35900; --good: #1a7f37; --bad: #c0262d; --paper: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --soft: #9aa5b1; --line: #3a444e; --old: #8a94a0;
- --new: #59a6ff; --good: #4ac26b; --bad: #ff6b6b; --paper: #14191f; } }
+ --new: #59a6ff; --served: #ffa657; --good: #4ac26b; --bad: #ff6b6b; --paper: #14191f; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
  margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -31,7 +32,9 @@ th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px soli
 .soft { color: var(--soft); } svg { width: 100%; height: auto; } pre { overflow-x: auto; }
 svg text { fill: var(--soft); font-size: 11px; } svg .axis { stroke: var(--line); }
 """
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 180, 56, 22
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 640, 180, 72, 620, 22
+# Room that the label of a step takes, such as "100 %".
+_LABEL = 40
 
 
 def as_json(plan: Plan, state: State) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def as_html(plan: Plan, state: State) -> str:
         f"<p class=soft>{_text(str(plan.old))} was to be replaced by {_text(str(plan.new))}. "
         f"Began {_time(state.started)}, took {_seconds(state):.0f} s.</p>",
         "<h2>Share of the new pool</h2>",
+        "<p class=soft>Blue: what the routes asked for. Orange: what was served while a gate measured.</p>",
         _shares(state),
     ]
     names = list(dict.fromkeys(check.name for result in state.history for check in result.checks))
@@ -139,7 +143,7 @@ def _gate(result: GateResult) -> str:
 
 
 def _shares(state: State) -> str:
-    """Steps over time: the share that went to the new pool."""
+    """Steps over time: the share of the new pool that the routes asked for, and the one that was served."""
     points: list[tuple[float, float]] = [(state.started, 0.0)]
     for entry in state.log:
         first = entry.message.split(" ", 1)[0]
@@ -151,7 +155,7 @@ def _shares(state: State) -> str:
     span = max(end - state.started, 1.0)
 
     def x(at: float) -> float:
-        return _LEFT + (at - state.started) / span * (_WIDTH - _LEFT - 10)
+        return _LEFT + (at - state.started) / span * (_RIGHT - _LEFT)
 
     def y(percent: float) -> float:
         return (_HEIGHT - _BOTTOM) - percent / 100 * (_HEIGHT - _BOTTOM - 10)
@@ -161,16 +165,32 @@ def _shares(state: State) -> str:
         path += f"H{x(at):.1f}V{y(percent):.1f}"
     path += f"H{x(end):.1f}"
     grid = "".join(
-        f"<line class=axis x1={_LEFT} x2={_WIDTH - 10} y1={y(percent):.1f} y2={y(percent):.1f} />"
+        f"<line class=axis x1={_LEFT} x2={_RIGHT} y1={y(percent):.1f} y2={y(percent):.1f} />"
         f"<text x={_LEFT - 8} y={y(percent) + 4:.1f} text-anchor=end>{percent} %</text>"
         for percent in (0, 25, 50, 75, 100)
     )
+    served = ""
+    for result in state.history:
+        share = served_percent(result)
+        if share is not None:
+            of = f"{result.requests_new:.0f} of {result.requests_old + result.requests_new:.0f} requests"
+            served += (
+                f"<path class=served d='M{x(max(state.started, result.at - result.seconds)):.1f} {y(share):.1f}"
+                f"H{x(min(end, result.at)):.1f}' fill=none stroke='var(--served)' stroke-width=4 stroke-opacity=.8>"
+                f"<title>{result.percent} % wanted, {share:.1f} % served: {of}</title></path>"
+            )
     return (
         f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img aria-label='share of the new pool over time'>{grid}"
-        f"<path d='{path}' fill=none stroke='var(--new)' stroke-width=2 />"
+        f"<path class=wanted d='{path}' fill=none stroke='var(--new)' stroke-width=2 />{served}"
         f"<text x={_LEFT} y={_HEIGHT - 6}>0 s</text>"
-        f"<text x={_WIDTH - 10} y={_HEIGHT - 6} text-anchor=end>{span:.0f} s</text></svg>"
+        f"<text x={_RIGHT} y={_HEIGHT - 6} text-anchor=end>{span:.0f} s</text></svg>"
     )
+
+
+def served_percent(result: GateResult) -> float | None:
+    """The share of the new pool in the requests that both served while a gate measured; None where none came."""
+    total = result.requests_old + result.requests_new
+    return 100 * result.requests_new / total if total > 0 else None
 
 
 def _bars(name: str, history: Sequence[GateResult]) -> str:
@@ -179,10 +199,11 @@ def _bars(name: str, history: Sequence[GateResult]) -> str:
     top = max((value for _, check in found for value in (check.old, check.new) if value is not None), default=0.0)
     if top <= 0:
         return f"<p><b>{_text(name)}</b> <span class=soft>0 throughout, or not measured.</span></p>"
-    room = (_WIDTH - _LEFT - 10) / len(found)
+    room = (_RIGHT - _LEFT) / len(found)
     width = min(34.0, room / 3)
+    every = math.ceil(_LABEL / room)
     base, high = _HEIGHT - _BOTTOM, _HEIGHT - _BOTTOM - 16
-    drawn = [f"<line class=axis x1={_LEFT} x2={_WIDTH - 10} y1={base} y2={base} />"]
+    drawn = [f"<line class=axis x1={_LEFT} x2={_RIGHT} y1={base} y2={base} />"]
     drawn.append(f"<text x={_LEFT - 8} y={base - high + 4} text-anchor=end>{_value(found[0][1], top)}</text>")
     for at, (percent, check) in enumerate(found):
         middle = _LEFT + room * (at + 0.5)
@@ -194,7 +215,8 @@ def _bars(name: str, history: Sequence[GateResult]) -> str:
                     f"<rect x={middle + offset:.1f} y={base - height:.1f} width={width - 2:.1f} height={height:.1f} "
                     f"fill='var(--{paint})'><title>{colour}: {_value(check, value)}</title></rect>"
                 )
-        drawn.append(f"<text x={middle:.1f} y={_HEIGHT - 6} text-anchor=middle>{percent} %</text>")
+        if at % every == 0:
+            drawn.append(f"<text x={middle:.1f} y={_HEIGHT - 6} text-anchor=middle>{percent} %</text>")
     return (
         f"<p><b>{_text(name)}</b></p><svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img "
         f"aria-label='{_text(name)} of both pools by step'>{''.join(drawn)}</svg>"
@@ -204,7 +226,9 @@ def _bars(name: str, history: Sequence[GateResult]) -> str:
 def _value(check: Check, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.2f} %" if "error" in check.name else f"{1000 * value:.1f} ms"
+    if "error" in check.name:
+        return f"{100 * value:.2f} %"
+    return f"{1000 * value:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def _seconds(state: State) -> float:

@@ -56,3 +56,8 @@ def adapters(repository: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def objects(repository: Path) -> ModuleType:
     return load(repository / "plugins/modules/inference_objects.py")
+
+
+@pytest.fixture(scope="session")
+def crds_plan(repository: Path) -> ModuleType:
+    return load(repository / "plugins/action/inference_crds_plan.py")

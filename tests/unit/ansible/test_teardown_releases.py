@@ -33,6 +33,16 @@ CASES: dict[str, tuple[Any, Any, list[str]]] = {
     "one of them": ({"config": {"envoyGateway": {"provider": {}}}}, MARK, ["the GPU Operator"]),
 }  # fmt: skip
 
+_POLICY = {"tag": "crd_policy", "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy"}
+_CRD = {"tag": "crd", "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+# What comes with CRDs, and whether role inference_crds has applied it.
+DEFINITIONS = [
+    ({**_POLICY, "name": "safe-upgrades", "managers": ["headrace"]}, True),
+    ({**_POLICY, "name": "theirs", "managers": ["kubectl"]}, False),
+    ({**_CRD, "name": "gateways", "managers": ["headrace", "kubectl"]}, True),
+    ({**_CRD, "name": "others", "managers": ["helm"]}, False),
+]
+
 
 @pytest.fixture(scope="module")
 def plans(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
@@ -40,6 +50,7 @@ def plans(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("teardown")
     (folder / "templates").symlink_to(repository / "playbooks/templates")
     own = {"tag": "envoy_gateway", "apiVersion": "v1", "kind": "Secret", "namespace": "envoy-gateway-system"}
+    found = [{**own, "name": "envoy", "managers": []}, *(one for one, _ in DEFINITIONS)]
     play = {
         "hosts": "localhost",
         "gather_facts": False,
@@ -47,8 +58,7 @@ def plans(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "vars": {
             "gpu_node_pool_software": "operator",
             "__with_volumes": False,
-            "__with_crds": False,
-            "__headrace_found": {"objects": [{**own, "name": "envoy", "ending": False, "managers": []}]},
+            "__headrace_found": {"objects": [{**one, "ending": False} for one in found]},
         },
         "tasks": [
             {
@@ -59,12 +69,13 @@ def plans(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
                     "mode": "0600",
                 },
                 "vars": {
+                    "__with_crds": "{{ case.name == 'no values' }}",
                     "__headrace_releases": {
                         "results": [
                             {"item": "{{ teardown_releases[0] }}", "status": "{{ case.statuses[0] }}"},
                             {"item": "{{ teardown_releases[1] }}", "status": "{{ case.statuses[1] }}"},
                         ]
-                    }
+                    },
                 },
                 "loop": [
                     {
@@ -97,7 +108,15 @@ def test_only_our_releases_go(plans: dict[str, dict[str, Any]], name: str) -> No
     ]  # fmt: skip
     removed = [f"{one['namespace']}/{one['name']}" for one in plan["releases"]]
     told = [f"Helm release {place}" for place in there if place not in removed]
-    assert [line.removeprefix("Kept: ").split(",")[0] for line in plan["kept"]] == told
+    kept = [line.removeprefix("Kept: ").split(",")[0] for line in plan["kept"] if " CRDs (" not in line]
+    assert kept == told
     # What hooks and Envoy Gateway made goes with their release, and stays with it.
     assert [one["metadata"]["name"] for one in plan["hooks"]] == ["certgen"] * len(ours)
     assert [one["metadata"]["name"] for one in plan["written"]] == (["envoy"] if "Envoy Gateway" in ours else [])
+
+
+def test_crds_go_where_somebody_says_so_and_the_policy_with_them(plans: dict[str, dict[str, Any]]) -> None:
+    ours = [one["name"] for one, applied in DEFINITIONS if applied]
+    assert [one["metadata"]["name"] for one in plans["no values"]["crds"]] == ours
+    assert plans["none"]["crds"] == []
+    assert plans["none"]["kept"] == ["Kept: 1 CRDs (headrace_teardown_crds removes them, and every object of them)."]

@@ -1,0 +1,184 @@
+"""Which CRDs role inference_crds installs, by what the cluster has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+GATEWAY_API = "gateway.networking.k8s.io"
+INFERENCE = "inference.networking.k8s.io"
+POLICY = "safe-upgrades.gateway.networking.k8s.io"
+
+
+def crd(name: str, version: str = "", channel: str = "", served: str = "v1") -> dict[str, Any]:
+    """A CRD; its group says whose annotations it has. `served`: versions, comma separated."""
+    group = name.partition(".")[2]
+    bundle = GATEWAY_API if group.startswith("gateway.") else INFERENCE
+    said = {f"{bundle}/bundle-version": version, f"{bundle}/channel": channel}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": name, "annotations": {key: value for key, value in said.items() if value}},
+        "spec": {"group": group, "versions": [{"name": one, "served": True} for one in served.split(",") if one]},
+    }
+
+
+def gateway_api(version: str, channel: str = "standard", grants: str = "v1,v1beta1") -> list[dict[str, Any]]:
+    """The CRDs of a release, and its policy."""
+    names = ("gatewayclasses", "gateways", "httproutes", "backendtlspolicies")
+    said = {f"{GATEWAY_API}/bundle-version": version, f"{GATEWAY_API}/channel": "standard"}
+    return [
+        *(crd(f"{name}.{GATEWAY_API}", version, channel) for name in names),
+        crd(f"referencegrants.{GATEWAY_API}", version, channel, grants),
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": POLICY, "annotations": said},
+        },
+    ]
+
+
+def decide(crds_plan: ModuleType, wanted: list[dict[str, Any]], there: list[dict[str, Any]]) -> Any:
+    source = crds_plan.Source("inference_crds_gateway_api_source", "a.yaml", "/srv/a.yaml", tuple(wanted))
+    return crds_plan.decide([source], there)
+
+
+WHOLE = [{"label": "a.yaml", "src": "/srv/a.yaml"}]
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "installed"),
+    [
+        (("", ""), ("v1.6.1", "standard"), True),
+        (("v1.5.1", "standard"), ("v1.6.1", "standard"), True),
+        (("v1.6.1", "standard"), ("v1.6.1", "standard"), True),
+        (("v1.6.1", "experimental"), ("v1.6.1", "experimental"), True),
+        (("v1.9.2", "standard"), ("v1.10.0", "standard"), True),
+        (("v1.7.0-rc.2", "standard"), ("v1.7.0-rc.10", "standard"), True),
+        (("v1.7.0-rc.2", "standard"), ("v1.7.0", "standard"), True),
+        (("v1.7.0", "standard"), ("v1.6.1", "standard"), False),
+        (("v1.10.0", "standard"), ("v1.9.2", "standard"), False),
+        (("v1.7.0", "standard"), ("v1.7.0-rc.2", "standard"), False),
+        (("v1.6.1", "standard"), ("v1.6.1", "experimental"), False),
+        (("v1.5.1", "experimental"), ("v1.6.1", "standard"), False),
+        # A build of a branch: nobody can say whether it is older.
+        (("v0.0.0-dev", "standard"), ("v1.6.1", "standard"), False),
+        (("v0.0.0-dev", "standard"), ("v0.0.0-dev", "standard"), True),
+        (("something", "standard"), ("v1.6.1", "standard"), False),
+        (("v1." + "9" * 5000 + ".0", "standard"), ("v1.6.1", "standard"), False),
+    ],
+)
+def test_the_gateway_api_is_installed_where_it_is_not_older(
+    crds_plan: ModuleType, there: tuple[str, str], wanted: tuple[str, str], installed: bool
+) -> None:
+    plan = decide(crds_plan, gateway_api(*wanted), gateway_api(*there) if there[0] else [])
+    assert plan.install == (WHOLE if installed else [])
+    assert plan.problems == []
+    assert len(plan.lines) == 1
+    assert wanted[0] in plan.lines[0]
+
+
+def test_crds_that_name_no_release_are_written_over(crds_plan: ModuleType) -> None:
+    assert decide(crds_plan, gateway_api("v1.6.1"), gateway_api("", "")).install == WHOLE
+
+
+def test_what_else_a_file_has_is_installed(crds_plan: ModuleType) -> None:
+    other = crd("envoyproxies.gateway.envoyproxy.io")
+    plan = decide(crds_plan, [*gateway_api("v1.6.1"), other], gateway_api("v1.7.0"))
+    assert plan.install == [{"label": "a.yaml", "definition": [other]}]
+
+
+def test_one_newer_crd_keeps_the_whole_bundle_and_what_is_missing_is_told(crds_plan: ModuleType) -> None:
+    plan = decide(crds_plan, gateway_api("v1.6.1"), gateway_api("v1.7.0")[:1])
+    assert plan.install == []
+    assert len(plan.problems) == 4
+    assert all(one.startswith("inference_crds_gateway_api_source: a.yaml ") and "Fix: " in one for one in plan.problems)
+
+
+def test_a_policy_without_crds_counts(crds_plan: ModuleType) -> None:
+    plan = decide(crds_plan, gateway_api("v1.6.1"), gateway_api("v1.7.0")[-1:])
+    assert plan.install == []
+    assert len(plan.problems) == 5
+
+
+def test_a_version_that_is_not_served_is_named(crds_plan: ModuleType) -> None:
+    [problem] = decide(crds_plan, gateway_api("v1.6.1"), gateway_api("v1.7.0", grants="v1")).problems
+    assert f"referencegrants.{GATEWAY_API} with version v1beta1, and it serves v1." in problem
+
+
+def test_inference_crds_are_looked_at_one_by_one(crds_plan: ModuleType) -> None:
+    objectives = "inferenceobjectives.inference.networking.x-k8s.io"
+    pool, pools = f"inferencepools.{INFERENCE}", crd(f"inferencepools.{INFERENCE}", "v1.6.0")
+    wanted = [pools, crd(objectives, served="v1alpha2")]
+
+    def installed(there: list[dict[str, Any]]) -> list[str]:
+        source = crds_plan.Source("inference_crds_dir", "/srv", "/srv/a.yaml", tuple(wanted))
+        plan = crds_plan.decide([source], there)
+        assert plan.problems == []
+        if plan.install == WHOLE:
+            return [one["metadata"]["name"] for one in wanted]
+        return [one["metadata"]["name"] for entry in plan.install for one in entry["definition"]]
+
+    assert installed([]) == [pool, objectives]
+    assert installed([crd(pool, "v1.6.0")]) == [pool, objectives]
+    assert installed([crd(pool, "v1.5.0"), crd(objectives, served="v1alpha2")]) == [pool, objectives]
+    assert installed([crd(pool, "v1.7.0")]) == [objectives]
+    # One that names no version is of the release that its source is of.
+    assert installed([crd(objectives, "v1.7.0", served="v1alpha2,v1beta1")]) == [pool]
+    assert installed([crd(objectives, "v1.7.0", served="v1alpha2"), crd(pool, "v2.0.0", served="v1,v2")]) == []
+
+
+def test_a_newer_inference_crd_that_no_longer_serves_a_version_is_refused(crds_plan: ModuleType) -> None:
+    name = f"inferencepools.{INFERENCE}"
+    source = crds_plan.Source("inference_crds_dir", "/srv", "/srv/a.yaml", (crd(name, "v1.6.0"),))
+    [problem] = crds_plan.decide([source], [crd(name, "v2.0.0", served="v2")]).problems
+    assert "with version v1, and it serves v2." in problem
+
+
+def test_own_crds_are_of_a_release_that_can_be_compared(crds_plan: ModuleType, repository: Path) -> None:
+    paths = crds_plan.files("inference_crds_dir", str(repository / "crds"))
+    sources = [crds_plan.read("inference_crds_dir", "crds", path) for path in paths]
+    found = [document for source in sources for document in source.documents]
+    plan = crds_plan.decide(sources, found)
+    assert [entry["src"] for entry in plan.install] == paths
+    assert len(plan.lines) == len(found) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1, 2]", "kind: CustomResourceDefinition", "a: [", "text", "metadata: {name: a}", "a: &a [*a]", b"\xff\xfe\xff"],
+)
+def test_a_source_that_cannot_be_read_is_refused_by_its_variable(
+    crds_plan: ModuleType, tmp_path: Path, content: str | bytes
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(crds_plan.InvalidSource, match=r"inference_crds_dir names .*a\.yaml.*Fix: "):
+        crds_plan.read("inference_crds_dir", str(tmp_path), str(file))
+
+
+def test_a_source_is_bounded(crds_plan: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump_all(gateway_api("v1.6.1")))
+    crds_plan.read("v", str(file), str(file))
+    monkeypatch.setattr(crds_plan, "MOST_BYTES", file.stat().st_size - 1)
+    with pytest.raises(crds_plan.InvalidSource):
+        crds_plan.read("v", str(file), str(file))
+
+
+def test_files_of_a_folder_a_file_and_a_url(crds_plan: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    wanted = [tmp_path / "a.yaml", tmp_path / "b" / "c.yml"]
+    for path in (*wanted, tmp_path / "readme.md"):
+        path.write_text("{}")
+    assert crds_plan.files("v", str(tmp_path)) == [str(path) for path in wanted]
+    assert crds_plan.files("v", str(wanted[0])) == [str(wanted[0])]
+    assert crds_plan.files("v", "https://example.com/a.yaml") == ["https://example.com/a.yaml"]
+    for nothing in (tmp_path / "none", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(crds_plan.InvalidSource, match="Fix: set v to"):
+            crds_plan.files("v", str(nothing))
