@@ -148,9 +148,10 @@ conformance: $(STAMP) binaries ## Run the upstream conformance suite of Inferenc
 	$(BIN)/pytest tests/full/conformance -s
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the endpoint picker's decision and the gateway controller's translation
+bench: $(STAMP) $(ENVOY) ## Measure the picker's decision, the gateway controller's translation, and time to first token by configuration
 	$(BIN)/python -m benchmarks.decision
 	$(BIN)/python -m benchmarks.translation
+	$(BIN)/python -m benchmarks.routing
 
 # ---- upkeep ----------------------------------------------------------------------------------------------------------
 

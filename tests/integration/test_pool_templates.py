@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from headrace.scheduling.config import read_config
 
 from .apiserver import ApiServer
 from .roles import refusals, render, run_role, validate
@@ -14,9 +17,11 @@ ROLE = "inference_pool"
 POOLS: list[dict[str, Any]] = [
     {"name": "plain", "picker": "plain-epp", "selector": {"app": "m"}},
     {"name": "two", "picker": "two-epp", "selector": {"app": "m"}, "replicas": 2, "peer_port": 9104},
+    {"name": "bare", "picker": "bare-epp", "selector": {"app": "m"}, "picker_config": {}},
     {
         "name": "led",
         "picker": "led-epp",
+        "picker_config": {"plugins": [{"type": "queue-scorer"}]},
         "selector": {"app": "m"},
         "replicas": 3,
         "leader_election": True,
@@ -57,6 +62,50 @@ def container(objects: list[dict[str, Any]], picker: str) -> dict[str, Any]:
 
 def test_every_object_is_valid_to_the_letter(api: ApiServer, objects: list[dict[str, Any]]) -> None:
     assert validate(api, objects) == ""
+
+
+def test_a_picker_is_configured_unless_somebody_configures_it_otherwise(objects: list[dict[str, Any]]) -> None:
+    def written(picker: str) -> dict[str, Any]:
+        assert "--config-file" in container(objects, picker)["args"]
+        text = found(objects, "ConfigMap", f"{picker}-config")["data"]["endpoint-picker.yaml"]
+        return dict(yaml.safe_load(text))
+
+    profile = read_config(written("plain-epp")).profile
+    assert [step.type_name for step in profile.filters] == ["adapter-affinity-filter", "prefix-cache-affinity-filter"]
+    assert [entry.name for entry in profile.scorers] == ["token-load-scorer"]
+    assert read_config(written("plain-epp")).notes == ()
+    assert written("plain-epp") == written("two-epp")
+    # An own configuration is taken as it is, and with an empty one the picker has its built-in profile.
+    assert written("led-epp")["plugins"] == [{"type": "queue-scorer"}]
+    assert missing(objects, "ConfigMap", "bare-epp-config")
+    assert "--config-file" not in container(objects, "bare-epp")["args"]
+
+
+def test_a_pool_of_before_gets_the_configuration_once(api: ApiServer, tmp_path: Path) -> None:
+    """Pools made before the role wrote one have none: their pickers are rolled, and no other thing is changed."""
+    namespace = "configured"
+    api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+
+    def run(*arguments: str, **more: Any) -> int:
+        pool = {"name": "llama", "picker": "llama-epp", "selector": {"app": "m"}, "namespace": namespace}
+        given = {**VARIABLES, "inference_pool_pools": [pool], "inference_pool_certificate": "none", **more}
+        done = run_role(api, tmp_path, ROLE, given, "--tags", "inference_pool_picker", *arguments)
+        assert done.returncode == 0, done.output
+        return done.changed
+
+    def template() -> dict[str, Any]:
+        return dict(api.get("deployment", "llama-epp", "-n", namespace)["spec"]["template"])
+
+    assert run(inference_pool_picker_config={}) == 1
+    before = template()
+    assert run("--check", "--diff") == 1
+    assert template() == before
+    assert run() == 1
+    after = template()
+    assert after["metadata"]["annotations"] != before["metadata"]["annotations"]
+    assert run("--check", "--diff") == 0
+    assert run() == 0
+    assert template() == after
 
 
 def test_replicas_find_each_other_and_know_each_other_by_certificate(objects: list[dict[str, Any]]) -> None:

@@ -1,0 +1,307 @@
+"""Time to first token under several picker configurations: simulated servers, a real picker, a real Envoy.
+
+`python -m benchmarks.routing --config none --config roles --busy 0.4` compares the picker without a configuration file
+with what role `inference_pool` writes; any other `--config` is a file. Each run has fresh processes: the simulated
+servers, the picker, Envoy. Configurations take turns, so that a busy machine spoils all alike, and every one gets the
+same requests at the same times. The servers and the requests are `--speedup` times faster than real ones; what is
+printed is in the servers' own seconds. A machine that has no time for the processes adds its own waits: look at the
+load beside each row, and take a lower `--speedup`.
+
+Workloads: `chat`, conversations whose prompts grow turn by turn; `adapters`, the same with a LoRA adapter for each
+conversation; `shared`, a few prefixes of very different popularity, and nothing else in common. `--trace` takes
+requests of a file in the format of Mooncake's traces instead of `chat` and for `adapters`; a seed is then where in it
+the run begins.
+
+`--busy` is the share of the servers' time that the work takes if each part of a prompt is computed once and answers
+are written eight at a time; caches are never that good."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import aiohttp
+import yaml
+from tests.component.envoy import REPOSITORY, start_envoy
+from tests.component.epp.configs import LISTENER, picking_mode, pool_config
+from tests.component.epp.picker import start_picker
+from tests.component.simulator.process import MODEL, simulator
+
+from headrace.simulator.timing import StepCost
+
+BLOCK_TOKENS = 512
+ADAPTERS = tuple(f"adapter-{number}" for number in range(12))
+SLOTS = 4
+BATCH = 8
+ROLE = REPOSITORY / "roles/inference_pool/defaults/main.yml"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request: when it comes, as a share of the run (0 to 1), its prompt as ids of blocks, its answer's length."""
+
+    at: float
+    blocks: tuple[int, ...]
+    answer_tokens: int
+    model: str = MODEL
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; seconds of the servers' own time."""
+
+    first: Sequence[float]
+    whole: Sequence[float]
+    cached: float
+    failed: int
+    cores: float
+
+
+def chat(count: int, seed: int) -> list[Ask]:
+    """Conversations of up to ten turns over four system prompts; each turn brings the whole of the earlier ones."""
+    rng, asks, fresh = Random(seed), list[Ask](), 100
+    while len(asks) < count:
+        blocks = [rng.randrange(4)] * 2
+        at = rng.random()
+        for _ in range(rng.randint(1, 10)):
+            grown = min(40, 1 + int(rng.expovariate(1 / 5)))
+            blocks += range(fresh, fresh + grown)
+            fresh += grown
+            asks.append(Ask(at, tuple(blocks), 20 + int(rng.expovariate(1 / 250))))
+            at += rng.expovariate(30)
+            if at >= 1:
+                break
+    return sorted(asks[:count], key=lambda ask: ask.at)
+
+
+def trace(path: Path, count: int, seed: int) -> list[Ask]:
+    """`count` requests of a Mooncake trace, from the `seed`-th stretch of that length on, taken round."""
+    with path.open() as lines:
+        rows = [json.loads(line) for line in lines]
+    start = seed * count % max(1, len(rows) - count + 1)
+    rows, rng = rows[start : start + count], Random(seed)
+    # The trace's clock has steps of some seconds: requests of one step are spread over it.
+    times = sorted({row["timestamp"] for row in rows})
+    last = times[-1] + 1
+    step = {now: after - now for now, after in zip(times, [*times[1:], last], strict=True)}
+    asks = []
+    for row in rows:
+        at = row["timestamp"] + rng.random() * step[row["timestamp"]] - times[0]
+        asks.append(Ask(at / (last - times[0]), tuple(row["hash_ids"]), row["output_length"]))
+    return sorted(asks, key=lambda ask: ask.at)
+
+
+def with_adapters(asks: Sequence[Ask], seed: int) -> list[Ask]:
+    """Each conversation is one adapter's, the popular ones' far more often."""
+    weights = [1 / (1 + number) for number in range(len(ADAPTERS))]
+    rng = Random(seed)
+    home: dict[int, str] = defaultdict(lambda: rng.choices(ADAPTERS, weights)[0])
+    # What prompts of many conversations begin with tells none from another: the third block does.
+    return [Ask(ask.at, ask.blocks, ask.answer_tokens, home[ask.blocks[min(2, len(ask.blocks) - 1)]]) for ask in asks]
+
+
+def shared(count: int, seed: int) -> list[Ask]:
+    """Ten prefixes of 1 to 24 blocks, the first used by four requests of ten, then one to four blocks of their own."""
+    rng, asks, fresh = Random(seed), [], 10_000
+    prefixes = [tuple(range(100 * number, 100 * number + rng.randint(1, 24))) for number in range(10)]
+    for _ in range(count):
+        prefix = rng.choices(prefixes, [4, 2, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25])[0]
+        own = rng.randint(1, 4)
+        asks.append(Ask(rng.random(), (*prefix, *range(fresh, fresh + own)), 20 + int(rng.expovariate(1 / 250))))
+        fresh += own
+    return sorted(asks, key=lambda ask: ask.at)
+
+
+def seconds(asks: Sequence[Ask], servers: int, busy: float) -> float:
+    """How long a run lasts so that the servers are busy for that share of it, as the module says."""
+    cost, work, seen = StepCost(), 0.0, set[tuple[str, int]]()
+    for ask in asks:
+        new = [before for before, block in enumerate(ask.blocks) if (ask.model, block) not in seen]
+        seen.update((ask.model, block) for block in ask.blocks)
+        tokens, context = len(new) * BLOCK_TOKENS, sum(new) * BLOCK_TOKENS**2
+        work += tokens * cost.prefill_microseconds_per_token * 1e-6
+        work += context * cost.prefill_nanoseconds_per_context_token * 1e-9
+        written = cost.step_milliseconds / BATCH * 1e-3 + cost.decode_microseconds_per_sequence * 1e-6
+        written += len(ask.blocks) * BLOCK_TOKENS * cost.decode_nanoseconds_per_context_token * 1e-9
+        work += ask.answer_tokens * written
+    return work / servers / busy
+
+
+async def ask_one(port: int, ask: Ask) -> tuple[float, float]:
+    """Seconds to the first token and to the end of the stream. Raises ValueError for anything but a whole answer."""
+    prompt = "".join(f"{block:08x}" * (BLOCK_TOKENS // 2) for block in ask.blocks)
+    asked = {"model": ask.model, "prompt": prompt, "max_tokens": ask.answer_tokens, "ignore_eos": True, "stream": True}
+    body = json.dumps(asked).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: pool\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+    try:
+        writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+        status = await reader.readline()
+        if status.split()[1:2] != [b"200"]:
+            raise ValueError(f"{status!r}")
+        await reader.readuntil(b"data: ")
+        first, tail = time.monotonic() - began, b""
+        while piece := await reader.read(1 << 16):
+            tail = (tail + piece)[-64:]
+        if b"[DONE]" not in tail:
+            raise ValueError(f"the stream ended with {tail!r}")
+        return first, time.monotonic() - began
+    finally:
+        writer.close()
+
+
+async def run(asks: Sequence[Ask], config: str, options: argparse.Namespace, duration: float) -> Result:
+    """One run: everything is started, asked and stopped."""
+    cpu_before, started = cpu_seconds(), time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        flags = [f"--speedup={options.speedup}", f"--max-loras={SLOTS}", "--max-model-len=262144"]
+        if any(ask.model != MODEL for ask in asks):
+            flags += ["--lora-adapter", *ADAPTERS]
+        # Pages are read as often in the servers' own time as they are without --speedup. A pick that a busy machine
+        # delays is late, and fails nothing.
+        paced = f"--refresh-metrics-interval={round(200 / options.speedup)}ms", "--pick-deadline=5m"
+        servers = [simulator(*flags, f"--seed={number}") for number in range(options.servers)]
+        urls = await asyncio.gather(*(asyncio.to_thread(stack.enter_context, server) for server in servers))
+        keys = [url.removeprefix("http://") for _, url in urls]
+        picker = await stack.enter_async_context(
+            start_picker(keys, directory, *picker_flags(config, directory), *paced)
+        )
+        pool = pool_config(epp_port=picker.grpc_port, endpoints=keys, mode=picking_mode(), observe=True)
+        envoy = await stack.enter_async_context(start_envoy(pool, directory))
+        port = await envoy.listener_port(LISTENER)
+        began = time.monotonic() + 0.5
+
+        async def later(ask: Ask) -> tuple[float, float]:
+            await asyncio.sleep(began + ask.at * duration / options.speedup - time.monotonic())
+            return await ask_one(port, ask)
+
+        answers = await asyncio.gather(*map(later, asks), return_exceptions=True)
+        good = [answer for answer in answers if not isinstance(answer, BaseException)]
+        for problem in [answer for answer in answers if isinstance(answer, BaseException)][:3]:
+            print(f"  failed: {problem!r}", flush=True)
+        first, whole = ([answer[at] * options.speedup for answer in good] for at in (0, 1))
+        cached = await cached_share(keys)
+    cores = (cpu_seconds() - cpu_before) / (time.monotonic() - started)
+    return Result(first, whole, cached, len(answers) - len(good), cores)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    both = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(one.ru_utime + one.ru_stime for one in both)
+
+
+def picker_flags(config: str, directory: Path) -> list[str]:
+    """The picker's flags for `none`, `roles` or a file."""
+    if config == "none":
+        return []
+    if config != "roles":
+        return [f"--config-file={config}"]
+    written = directory / "endpoint-picker.yaml"
+    document = yaml.safe_load(ROLE.read_text())["inference_pool_picker_config"]
+    head = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
+    written.write_text(yaml.safe_dump({**head, **document}))
+    return [f"--config-file={written}"]
+
+
+async def cached_share(keys: Sequence[str]) -> float:
+    """The share of prompt tokens that the servers' caches had."""
+    totals = dict.fromkeys(("hits", "queries"), 0.0)
+    async with aiohttp.ClientSession() as session:
+        for key in keys:
+            async with session.get(f"http://{key}/metrics") as answer:
+                for line in (await answer.text()).splitlines():
+                    for name in totals:
+                        if line.startswith(f"vllm:prefix_cache_{name}_total"):
+                            totals[name] += float(line.rpartition(" ")[2])
+    return totals["hits"] / max(1.0, totals["queries"])
+
+
+def line(result: Result) -> str:
+    """A row's figures."""
+    first = statistics.quantiles(result.first, n=100)
+    return (
+        f"{statistics.mean(result.first):8.3f} {first[49]:8.3f} {first[89]:8.3f} {first[98]:8.3f} "
+        f"{statistics.mean(result.whole):8.3f} {result.cached:8.1%} {result.failed:8} {result.cores:8.2f}"
+    )
+
+
+def requests(options: argparse.Namespace, seed: int) -> list[Ask]:
+    """The requests of one seed."""
+    if options.workload == "shared":
+        return shared(options.requests, seed)
+    asks = trace(options.trace, options.requests, seed) if options.trace else chat(options.requests, seed)
+    return with_adapters(asks, seed) if options.workload == "adapters" else asks
+
+
+async def compare(options: argparse.Namespace) -> None:
+    """All runs, and at the end the mean of each figure's ratios to the first configuration."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Nothing that was started outlives it.
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    print(f"{options.workload} {options.trace or ''}, {options.requests} requests, {options.servers} simulated servers")
+    print(f"busy {options.busy}, speedup {options.speedup:g}; machine: {os.cpu_count()} cores")
+    names = "TTFT mean", "p50", "p90", "p99", "whole", "cached", "failed", "cores"
+    print(f"{'seed':4} {'load':>5} {'config':20} " + " ".join(f"{name:>8}" for name in names), flush=True)
+    ratios: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for seed in range(options.seeds):
+        asks = requests(options, seed)
+        duration = seconds(asks, options.servers, options.busy)
+        order = options.config[seed % 2 :] + options.config[: seed % 2]
+        found = {}
+        for config in order:
+            result = found[config] = await run(asks, config, options, duration)
+            print(f"{seed:4} {os.getloadavg()[0]:5.1f} {Path(config).stem:20} {line(result)}", flush=True)
+        base = found[options.config[0]]
+        for config in options.config[1:]:
+            ratios[config].append(compared(found[config], base))
+    for config, found_ratios in ratios.items():
+        mean, p90, whole = (statistics.mean(values) for values in zip(*found_ratios, strict=True))
+        print(f"{Path(config).stem} to {Path(options.config[0]).stem}: TTFT mean {mean:.2f}, p90 {p90:.2f}; ", end="")
+        print(f"whole answer {whole:.2f} (means of {len(found_ratios)} seeds' ratios)")
+
+
+def compared(result: Result, base: Result) -> tuple[float, float, float]:
+    """Ratios of TTFT's mean, its 90th percentile, and the whole answer's mean."""
+    tens = [statistics.quantiles(one.first, n=10)[8] for one in (result, base)]
+    first, whole = (
+        [statistics.mean(times) for times in pair] for pair in ((result.first, base.first), (result.whole, base.whole))
+    )
+    return first[0] / first[1], tens[0] / tens[1], whole[0] / whole[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", action="append", metavar="none|roles|FILE", help="default: none, then roles")
+    parser.add_argument("--workload", choices=("chat", "adapters", "shared"), default="chat")
+    parser.add_argument("--trace", type=Path, help="a file of Mooncake's trace format")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--servers", type=int, default=8)
+    parser.add_argument("--busy", type=float, default=0.4)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--speedup", type=float, default=1.0)
+    options = parser.parse_args()
+    options.config = options.config or ["none", "roles"]
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(compare(options))
+
+
+if __name__ == "__main__":
+    main()
