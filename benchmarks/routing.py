@@ -1,7 +1,7 @@
 """Time to first token under several picker configurations: simulated servers, a real picker, a real Envoy.
 
-`python -m benchmarks.routing --config none --config roles --busy 0.4` compares the picker without a configuration file
-with what role `inference_pool` writes; any other `--config` is a file. Each run has fresh processes: the simulated
+`python -m benchmarks.routing --config none --config benchmarks/affinity.yaml --busy 0.4` compares the picker without a
+configuration file with one that has it. Each run has fresh processes: the simulated
 servers, the picker, Envoy. Configurations take turns, so that a busy machine spoils all alike, and every one gets the
 same requests at the same times. The servers and the requests are `--speedup` times faster than real ones; what is
 printed is in the servers' own seconds. A machine that has no time for the processes adds its own waits: look at the
@@ -34,7 +34,6 @@ from pathlib import Path
 from random import Random
 
 import aiohttp
-import yaml
 from tests.component.envoy import REPOSITORY, start_envoy
 from tests.component.epp.configs import LISTENER, picking_mode, pool_config
 from tests.component.epp.picker import start_picker
@@ -46,7 +45,7 @@ BLOCK_TOKENS = 512
 ADAPTERS = tuple(f"adapter-{number}" for number in range(12))
 SLOTS = 4
 BATCH = 8
-ROLE = REPOSITORY / "roles/inference_pool/defaults/main.yml"
+AFFINITY = REPOSITORY / "benchmarks/affinity.yaml"
 
 
 @dataclass(frozen=True)
@@ -178,9 +177,7 @@ async def run(asks: Sequence[Ask], config: str, options: argparse.Namespace, dur
         servers = [simulator(*flags, f"--seed={number}") for number in range(options.servers)]
         urls = await asyncio.gather(*(asyncio.to_thread(stack.enter_context, server) for server in servers))
         keys = [url.removeprefix("http://") for _, url in urls]
-        picker = await stack.enter_async_context(
-            start_picker(keys, directory, *picker_flags(config, directory), *paced)
-        )
+        picker = await stack.enter_async_context(start_picker(keys, directory, *picker_flags(config), *paced))
         pool = pool_config(epp_port=picker.grpc_port, endpoints=keys, mode=picking_mode(), observe=True)
         envoy = await stack.enter_async_context(start_envoy(pool, directory))
         port = await envoy.listener_port(LISTENER)
@@ -206,17 +203,9 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in both)
 
 
-def picker_flags(config: str, directory: Path) -> list[str]:
-    """The picker's flags for `none`, `roles` or a file."""
-    if config == "none":
-        return []
-    if config != "roles":
-        return [f"--config-file={config}"]
-    written = directory / "endpoint-picker.yaml"
-    document = yaml.safe_load(ROLE.read_text())["inference_pool_picker_config"]
-    head = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
-    written.write_text(yaml.safe_dump({**head, **document}))
-    return [f"--config-file={written}"]
+def picker_flags(config: str) -> list[str]:
+    """The picker's flags for `none` or a file."""
+    return [] if config == "none" else [f"--config-file={config}"]
 
 
 async def cached_share(keys: Sequence[str]) -> float:
@@ -261,7 +250,7 @@ async def compare(options: argparse.Namespace) -> None:
     names = "TTFT mean", "p50", "p90", "p99", "whole", "cached", "failed", "cores"
     print(f"{'seed':4} {'load':>5} {'config':20} " + " ".join(f"{name:>8}" for name in names), flush=True)
     ratios: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         asks = requests(options, seed)
         duration = seconds(asks, options.servers, options.busy)
         order = options.config[seed % 2 :] + options.config[: seed % 2]
@@ -289,16 +278,17 @@ def compared(result: Result, base: Result) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", action="append", metavar="none|roles|FILE", help="default: none, then roles")
+    parser.add_argument("--config", action="append", metavar="none|FILE", help="default: none, then affinity.yaml")
     parser.add_argument("--workload", choices=("chat", "adapters", "shared"), default="chat")
     parser.add_argument("--trace", type=Path, help="a file of Mooncake's trace format")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--servers", type=int, default=8)
     parser.add_argument("--busy", type=float, default=0.4)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--speedup", type=float, default=1.0)
     options = parser.parse_args()
-    options.config = options.config or ["none", "roles"]
+    options.config = options.config or ["none", str(AFFINITY)]
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(compare(options))
 

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.scheduling.config import read_config
-
 from .apiserver import ApiServer
 from .roles import refusals, render, run_role, validate
 
@@ -64,25 +62,17 @@ def test_every_object_is_valid_to_the_letter(api: ApiServer, objects: list[dict[
     assert validate(api, objects) == ""
 
 
-def test_a_picker_is_configured_unless_somebody_configures_it_otherwise(objects: list[dict[str, Any]]) -> None:
-    def written(picker: str) -> dict[str, Any]:
-        assert "--config-file" in container(objects, picker)["args"]
-        text = found(objects, "ConfigMap", f"{picker}-config")["data"]["endpoint-picker.yaml"]
-        return dict(yaml.safe_load(text))
-
-    profile = read_config(written("plain-epp")).profile
-    assert [step.type_name for step in profile.filters] == ["adapter-affinity-filter", "prefix-cache-affinity-filter"]
-    assert [entry.name for entry in profile.scorers] == ["token-load-scorer"]
-    assert read_config(written("plain-epp")).notes == ()
-    assert written("plain-epp") == written("two-epp")
-    # An own configuration is taken as it is, and with an empty one the picker has its built-in profile.
-    assert written("led-epp")["plugins"] == [{"type": "queue-scorer"}]
+def test_a_picker_has_a_configuration_where_somebody_gives_one(objects: list[dict[str, Any]]) -> None:
+    assert "--config-file" in container(objects, "led-epp")["args"]
+    text = found(objects, "ConfigMap", "led-epp-config")["data"]["endpoint-picker.yaml"]
+    assert yaml.safe_load(text)["plugins"] == [{"type": "queue-scorer"}]
+    # With an empty one, the picker has its built-in profile.
     assert missing(objects, "ConfigMap", "bare-epp-config")
     assert "--config-file" not in container(objects, "bare-epp")["args"]
 
 
-def test_a_pool_of_before_gets_the_configuration_once(api: ApiServer, tmp_path: Path) -> None:
-    """Pools made before the role wrote one have none: their pickers are rolled, and no other thing is changed."""
+def test_a_pool_gets_a_new_configuration_once(api: ApiServer, tmp_path: Path) -> None:
+    """Its pickers are rolled, and no other thing is changed."""
     namespace = "configured"
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
@@ -98,13 +88,14 @@ def test_a_pool_of_before_gets_the_configuration_once(api: ApiServer, tmp_path: 
 
     assert run(inference_pool_picker_config={}) == 1
     before = template()
-    assert run("--check", "--diff") == 1
+    config = {"plugins": [{"type": "token-load-scorer"}]}
+    assert run("--check", "--diff", inference_pool_picker_config=config) == 1
     assert template() == before
-    assert run() == 1
+    assert run(inference_pool_picker_config=config) == 1
     after = template()
     assert after["metadata"]["annotations"] != before["metadata"]["annotations"]
-    assert run("--check", "--diff") == 0
-    assert run() == 0
+    assert run("--check", "--diff", inference_pool_picker_config=config) == 0
+    assert run(inference_pool_picker_config=config) == 0
     assert template() == after
 
 
