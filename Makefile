@@ -165,10 +165,11 @@ lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
 .PHONY: protos
 protos: $(STAMP) ## Make the Python modules of Envoy's messages (controller/headrace/xds) of the Go module's descriptors
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
-	go -C controller/protos run . >"$$work/descriptors.binpb" 2>"$$work/files"; \
+	go -C controller/protos run . "$$work"; mkdir "$$work/made"; \
+	$(BIN)/python -m grpc_tools.protoc --descriptor_set_in="$$work/descriptors.binpb" --python_out="$$work/made" --pyi_out="$$work/made" \
+	  $$(<"$$work/files"); \
 	rm -rf $(PROTOS_TO)/headrace/xds/*/; \
-	$(BIN)/python -m grpc_tools.protoc --descriptor_set_in="$$work/descriptors.binpb" --python_out=$(PROTOS_TO) --pyi_out=$(PROTOS_TO) \
-	  $$(<"$$work/files")
+	mkdir -p $(PROTOS_TO)/headrace/xds; cp -R "$$work"/made/headrace/xds/. $(PROTOS_TO)/headrace/xds
 
 .PHONY: docs
 docs: $(STAMP) ## Make the roles' pages of their argument specs

@@ -1,5 +1,5 @@
-// Command protos writes the descriptors of the Envoy messages that Headrace uses as one FileDescriptorSet on standard
-// output, for protoc --descriptor_set_in; the names of their Python files follow on standard error, one a line.
+// Command protos writes the descriptors of the Envoy messages that Headrace uses into a directory: descriptors.binpb, one
+// FileDescriptorSet for protoc --descriptor_set_in, and files, the names of those that Python modules are made of.
 //
 // Every file gets a name below headrace/xds, so that the modules made of it are Headrace's own and stand beside any other
 // distribution of the same protos. Annotations that only code generators and validators read are left out, and with them
@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -152,6 +153,9 @@ func (s *set) add(path string) error {
 
 func main() {
 	log.SetFlags(0)
+	if len(os.Args) != 2 {
+		log.Fatal("protos: name the directory to write to")
+	}
 	s := &set{seen: map[string]bool{}}
 	for _, path := range wanted {
 		if err := s.add(path); err != nil {
@@ -162,12 +166,15 @@ func main() {
 	if err != nil {
 		log.Fatalf("protos: %v", err)
 	}
+	var names strings.Builder
 	for _, file := range s.files {
 		if strings.HasPrefix(file.GetName(), prefix) {
-			fmt.Fprintln(os.Stderr, file.GetName())
+			fmt.Fprintln(&names, file.GetName())
 		}
 	}
-	if _, err := os.Stdout.Write(content); err != nil {
-		log.Fatalf("protos: %v", err)
+	for name, content := range map[string][]byte{"descriptors.binpb": content, "files": []byte(names.String())} {
+		if err := os.WriteFile(filepath.Join(os.Args[1], name), content, 0o644); err != nil {
+			log.Fatalf("protos: %v", err)
+		}
 	}
 }

@@ -105,3 +105,11 @@ def test_a_part_that_is_not_there_is_refused(repository: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "PART=nonsense" in done.stderr
+
+
+@pytest.mark.parametrize(("statuses", "wanted"), [([0, 0], 0), ([0, 1], 1), ([0, -9], 1), ([2, 0], 1)])
+def test_all_parts_fail_where_one_fails(monkeypatch: pytest.MonkeyPatch, statuses: list[int], wanted: int) -> None:
+    left = iter(statuses)
+    monkeypatch.setattr(parts, "PARTS", dict.fromkeys(map(str, range(len(statuses)))))
+    monkeypatch.setattr(parts, "run_part", lambda name: next(left))
+    assert parts.main(["run"]) == wanted
