@@ -9,7 +9,8 @@ shift
 
 log=$(mktemp)
 set -m # The first command gets a process group of its own: one signal reaches all of it.
-"${first[@]}" >"$log" 2>&1 </dev/null &
+# What begins in the background of a script ignores SIGINT, and so would all that it starts.
+env --default-signal=INT "${first[@]}" >"$log" 2>&1 </dev/null &
 set +m
 finish() {
   kill -INT -- -$! 2>/dev/null || true

@@ -12,7 +12,9 @@ from ...hang import HANG_SECONDS
 
 
 def command(repository: Path, first: str, second: str) -> list[str]:
-    return [str(repository / "tests/tools/beside.sh"), "sh", "-c", first, "--", "sh", "-c", second]
+    # Where the tests themselves run in the background of a script, they ignore SIGINT.
+    begin = ["env", "--default-signal=INT", str(repository / "tests/tools/beside.sh")]
+    return [*begin, "sh", "-c", first, "--", "sh", "-c", second]
 
 
 def test_they_run_at_the_same_time_and_the_firsts_output_comes_last(repository: Path, tmp_path: Path) -> None:
