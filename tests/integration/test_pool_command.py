@@ -94,7 +94,7 @@ async def test_no_cluster_is_one_line(tmp_path: Path) -> None:
 async def test_explain_at_a_url(tmp_path: Path) -> None:
     async with start_picker(["127.0.0.1:1", "127.0.0.1:2"], tmp_path) as picker:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.grpc_port}") as channel:
-            call = channel.stream_stream(PROCESS)()
+            call = channel.stream_stream(PROCESS)(timeout=HANG_SECONDS, wait_for_ready=True)
             await call.write(m.request_headers(m.REQUEST).SerializeToString())
             await call.write(m.body("request_body", b'{"model":"base","prompt":"x"}', True).SerializeToString())
             assert isinstance(await call.read(), bytes)

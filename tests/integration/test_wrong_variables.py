@@ -42,11 +42,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"headrace_local_cluster": False, "gpu_node_pool_simulated_gpus": 8},
         ["would take Pods that need real ones", "gpu_node_pool_simulated_gpus to 0"],
     ),
-    "a source without files": (
-        "inference_crds",
-        {"inference_crds_gateway_api_source": "/no/where"},
-        ["inference_crds_gateway_api_source names /no/where", "Fix:"],
-    ),
     "a backend that is neither pool nor Service": (
         "inference_gateway",
         {"inference_gateway_routes": [{"name": "r", "gateway": "g", "rules": [{"backends": [{"weight": 1}]}]}]},

@@ -182,3 +182,8 @@ def test_files_of_a_folder_a_file_and_a_url(crds_plan: ModuleType, tmp_path: Pat
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(crds_plan.InvalidSource, match="Fix: set v to"):
             crds_plan.files("v", str(nothing))
+
+
+def test_a_source_that_is_nowhere_is_named(crds_plan: ModuleType) -> None:
+    with pytest.raises(crds_plan.InvalidSource, match=r"inference_crds_gateway_api_source names /no/where.*Fix: "):
+        crds_plan.files("inference_crds_gateway_api_source", "/no/where")

@@ -254,9 +254,8 @@ def test_picked_host_comes_from_metadata_only_and_served_is_reported():
     (source,) = policy.override_host_sources
     assert not source.header
     assert (source.metadata.key, source.metadata.path[0].key) == ("envoy.lb", http.DESTINATION)
-    # selected_host_key, field 2, which the generated class does not know.
-    served = b"\x123\n\x08envoy.lb\x12'\n%x-gateway-destination-endpoint-served"
-    assert config.typed_config.value.endswith(served)
+    served = policy.selected_host_key
+    assert (served.key, [segment.key for segment in served.path]) == ("envoy.lb", [http.SERVED])
 
 
 def test_picker_cluster_notices_death_and_takes_its_ca_from_discovery():
