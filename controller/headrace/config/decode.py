@@ -80,7 +80,8 @@ def decode(value: object, wanted: type[T], at: str, invalid: type[InvalidField] 
         pass
     try:
         given = _without_nulls(value, {}, at)
-        return msgspec.convert(given, wanted, dec_hook=_converted)
+        # In a list every error says where it is: without a place, a text of the user's could read as one.
+        return msgspec.convert([given], tuple[wanted, ...], dec_hook=_converted)[0]  # type: ignore[valid-type]
     except RecursionError:
         raise invalid(at, "", "nest it less deeply") from None
     except msgspec.ValidationError as error:
@@ -117,24 +118,29 @@ def _converted(wanted: type, value: Any) -> Any:
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
-_WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$", re.DOTALL)
-_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
-_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*?)`", re.DOTALL)
+# Before the last place anything may stand: messages quote the user's own texts. A place has no backtick in it.
+_MESSAGE = re.compile(r"(.*) - at (?:`key` in )?`\$\[0\]([^`]*)`", re.DOTALL)
+_STEP = re.compile(r"\.(\w+)|\[([0-9]+)\]")
+_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 
 
 def _refusal(error: msgspec.ValidationError, given: Any, wanted: Any, at: str) -> InvalidConfig:
-    found = _WHERE.search(str(error))
+    found = _MESSAGE.fullmatch(str(error))
+    message, steps = found.groups() if found else ("", "")
     kind, value, path = types.type_info(wanted), given, at
-    for name, index in _STEP.findall(found[1] if found else ""):
+    for name, index in _STEP.findall(steps):
         kind = _inside(kind, name)
-        value = value[name or int(index)] if isinstance(value, Mapping if name else Sequence) else None
+        if name:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        else:
+            value = value[int(index)] if isinstance(value, Sequence) and int(index) < len(value) else None
         path += f"[{index}]" if index else f".{name}" if path else name
     cause = error.__cause__
     if isinstance(cause, Refused):
         return _of_field(value, path, cause.field, str(cause), cause.value)
     if isinstance(cause, ValueError):
         return InvalidConfig(path, value, str(cause))
-    named = _FIELD.match(str(error))
+    named = _FIELD.fullmatch(message)
     if named is None:
         return InvalidConfig(path, value, _fix(kind))
     if named[1] == "missing required":

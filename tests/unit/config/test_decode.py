@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Meta
 
 from headrace.config.decode import (
@@ -155,3 +157,52 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
     with pytest.raises(InvalidConfig) as caught:
         decode({"anything": deep, "maxCount": None}, Outer, "at")
     assert caught.value.field == "at"
+
+
+# What the decoder's own messages say, and so what a text must not be taken for.
+_MESSAGES = [
+    "a` - at `$.b",
+    "` - at `$.q",
+    "a` - at `$[5]",
+    "` - at `key` in `$.inner.key",
+    "Object missing required field `",
+]
+
+
+@pytest.mark.parametrize("text", _MESSAGES)
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ((), "at.{}"),
+        (("inner",), "at.inner.{}"),
+        (("entries", 1), "at.entries[1].{}"),
+    ],
+)
+def test_a_name_that_reads_as_a_message_is_shown_as_it_is(text: str, path: tuple[Any, ...], field: str) -> None:
+    entry: dict[str, Any] = {"key": "k", text: 1} if path else {text: 1}
+    value = {(): entry, ("inner",): {"inner": entry}}.get(path, {"entries": [{"key": "k"}, entry]})
+    with pytest.raises(InvalidConfig) as caught:
+        decode(value, Outer, "at")
+    assert (caught.value.field, caught.value.value) == (field.format(text), 1)
+
+
+@pytest.mark.parametrize("text", _MESSAGES)
+def test_a_value_that_reads_as_a_message_is_shown_as_it_is(text: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode({"inner": {"key": "k", "kind": text}}, Outer, "at")
+    assert (caught.value.field, caught.value.value) == ("at.inner.kind", text)
+
+
+_TEXTS = st.one_of(st.sampled_from([*_MESSAGES, "inner", "entries", "key", "kind", "maxCount", "later"]), st.text())
+_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.one_of(_TEXTS, st.integers()), inner, max_size=3),
+)
+
+
+@given(_VALUES)
+def test_any_value_is_good_or_refused(value: object) -> None:
+    try:
+        decode(value, Outer, "at")
+    except InvalidConfig as error:
+        assert error.field.startswith("at")
