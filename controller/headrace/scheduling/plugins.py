@@ -80,11 +80,12 @@ class _LabelSelector(Parameters, frozen=True):
 
     def __post_init__(self) -> None:
         for name, value in self.match_labels.items():
-            if not isinstance(value, str):
+            if not isinstance(value, str | None):
                 raise Refused(f"matchLabels.{name}", "give a text", value)
 
     def filter(self) -> labels.LabelSelectorFilter:
-        terms = [labels.Requirement(key, "In", frozenset((value,))) for key, value in self.match_labels.items()]
+        # A label without a value is the empty text.
+        terms = [labels.Requirement(key, "In", frozenset((value or "",))) for key, value in self.match_labels.items()]
         terms += [labels.Requirement(term.key, term.operator, term.values) for term in self.match_expressions]
         return labels.LabelSelectorFilter(tuple(terms))
 

@@ -206,3 +206,30 @@ def test_any_value_is_good_or_refused(value: object) -> None:
         decode(value, Outer, "at")
     except InvalidConfig as error:
         assert error.field.startswith("at")
+
+
+class Labels(Parameters, frozen=True):
+    match_labels: dict[str, Any] = {}
+    free: Any = None
+    inner: Inner | None = None
+    entries: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize("also", [{}, {"inner": None}, {"entries": [{"key": "k", "kind": None}]}])
+def test_nulls_among_names_of_the_operators_own_stay(also: dict[str, Any]) -> None:
+    shared = {"tier": None, "deep": [{"x": None}]}
+    found = decode({"matchLabels": shared, "free": shared, **also}, Labels, "")
+    assert (found.match_labels, found.free) == (shared, shared)
+    assert (found.inner, found.entries) == (None, (Inner("k"),) * len(also.get("entries") or ()))
+
+
+def test_one_object_in_two_places_is_read_as_each_has_it() -> None:
+    shared = {"key": "k", "kind": None}
+    found = decode({"free": shared, "inner": shared, "entries": [shared, shared]}, Labels, "")
+    assert (found.free, found.inner, found.entries) == (shared, Inner("k"), (Inner("k"), Inner("k")))
+
+
+def test_an_unknown_name_is_refused_with_a_null_too() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode({"inner": {"key": "k", "x": None}}, Outer, "at")
+    assert caught.value.field == "at.inner.x"

@@ -13,6 +13,7 @@ from headrace.config.plugins import known
 from headrace.core import Request
 from headrace.scheduling import default_profile, read_config
 from headrace.scheduling.config import TYPES
+from headrace.scheduling.labels import LabelSelectorFilter, Requirement
 from headrace.scheduling.pickers import MaxScorePicker, WeightedRandomPicker
 
 HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
@@ -306,3 +307,11 @@ def test_any_document_loads_or_is_refused(plugins: object, profiles: object) -> 
         read_config({**HEAD, "plugins": plugins, "schedulingProfiles": profiles})
     except InvalidConfig as error:
         assert error.fix
+
+
+@pytest.mark.parametrize("also", [{}, {"matchExpressions": None}])
+def test_a_label_without_a_value_is_the_empty_text(also: dict[str, Any]) -> None:
+    entry = {"type": "label-selector-filter", "parameters": {"matchLabels": {"tier": None, "app": "x"}, **also}}
+    config = read_config({**HEAD, "plugins": [entry]})
+    terms = (Requirement("tier", "In", frozenset({""})), Requirement("app", "In", frozenset({"x"})))
+    assert config.plugins == {"label-selector-filter": LabelSelectorFilter(terms)}
