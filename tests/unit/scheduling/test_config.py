@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -315,3 +316,43 @@ def test_a_label_without_a_value_is_the_empty_text(also: dict[str, Any]) -> None
     config = read_config({**HEAD, "plugins": [entry]})
     terms = (Requirement("tier", "In", frozenset({""})), Requirement("app", "In", frozenset({"x"})))
     assert config.plugins == {"label-selector-filter": LabelSelectorFilter(terms)}
+
+
+_LARGE = {f"k{number}": number for number in range(2000)}
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"plugins": [{"type": "tokenizer", "parameters": _LARGE}] * 1000}, "plugins[1].name"),
+        ({"plugins": [{"type": "tokenizer", "name": f"n{n}", "parameters": _LARGE} for n in range(1000)]}, None),
+        (
+            {
+                "plugins": [{"type": "queue-scorer"}],
+                "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": "queue-scorer"}] * 2000}] * 1000,
+            },
+            "schedulingProfiles[1].name",
+        ),
+    ],
+)
+def test_aliases_cost_no_more_than_the_text(sections: dict[str, Any], field: str | None) -> None:
+    tracemalloc.start()
+    try:
+        if field is None:
+            assert len(read_config({**HEAD, **sections}).plugins) == 1000
+        else:
+            with pytest.raises(InvalidConfig) as caught:
+                read_config({**HEAD, **sections})
+            assert caught.value.field == field
+        # A copy of what is aliased for each of its aliases would take 50 MB or more.
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("parameters", [[], "x", 3, False])
+@pytest.mark.parametrize("plugin_type", ["queue-scorer", "tokenizer"])
+def test_parameters_are_an_object(plugin_type: str, parameters: object) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        read_config({**HEAD, "plugins": [{"type": plugin_type, "parameters": parameters}]})
+    assert (caught.value.field, caught.value.value) == ("plugins[0].parameters", parameters)
