@@ -60,14 +60,14 @@ class Duration(float):
 
 
 class Quantity(int):
-    """The whole number of a quantity, see `config.values`."""
+    """The whole number of a quantity, rounded down, see `config.values`."""
 
     @classmethod
     def of_config(cls, value: object) -> Quantity:
         """Reads text or a whole number. Raises ValueError."""
         # A whole number with more digits than Python writes is no quantity either.
         whole = type(value) is int and value.bit_length() < 200
-        return cls(quantity(str(value) if whole or isinstance(value, str) else ""))
+        return cls(quantity(str(value) if whole or isinstance(value, str) else "", rounded=True))
 
 
 def decode(value: object, wanted: type[T], at: str, invalid: type[InvalidField] = InvalidConfig) -> T:

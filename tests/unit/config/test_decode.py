@@ -68,6 +68,7 @@ def test_every_kind_of_value() -> None:
     assert found.entries == (Inner("l"),)
     assert found.anything == {"x": [1]}
     assert decode({"size": 1 << 40}, Outer, "").size == 1 << 40
+    assert decode({"size": "2500m"}, Outer, "").size == 2
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_every_kind_of_value() -> None:
         ({"wait": False}, "at.wait", False, "1m30s"),
         ({"later": []}, "at.later", [], "1m30s"),
         ({"size": "x"}, "at.size", "x", "500M"),
+        ({"size": "64m"}, "at.size", "64m", "M or Mi"),
         ({"size": True}, "at.size", True, "500M"),
         ({"inner": {}}, "at.inner.key", None, "a text"),
         ({"inner": {"key": " "}}, "at.inner.key", " ", "a text"),
