@@ -13,6 +13,7 @@ from headrace.config.decode import InvalidConfig
 from headrace.config.plugins import known
 from headrace.core import Request
 from headrace.scheduling import default_profile, read_config
+from headrace.scheduling.affinity import IdentifiedSession, SessionAffinityScorer, TokenSession
 from headrace.scheduling.config import TYPES
 from headrace.scheduling.labels import LabelSelectorFilter, Requirement
 from headrace.scheduling.pickers import MaxScorePicker, WeightedRandomPicker
@@ -212,6 +213,12 @@ def test_prefix_settings(parameters: dict[str, Any], block_bytes: int, max_block
                 ("label-selector-filter", {"matchLabels": {"a": 1}}, "matchLabels.a"),
                 ("session-affinity-scorer", {"strategy": "guess"}, "strategy"),
                 (
+                    "session-affinity-scorer",
+                    {"encodedEndpointHeaderConfig": {"header": 3}},
+                    "encodedEndpointHeaderConfig.header",
+                ),
+                ("session-affinity-scorer", {"encodedEndpointHeaderConfig": []}, "encodedEndpointHeaderConfig"),
+                (
                     "session-affinity-filter",
                     {"strategy": "session_id", "sessionIdConfig": {"sources": [{"attribute": "x"}]}},
                     "sessionIdConfig.sources[0].attribute",
@@ -356,3 +363,19 @@ def test_parameters_are_an_object(plugin_type: str, parameters: object) -> None:
     with pytest.raises(InvalidConfig) as caught:
         read_config({**HEAD, "plugins": [{"type": plugin_type, "parameters": parameters}]})
     assert (caught.value.field, caught.value.value) == ("plugins[0].parameters", parameters)
+
+
+@pytest.mark.parametrize(
+    "unused", [{"sources": [{"attribute": "a"}]}, {"header": 3, "x": 1}, {"evictionTtlSeconds": 0}]
+)
+def test_a_session_strategy_goes_by_its_own_settings_alone(unused: dict[str, Any]) -> None:
+    def strategy(**parameters: Any) -> object:
+        config = read_config({**HEAD, "plugins": [{"type": "session-affinity-scorer", "parameters": parameters}]})
+        return config.plugins["session-affinity-scorer"]
+
+    by_token = strategy(sessionIdConfig=unused, encodedEndpointHeaderConfig={"header": " X-Token "})
+    assert by_token == SessionAffinityScorer(TokenSession("x-token"))
+    assert strategy(sessionIdConfig=unused) == SessionAffinityScorer(TokenSession("x-session-token"))
+    config = {"sources": [{"header": "X-Id", "producer": "p"}], "evictionTtlSeconds": 5}
+    by_name = strategy(strategy="session_id", sessionIdConfig=config, encodedEndpointHeaderConfig=unused)
+    assert by_name == SessionAffinityScorer(IdentifiedSession(("x-id",), 5.0))
