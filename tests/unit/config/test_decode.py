@@ -103,6 +103,7 @@ def test_every_kind_of_value() -> None:
         ({"entries": [{"key": "k"}, 3]}, "at.entries[1]", 3, "an object"),
         ({"entries": [{"key": "k"}, {"key": "bad"}]}, "at.entries[1].key", "bad", "another key"),
         ({"entries": [{"key": "k", "x": 1}]}, "at.entries[0].x", 1, "parameters here: key, kind"),
+        ({"inner": {"key": "k", "x": 1}}, "at.inner.x", 1, "parameters here: key, kind"),
         ({"needed": []}, "at.needed", [], "a list of at least 1 texts"),
         ({"needed": [1]}, "at.needed[0]", 1, "a text"),
         ({"on": "yes"}, "at.on", "yes", "true or false"),
