@@ -6,7 +6,7 @@ several fields have to do with each other is checked in `__post_init__`, which r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -60,27 +60,28 @@ class Duration(float):
 
 
 class Quantity(int):
-    """The whole number of a quantity, see `config.values`."""
+    """The whole number of a quantity, rounded down, see `config.values`."""
 
     @classmethod
     def of_config(cls, value: object) -> Quantity:
         """Reads text or a whole number. Raises ValueError."""
         # A whole number with more digits than Python writes is no quantity either.
         whole = type(value) is int and value.bit_length() < 200
-        return cls(quantity(str(value) if whole or isinstance(value, str) else ""))
+        return cls(quantity(str(value) if whole or isinstance(value, str) else "", rounded=True))
 
 
 def decode(value: object, wanted: type[T], at: str, invalid: type[InvalidField] = InvalidConfig) -> T:
-    """The typed value of decoded JSON or YAML. A null is as good as nothing. `at` is where the value is, "" for a whole
-    document. Raises `invalid`."""
+    """The typed value of decoded JSON or YAML. A declared field's null is as good as nothing; among names of
+    the user's own a null stays. `at` is where the value is, "" for a whole document. Raises `invalid`."""
     try:
         # Most have no nulls, and cost a fifth this way.
         return msgspec.convert(value, wanted, dec_hook=_converted)
     except (msgspec.ValidationError, UnicodeError, RecursionError):
         pass
     try:
-        given = _without_nulls(value, {}, at)
-        return msgspec.convert(given, wanted, dec_hook=_converted)
+        given = _without_nulls(value, types.type_info(wanted), {}, at)
+        # In a list every error says where it is: without a place, a text of the user's could read as one.
+        return msgspec.convert([given], tuple[wanted, ...], dec_hook=_converted)[0]  # type: ignore[valid-type]
     except RecursionError:
         raise invalid(at, "", "nest it less deeply") from None
     except msgspec.ValidationError as error:
@@ -90,24 +91,28 @@ def decode(value: object, wanted: type[T], at: str, invalid: type[InvalidField] 
         raise invalid(error.field, error.value, error.fix) from None
 
 
-def _without_nulls(value: object, known: dict[int, Any], at: str) -> Any:
-    """A copy without nulls, of text that UTF-8 has. Raises InvalidConfig."""
+def _without_nulls(value: object, kind: Any, known: dict[tuple[int, int], Any], at: str) -> Any:
+    """A copy in which no declared field is null, of text that UTF-8 has. `kind` is the value's type, None where there
+    is none. Raises InvalidConfig."""
     if isinstance(value, str) and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise InvalidConfig(at, value, "leave out half characters (surrogates)")
-    # YAML's aliases can make much of little, and circles: each object is looked at once.
-    if not isinstance(value, Mapping | list) or id(value) in known:
-        return known.get(id(value), value)
+    # YAML's aliases can make much of little, and circles: each object is looked at once for each type it has.
+    seen = (id(value), id(kind))
+    if not isinstance(value, Mapping | list) or seen in known:
+        return known.get(seen, value)
     copied: Any = {} if isinstance(value, Mapping) else []
-    known[id(value)] = copied
+    known[seen] = copied
     if isinstance(value, Mapping):
         for name, entry in value.items():
             # Python writes no whole number of thousands of digits, and YAML has such keys.
             shown = name[:100] if isinstance(name, str) else "(a key that is no text)"
             where = f"{at}.{shown}" if at else shown
-            if entry is not None:
-                copied[_without_nulls(name, {}, where)] = _without_nulls(entry, known, where)
+            inner = _field(kind, name)
+            if entry is not None or inner is None:
+                copied[_without_nulls(name, None, {}, where)] = _without_nulls(entry, inner, known, where)
     else:
-        copied.extend(_without_nulls(entry, known, f"{at}[{number}]") for number, entry in enumerate(value))
+        inner = _entry(kind)
+        copied.extend(_without_nulls(entry, inner, known, f"{at}[{number}]") for number, entry in enumerate(value))
     return copied
 
 
@@ -117,29 +122,34 @@ def _converted(wanted: type, value: Any) -> Any:
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
-_WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$", re.DOTALL)
-_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
-_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*?)`", re.DOTALL)
+# Before the last place anything may stand: messages quote the user's own texts. A place has no backtick in it.
+_MESSAGE = re.compile(r"(.*) - at (?:`key` in )?`\$\[0\]([^`]*)`", re.DOTALL)
+_STEP = re.compile(r"\.(\w+)|\[([0-9]+)\]")
+_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 
 
 def _refusal(error: msgspec.ValidationError, given: Any, wanted: Any, at: str) -> InvalidConfig:
-    found = _WHERE.search(str(error))
+    found = _MESSAGE.fullmatch(str(error))
+    message, steps = found.groups() if found else ("", "")
     kind, value, path = types.type_info(wanted), given, at
-    for name, index in _STEP.findall(found[1] if found else ""):
-        kind = _inside(kind, name)
-        value = value[name or int(index)] if isinstance(value, Mapping if name else Sequence) else None
+    for name, index in _STEP.findall(steps):
+        kind = _field(kind, name) if name else _entry(kind)
+        if name:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        else:
+            value = value[int(index)] if isinstance(value, Sequence) and int(index) < len(value) else None
         path += f"[{index}]" if index else f".{name}" if path else name
     cause = error.__cause__
     if isinstance(cause, Refused):
         return _of_field(value, path, cause.field, str(cause), cause.value)
     if isinstance(cause, ValueError):
         return InvalidConfig(path, value, str(cause))
-    named = _FIELD.match(str(error))
+    named = _FIELD.fullmatch(message)
     if named is None:
         return InvalidConfig(path, value, _fix(kind))
     if named[1] == "missing required":
-        return _of_field(value, path, named[2], _fix(_inside(kind, named[2])))
-    known = ", ".join(sorted(field.encode_name for field in getattr(kind, "fields", ())))
+        return _of_field(value, path, named[2], _fix(_field(kind, named[2])))
+    known = ", ".join(sorted(field.encode_name for field in _fields(kind)))
     return _of_field(value, path, named[2], f"unknown; parameters here: {known or 'none'}")
 
 
@@ -149,14 +159,20 @@ def _of_field(value: Any, path: str, name: str, fix: str, shown: object = None) 
     return InvalidConfig(f"{path}.{name}" if path else name, shown, fix)
 
 
-def _inside(kind: Any, name: str) -> Any:
-    """The type of a field, or, without a name, of an entry; None where it cannot be told."""
-    for inner in (kind, *getattr(kind, "types", ())):
-        if name and hasattr(inner, "fields"):
-            return next((field.type for field in inner.fields if field.encode_name == name), None)
-        if not name and hasattr(inner, "item_type"):
-            return inner.item_type
-    return None
+def _fields(kind: Any) -> Iterator[Any]:
+    """The declared fields of a type."""
+    return (field for inner in (kind, *getattr(kind, "types", ())) for field in getattr(inner, "fields", ()))
+
+
+def _field(kind: Any, name: object) -> Any:
+    """The type of a declared field; None where there is no such field."""
+    return next((field.type for field in _fields(kind) if field.encode_name == name), None)
+
+
+def _entry(kind: Any) -> Any:
+    """The type of a list's entries; None where it cannot be told."""
+    found = (getattr(inner, "item_type", None) for inner in (kind, *getattr(kind, "types", ())))
+    return next(filter(None, found), None)
 
 
 def _fix(kind: Any) -> str:

@@ -118,7 +118,7 @@ def whole(least: int = 0, most: int = 1 << 62, fix: str = "") -> Parse:
     top = f" to {most}" if most != 1 << 62 else ""
 
     def parse(text: str) -> int:
-        digits = text.removeprefix("-")
+        digits = text[1:] if text.startswith(("-", "+")) else text
         if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or not least <= int(text) <= most:
             raise ValueError(fix or f"give a whole number from {least}{top}")
         return int(text)

@@ -35,8 +35,10 @@ class PluginType:
     note: str = ""
     refused: str = ""
 
-    def read(self, values: Mapping[str, Any], at: str) -> Any:
+    def read(self, values: object, at: str) -> Any:
         """The decoded parameters; None where they are not looked at. Raises InvalidConfig."""
+        if not isinstance(values, Mapping):
+            raise InvalidConfig(at, values, "give an object")
         if self.parameters is None:
             return None
         return decode({k: v for k, v in values.items() if k not in self.ignored}, self.parameters, at)

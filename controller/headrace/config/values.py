@@ -5,13 +5,16 @@ Every function takes text and raises ValueError, whose message is the fix: the c
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SECONDS = 10 * 366 * 86_400
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE]\d{1,2})?")
-_FACTORS = {"": 1.0, "m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
-    f"{prefix}i": float(1024**power) for power, prefix in enumerate("KMGTPE", 1)
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]{1,2})?")
+_FACTORS = {"": Fraction(1), "m": Fraction(1, 1000)} | {
+    name: Fraction(base**power)
+    for base, names in ((1000, "k M G T P E"), (1024, "Ki Mi Gi Ti Pi Ei"))
+    for power, name in enumerate(names.split(), 1)
 }
 _LARGEST = 1 << 62
 # Longer texts are neither: Python takes quadratic time to read a number of many digits.
@@ -31,16 +34,16 @@ def duration(text: str) -> float:
     return seconds
 
 
-def quantity(text: str) -> int:
-    """The whole number of a Kubernetes quantity such as 5000, 1k, 500M or 1Gi. Raises ValueError."""
+def quantity(text: str, *, rounded: bool = False) -> int:
+    """The whole number of a Kubernetes quantity such as 5000, 1k, 500M or 1Gi. `rounded`: one that is not whole is
+    rounded down, but never to 0. Raises ValueError."""
     found = _QUANTITY.fullmatch(text) if len(text) <= _MAX_CHARACTERS else None
     if found is None:
         raise ValueError("give a quantity such as 5000, 1k, 500M or 1Gi")
-    number, unit = found[1], found[2] or ""
-    if number.isdigit() and not unit:
-        amount = int(number)
-    else:
-        amount = int(float(number) * (_FACTORS[unit] if unit in _FACTORS else 10.0 ** int(unit[1:])))
+    unit = found[2] or ""
+    amount = Fraction(found[1]) * (_FACTORS[unit] if unit in _FACTORS else 10 ** int(unit[1:]))
     if amount > _LARGEST:
         raise ValueError(f"give at most {_LARGEST}")
-    return amount
+    if int(amount) != amount and not (rounded and amount > 1):
+        raise ValueError("give a whole amount: m is a thousandth, use M or Mi for millions")
+    return int(amount)

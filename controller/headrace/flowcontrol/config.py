@@ -81,12 +81,17 @@ class _OldDetector(Utilization, frozen=True):
     plugin_ref: str = ""
 
 
-class _Band(Parameters, frozen=True):
-    priority: Annotated[int, Meta(ge=-(1 << 31))] = 0
+class _DefaultBand(Parameters, frozen=True):
+    # A default band has no priority of its own.
+    priority: Any = None
     max_requests: Quantity = Quantity()
     max_bytes: Quantity = Quantity()
     fairness_policy_ref: str = ""
     ordering_policy_ref: str = ""
+
+
+class _Band(_DefaultBand, frozen=True):
+    priority: Annotated[int, Meta(ge=-(1 << 31))] = 0
 
 
 class _FlowControl(Parameters, frozen=True):
@@ -95,8 +100,8 @@ class _FlowControl(Parameters, frozen=True):
     max_bytes: Quantity = Quantity()
     default_request_ttl: Duration = field(default=Duration(60.0), name="defaultRequestTTL")
     no_endpoint_request_ttl: Duration | None = field(default=None, name="noEndpointRequestTTL")
-    default_priority_band: _Band = _Band()
-    default_negative_priority_band: _Band = _Band()
+    default_priority_band: _DefaultBand = _DefaultBand()
+    default_negative_priority_band: _DefaultBand = _DefaultBand()
     priority_bands: tuple[_Band, ...] = ()
     usage_limit_policy_plugin_ref: str = ""
     enable_eviction: bool = False
@@ -104,14 +109,17 @@ class _FlowControl(Parameters, frozen=True):
 
 class _Sections(Struct, frozen=True, rename="camel"):
     feature_gates: tuple[str, ...] = ()
-    saturation_detector: _OldDetector | None = None
+    # Not looked at where flowControl names a detector.
+    saturation_detector: Any = None
     flow_control: _FlowControl | None = None
 
 
 def read_flow_control(document: Mapping[str, object], plugins: Mapping[str, object]) -> FlowControlConfig:
     """The settings of a decoded EndpointPickerConfig whose plugins are `plugins`, by name. Raises InvalidConfig."""
     # An empty section is as good as none.
-    sections = decode({name: given for name in _SECTIONS if (given := document.get(name)) != {}}, _Sections, "")
+    sections = decode(
+        {name: given for name in _SECTIONS if (given := document.get(name)) not in (None, {})}, _Sections, ""
+    )
     enabled, notes = _feature_gate(sections.feature_gates)
     section, at = sections.flow_control or _FlowControl(), "flowControl"
     admitters = tuple(plugin for plugin in plugins.values() if isinstance(plugin, Admitter))
@@ -164,18 +172,21 @@ def _feature_gate(gates: Iterable[str]) -> tuple[bool, list[str]]:
 
 def _detector(sections: _Sections, plugins: Mapping[str, object]) -> SaturationDetector:
     new = sections.flow_control.saturation_detector if sections.flow_control else None
-    old = sections.saturation_detector
-    for section, at in ((new, "flowControl.saturationDetector"), (old, "saturationDetector")):
-        if section is not None and section.plugin_ref:
-            found: SaturationDetector = _policy(section.plugin_ref, SaturationDetector, plugins, f"{at}.pluginRef")
-            return found
+    if new is not None and new.plugin_ref:
+        return _named_detector(new.plugin_ref, plugins, "flowControl.saturationDetector")
     usual = plugins.get(UtilizationDetector.type_name)
-    if old is None and isinstance(usual, SaturationDetector):
-        return usual
-    return (old or _OldDetector()).detector()
+    if sections.saturation_detector is None:
+        return usual if isinstance(usual, SaturationDetector) else UtilizationDetector()
+    old = decode(sections.saturation_detector, _OldDetector, "saturationDetector")
+    return _named_detector(old.plugin_ref, plugins, "saturationDetector") if old.plugin_ref else old.detector()
 
 
-def _band(entry: _Band, usual: BandConfig, plugins: Mapping[str, object], at: str) -> BandConfig:
+def _named_detector(name: str, plugins: Mapping[str, object], at: str) -> SaturationDetector:
+    found: SaturationDetector = _policy(name, SaturationDetector, plugins, f"{at}.pluginRef")
+    return found
+
+
+def _band(entry: _DefaultBand, usual: BandConfig, plugins: Mapping[str, object], at: str) -> BandConfig:
     """A band's settings. A bound of 0 means the usual one, as in the reference picker."""
     fairness, ordering = entry.fairness_policy_ref, entry.ordering_policy_ref
     return BandConfig(

@@ -23,8 +23,11 @@ _GROUPS = tuple(VERSION_OF_GROUP)
 
 
 def _seconds(text: str) -> float:
-    """A duration; a bare number is seconds."""
-    return duration(text if text[-1:].isalpha() else f"{text}s")
+    """A number of seconds, or a duration."""
+    try:
+        return float(text)
+    except ValueError:
+        return duration(text)
 
 
 _time = number(1e-9, 1e6, read=_seconds, fix="give seconds, more than 0, or a duration such as 1m30s")

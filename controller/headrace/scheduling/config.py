@@ -42,10 +42,12 @@ SECTIONS = (
 )
 
 
+# YAML's aliases can make much of little: lists and parameters are passed on as they are, and each entry is decoded once
+# those before it are good.
 class _Plugin(Parameters, frozen=True):
     type: Text
     name: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: Any = None
 
 
 class _Step(Parameters, frozen=True):
@@ -55,14 +57,14 @@ class _Step(Parameters, frozen=True):
 
 class _Profile(Parameters, frozen=True):
     name: Text
-    plugins: tuple[_Step, ...] = ()
+    plugins: tuple[Any, ...] = ()
 
 
 class _Sections(Struct, frozen=True, rename="camel"):
     """What is read here; the other sections are other readers'."""
 
-    plugins: tuple[_Plugin, ...] = ()
-    scheduling_profiles: tuple[_Profile, ...] = ()
+    plugins: tuple[Any, ...] = ()
+    scheduling_profiles: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,20 @@ def read_config(document: object, types: Mapping[str, PluginType] = TYPES) -> Sc
         raise InvalidConfig("apiVersion", document.get("apiVersion"), f"use {' or '.join(API_VERSIONS)}")
     if document.get("kind") != KIND:
         raise InvalidConfig("kind", document.get("kind"), f"use {KIND}")
-    sections = decode({name: document.get(name) for name in ("plugins", "schedulingProfiles")}, _Sections, "")
+    # Without nulls, which would have all of it be copied.
+    read = {name: given for name in ("plugins", "schedulingProfiles") if (given := document.get(name)) is not None}
+    sections = decode(read, _Sections, "")
     notes = [f"{shown(name)} is not a section of {KIND} and has no effect" for name in document if name not in SECTIONS]
     plugins: dict[str, object] = {}
     prefix = PrefixSettings()
-    for number, entry in enumerate(sections.plugins):
-        at, name = f"plugins[{number}]", entry.name or entry.type
+    for number, given in enumerate(sections.plugins):
+        at = f"plugins[{number}]"
+        entry = decode(given, _Plugin, at)
+        name = entry.name or entry.type
         if name in plugins:
             raise InvalidConfig(f"{at}.name", name, "give each plugin a name of its own")
         plugin_type = find(types, entry.type, f"{at}.type")
-        parameters = plugin_type.read(entry.parameters, f"{at}.parameters")
+        parameters = plugin_type.read({} if entry.parameters is None else entry.parameters, f"{at}.parameters")
         if isinstance(parameters, PrefixParameters):
             prefix = parameters.applied(prefix)
         plugins[name] = plugin_type.make(parameters)
@@ -126,7 +132,7 @@ def read_config(document: object, types: Mapping[str, PluginType] = TYPES) -> Sc
 _Weighted = tuple[str, object, float]
 
 
-def _profiles(entries: Sequence[_Profile], plugins: Mapping[str, object]) -> dict[str, Profile]:
+def _profiles(entries: Sequence[object], plugins: Mapping[str, object]) -> dict[str, Profile]:
     if not entries:
         # As the reference picker: every plugin of the file, weight 1, in one profile. Without plugins, its default.
         every: list[_Weighted] = [
@@ -137,15 +143,17 @@ def _profiles(entries: Sequence[_Profile], plugins: Mapping[str, object]) -> dic
         ]
         return {"default": _assemble("default", every) if every else default_profile()}
     profiles: dict[str, Profile] = {}
-    for number, entry in enumerate(entries):
+    for number, given in enumerate(entries):
         at = f"schedulingProfiles[{number}]"
+        entry = decode(given, _Profile, at)
         if entry.name in profiles:
             raise InvalidConfig(f"{at}.name", entry.name, "give each scheduling profile a name of its own")
-        for place, step in enumerate(entry.plugins):
+        steps = [decode(step, _Step, f"{at}.plugins[{place}]") for place, step in enumerate(entry.plugins)]
+        for place, step in enumerate(steps):
             if step.plugin_ref not in plugins:
                 fix = f"name one of the plugins: {', '.join(plugins) or 'none'}"
                 raise InvalidConfig(f"{at}.plugins[{place}].pluginRef", step.plugin_ref, fix)
-        named = [(step.plugin_ref, plugins[step.plugin_ref], step.weight) for step in entry.plugins]
+        named = [(step.plugin_ref, plugins[step.plugin_ref], step.weight) for step in steps]
         profiles[entry.name] = _assemble(entry.name, [step for step in named if step[1] is not None])
     return profiles
 

@@ -9,7 +9,19 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from headrace.config.decode import AnyNumber, Duration, OverZero, Parameters, Positive, Refused, Share, Text
+from headrace.config.decode import (
+    AnyNumber,
+    Duration,
+    InvalidConfig,
+    OverZero,
+    Parameters,
+    Positive,
+    Refused,
+    Share,
+    T,
+    Text,
+    decode,
+)
 from headrace.config.plugins import PluginType, accepted, built_in, plugin, refused
 from headrace.protocol import http
 from headrace.protocol.objects import ROLE_LABEL
@@ -50,18 +62,30 @@ class _IdentifiedSession(Parameters, frozen=True):
 
 class _Session(Parameters, frozen=True):
     strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
-    encoded_endpoint_header_config: _TokenSession = _TokenSession()
-    session_id_config: _IdentifiedSession = _IdentifiedSession()
+    # Only the strategy's own is looked at.
+    encoded_endpoint_header_config: Any = None
+    session_id_config: Any = None
     # There is one profile for a request, and so one pick.
     profile_name: Any = None
 
+    def __post_init__(self) -> None:
+        try:
+            self.kept()
+        except InvalidConfig as error:
+            raise Refused(error.field, error.fix, error.value) from None
+
     def kept(self) -> affinity.SessionStrategy:
+        """The strategy that they ask for. Raises InvalidConfig."""
         if self.strategy == "encoded_endpoint_header":
-            return affinity.TokenSession(
-                self.encoded_endpoint_header_config.header.strip().lower() or http.SESSION_TOKEN
-            )
-        headers = tuple(source.header.strip().lower() for source in self.session_id_config.sources)
-        return affinity.IdentifiedSession(headers or (http.SESSION_ID,), self.session_id_config.eviction_ttl_seconds)
+            token = _part(self.encoded_endpoint_header_config, _TokenSession, "encodedEndpointHeaderConfig")
+            return affinity.TokenSession(token.header.strip().lower() or http.SESSION_TOKEN)
+        session = _part(self.session_id_config, _IdentifiedSession, "sessionIdConfig")
+        headers = tuple(source.header.strip().lower() for source in session.sources)
+        return affinity.IdentifiedSession(headers or (http.SESSION_ID,), session.eviction_ttl_seconds)
+
+
+def _part(given: object, wanted: type[T], at: str) -> T:
+    return decode({} if given is None else given, wanted, at)
 
 
 class _Expression(Parameters, frozen=True):
@@ -80,11 +104,12 @@ class _LabelSelector(Parameters, frozen=True):
 
     def __post_init__(self) -> None:
         for name, value in self.match_labels.items():
-            if not isinstance(value, str):
+            if not isinstance(value, str | None):
                 raise Refused(f"matchLabels.{name}", "give a text", value)
 
     def filter(self) -> labels.LabelSelectorFilter:
-        terms = [labels.Requirement(key, "In", frozenset((value,))) for key, value in self.match_labels.items()]
+        # A label without a value is the empty text.
+        terms = [labels.Requirement(key, "In", frozenset((value or "",))) for key, value in self.match_labels.items()]
         terms += [labels.Requirement(term.key, term.operator, term.values) for term in self.match_expressions]
         return labels.LabelSelectorFilter(tuple(terms))
 

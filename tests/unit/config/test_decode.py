@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Meta
 
 from headrace.config.decode import (
@@ -66,6 +68,7 @@ def test_every_kind_of_value() -> None:
     assert found.entries == (Inner("l"),)
     assert found.anything == {"x": [1]}
     assert decode({"size": 1 << 40}, Outer, "").size == 1 << 40
+    assert decode({"size": "2500m"}, Outer, "").size == 2
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,7 @@ def test_every_kind_of_value() -> None:
         ({"wait": False}, "at.wait", False, "1m30s"),
         ({"later": []}, "at.later", [], "1m30s"),
         ({"size": "x"}, "at.size", "x", "500M"),
+        ({"size": "64m"}, "at.size", "64m", "M or Mi"),
         ({"size": True}, "at.size", True, "500M"),
         ({"inner": {}}, "at.inner.key", None, "a text"),
         ({"inner": {"key": " "}}, "at.inner.key", " ", "a text"),
@@ -99,6 +103,7 @@ def test_every_kind_of_value() -> None:
         ({"entries": [{"key": "k"}, 3]}, "at.entries[1]", 3, "an object"),
         ({"entries": [{"key": "k"}, {"key": "bad"}]}, "at.entries[1].key", "bad", "another key"),
         ({"entries": [{"key": "k", "x": 1}]}, "at.entries[0].x", 1, "parameters here: key, kind"),
+        ({"inner": {"key": "k", "x": 1}}, "at.inner.x", 1, "parameters here: key, kind"),
         ({"needed": []}, "at.needed", [], "a list of at least 1 texts"),
         ({"needed": [1]}, "at.needed[0]", 1, "a text"),
         ({"on": "yes"}, "at.on", "yes", "true or false"),
@@ -155,3 +160,79 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
     with pytest.raises(InvalidConfig) as caught:
         decode({"anything": deep, "maxCount": None}, Outer, "at")
     assert caught.value.field == "at"
+
+
+# What the decoder's own messages say, and so what a text must not be taken for.
+_MESSAGES = [
+    "a` - at `$.b",
+    "` - at `$.q",
+    "a` - at `$[5]",
+    "` - at `key` in `$.inner.key",
+    "Object missing required field `",
+]
+
+
+@pytest.mark.parametrize("text", _MESSAGES)
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ((), "at.{}"),
+        (("inner",), "at.inner.{}"),
+        (("entries", 1), "at.entries[1].{}"),
+    ],
+)
+def test_a_name_that_reads_as_a_message_is_shown_as_it_is(text: str, path: tuple[Any, ...], field: str) -> None:
+    entry: dict[str, Any] = {"key": "k", text: 1} if path else {text: 1}
+    value = {(): entry, ("inner",): {"inner": entry}}.get(path, {"entries": [{"key": "k"}, entry]})
+    with pytest.raises(InvalidConfig) as caught:
+        decode(value, Outer, "at")
+    assert (caught.value.field, caught.value.value) == (field.format(text), 1)
+
+
+@pytest.mark.parametrize("text", _MESSAGES)
+def test_a_value_that_reads_as_a_message_is_shown_as_it_is(text: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode({"inner": {"key": "k", "kind": text}}, Outer, "at")
+    assert (caught.value.field, caught.value.value) == ("at.inner.kind", text)
+
+
+_TEXTS = st.one_of(st.sampled_from([*_MESSAGES, "inner", "entries", "key", "kind", "maxCount", "later"]), st.text())
+_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.one_of(_TEXTS, st.integers()), inner, max_size=3),
+)
+
+
+@given(_VALUES)
+def test_any_value_is_good_or_refused(value: object) -> None:
+    try:
+        decode(value, Outer, "at")
+    except InvalidConfig as error:
+        assert error.field.startswith("at")
+
+
+class Labels(Parameters, frozen=True):
+    match_labels: dict[str, Any] = {}
+    free: Any = None
+    inner: Inner | None = None
+    entries: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize("also", [{}, {"inner": None}, {"entries": [{"key": "k", "kind": None}]}])
+def test_nulls_among_names_of_the_operators_own_stay(also: dict[str, Any]) -> None:
+    shared = {"tier": None, "deep": [{"x": None}]}
+    found = decode({"matchLabels": shared, "free": shared, **also}, Labels, "")
+    assert (found.match_labels, found.free) == (shared, shared)
+    assert (found.inner, found.entries) == (None, (Inner("k"),) * len(also.get("entries") or ()))
+
+
+def test_one_object_in_two_places_is_read_as_each_has_it() -> None:
+    shared = {"key": "k", "kind": None}
+    found = decode({"free": shared, "inner": shared, "entries": [shared, shared]}, Labels, "")
+    assert (found.free, found.inner, found.entries) == (shared, Inner("k"), (Inner("k"), Inner("k")))
+
+
+def test_an_unknown_name_is_refused_with_a_null_too() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        decode({"inner": {"key": "k", "x": None}}, Outer, "at")
+    assert caught.value.field == "at.inner.x"

@@ -67,6 +67,11 @@ def test_every_flag_reaches_its_field(tmp_path: Path) -> None:
     assert read("--skip-checks=false").checked
 
 
+@pytest.mark.parametrize(("text", "found"), [("5", 5), ("+5", 5), ("-5", -5), ("005", 5), ("+0", 0)])
+def test_whole_numbers(text: str, found: int) -> None:
+    assert read(f"--seed={text}").seed == found
+
+
 @pytest.mark.parametrize(
     ("argument", "fix"),
     [
@@ -79,6 +84,9 @@ def test_every_flag_reaches_its_field(tmp_path: Path) -> None:
         ("--share=nan", "from 0 to 1"),
         ("--share=x", "from 0 to 1"),
         ("--seed=6", "from -5 to 5"),
+        ("--seed=+-5", "from -5 to 5"),
+        ("--seed=+", "from -5 to 5"),
+        ("--seed=", "from -5 to 5"),
         ("--v=-1", "from 0"),
         ("--v=" + "9" * 5000, "from 0"),
         ("--skip-checks=maybe", "true or false"),

@@ -76,6 +76,21 @@ def test_a_null_is_as_good_as_nothing() -> None:
     assert (pool.namespace, pool.uid, pool.generation, pool.annotations) == ("default", "", 0, {})
 
 
+@pytest.mark.parametrize("also", [{}, {"failureMode": None}])
+@pytest.mark.parametrize(
+    ("base", "selector", "reference"),
+    [(PAGE, "spec.selector", "extensionRef"), (V1, "spec.selector.matchLabels", "endpointPickerRef")],
+)
+def test_a_null_label_is_refused_whatever_else_is_null(
+    base: dict[str, Any], selector: str, reference: str, also: dict[str, None]
+) -> None:
+    obj = changed(base, selector, {"app": "x", "tier": None})
+    obj["spec"][reference] |= also
+    with pytest.raises(InvalidPool) as caught:
+        parse_pool(obj)
+    assert (caught.value.field, caught.value.value) == (f"{selector}[tier]", None)
+
+
 @pytest.mark.parametrize(
     ("reference", "port"),
     [({}, 9002), ({"portNumber": 7}, 7), ({"port": 8}, 8), ({"port": 9, "portNumber": 9}, 9)],

@@ -119,6 +119,19 @@ def test_without_flow_control() -> None:
     assert "not known" in note
 
 
+@pytest.mark.parametrize("band", ["defaultPriorityBand", "defaultNegativePriorityBand"])
+@pytest.mark.parametrize("priority", ["high", -(1 << 40), 7])
+def test_a_default_band_has_no_priority(band: str, priority: object) -> None:
+    found = parse({"flowControl": {band: {"priority": priority, "maxRequests": 3}}}).flow_control
+    bounds = (found.default_band.max_requests, found.default_negative_band.max_requests)
+    assert bounds == ((3, 3) if band == "defaultPriorityBand" else (5_000, 3))
+
+
+def test_the_section_of_old_is_not_looked_at_where_flow_control_names_a_detector() -> None:
+    named = {"flowControl": {"saturationDetector": {"pluginRef": "utilization-detector"}}}
+    assert parse({**named, "saturationDetector": {"queueDepth": 5}}).flow_control.detector == UtilizationDetector()
+
+
 @pytest.mark.parametrize(
     ("document", "field"),
     [

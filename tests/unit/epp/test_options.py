@@ -132,6 +132,8 @@ def test_static_endpoints() -> None:
         (["--endpoints=127.0.0.1:1", "--metrics-endpoint-auth"], "--metrics-endpoint-auth=true"),
         (["--pool-name=p", "--model-server-metrics-scheme=ftp"], "--model-server-metrics-scheme=ftp"),
         (["--pool-name=p", "--model-server-metrics-port=70000"], "--model-server-metrics-port=70000"),
+        (["--pool-name=p", "--max-request-body-bytes=64m"], "--max-request-body-bytes=64m"),
+        (["--pool-name=p", "--max-parsed-body-bytes=0.5"], "--max-parsed-body-bytes=0.5"),
         (["--endpoints=127.0.0.1:1", "--ha-enable-leader-election"], "--ha-enable-leader-election=true"),
         (["--pool-name=p", "--zap-log-level=loud"], "--zap-log-level=loud"),
         (["--pool-name=p", "--health-checking=maybe"], "--health-checking=maybe"),

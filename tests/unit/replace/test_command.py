@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.cli.main import main
+from headrace.config.flags import InvalidFlag
 from headrace.kube.client import ApiError
 from headrace.replace import command
 from headrace.replace.command import add_arguments, read_options
@@ -34,6 +35,22 @@ def test_an_accident_is_no_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(given) == 1
     assert main([*given, '--plan={"steps": [50]}']) == 2
     assert main([*given, "--plan=["]) == 2
+
+
+@pytest.mark.parametrize("flag", ["poll_interval", "lease_patience", "lease_duration", "timeout"])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1e3", 1000.0), (".5", 0.5), ("+5", 5.0), ("5", 5.0), ("2.5", 2.5), ("1m30s", 90.0), ("50ms", 0.05)],
+)
+def test_times_are_seconds_or_durations(flag: str, text: str, seconds: float) -> None:
+    given = f"--{flag.replace('_', '-')}={text}"
+    assert getattr(options("--action=follow", given), flag) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "1e7", "1e400", "soon", "", "5d", "0s"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(InvalidFlag, match=f"--timeout={text}: "):
+        options("--action=follow", f"--timeout={text}")
 
 
 @pytest.mark.parametrize("status", [0, 429, 500, 503])

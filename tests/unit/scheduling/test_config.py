@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from headrace.config.decode import InvalidConfig
 from headrace.config.plugins import known
 from headrace.core import Request
 from headrace.scheduling import default_profile, read_config
+from headrace.scheduling.affinity import IdentifiedSession, SessionAffinityScorer, TokenSession
 from headrace.scheduling.config import TYPES
+from headrace.scheduling.labels import LabelSelectorFilter, Requirement
 from headrace.scheduling.pickers import MaxScorePicker, WeightedRandomPicker
 
 HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
@@ -210,6 +213,12 @@ def test_prefix_settings(parameters: dict[str, Any], block_bytes: int, max_block
                 ("label-selector-filter", {"matchLabels": {"a": 1}}, "matchLabels.a"),
                 ("session-affinity-scorer", {"strategy": "guess"}, "strategy"),
                 (
+                    "session-affinity-scorer",
+                    {"encodedEndpointHeaderConfig": {"header": 3}},
+                    "encodedEndpointHeaderConfig.header",
+                ),
+                ("session-affinity-scorer", {"encodedEndpointHeaderConfig": []}, "encodedEndpointHeaderConfig"),
+                (
                     "session-affinity-filter",
                     {"strategy": "session_id", "sessionIdConfig": {"sources": [{"attribute": "x"}]}},
                     "sessionIdConfig.sources[0].attribute",
@@ -306,3 +315,67 @@ def test_any_document_loads_or_is_refused(plugins: object, profiles: object) -> 
         read_config({**HEAD, "plugins": plugins, "schedulingProfiles": profiles})
     except InvalidConfig as error:
         assert error.fix
+
+
+@pytest.mark.parametrize("also", [{}, {"matchExpressions": None}])
+def test_a_label_without_a_value_is_the_empty_text(also: dict[str, Any]) -> None:
+    entry = {"type": "label-selector-filter", "parameters": {"matchLabels": {"tier": None, "app": "x"}, **also}}
+    config = read_config({**HEAD, "plugins": [entry]})
+    terms = (Requirement("tier", "In", frozenset({""})), Requirement("app", "In", frozenset({"x"})))
+    assert config.plugins == {"label-selector-filter": LabelSelectorFilter(terms)}
+
+
+_LARGE = {f"k{number}": number for number in range(2000)}
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"plugins": [{"type": "tokenizer", "parameters": _LARGE}] * 1000}, "plugins[1].name"),
+        ({"plugins": [{"type": "tokenizer", "name": f"n{n}", "parameters": _LARGE} for n in range(1000)]}, None),
+        (
+            {
+                "plugins": [{"type": "queue-scorer"}],
+                "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": "queue-scorer"}] * 2000}] * 1000,
+            },
+            "schedulingProfiles[1].name",
+        ),
+    ],
+)
+def test_aliases_cost_no_more_than_the_text(sections: dict[str, Any], field: str | None) -> None:
+    tracemalloc.start()
+    try:
+        if field is None:
+            assert len(read_config({**HEAD, **sections}).plugins) == 1000
+        else:
+            with pytest.raises(InvalidConfig) as caught:
+                read_config({**HEAD, **sections})
+            assert caught.value.field == field
+        # A copy of what is aliased for each of its aliases would take 50 MB or more.
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("parameters", [[], "x", 3, False])
+@pytest.mark.parametrize("plugin_type", ["queue-scorer", "tokenizer"])
+def test_parameters_are_an_object(plugin_type: str, parameters: object) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        read_config({**HEAD, "plugins": [{"type": plugin_type, "parameters": parameters}]})
+    assert (caught.value.field, caught.value.value) == ("plugins[0].parameters", parameters)
+
+
+@pytest.mark.parametrize(
+    "unused", [{"sources": [{"attribute": "a"}]}, {"header": 3, "x": 1}, {"evictionTtlSeconds": 0}]
+)
+def test_a_session_strategy_goes_by_its_own_settings_alone(unused: dict[str, Any]) -> None:
+    def strategy(**parameters: Any) -> object:
+        config = read_config({**HEAD, "plugins": [{"type": "session-affinity-scorer", "parameters": parameters}]})
+        return config.plugins["session-affinity-scorer"]
+
+    by_token = strategy(sessionIdConfig=unused, encodedEndpointHeaderConfig={"header": " X-Token "})
+    assert by_token == SessionAffinityScorer(TokenSession("x-token"))
+    assert strategy(sessionIdConfig=unused) == SessionAffinityScorer(TokenSession("x-session-token"))
+    config = {"sources": [{"header": "X-Id", "producer": "p"}], "evictionTtlSeconds": 5}
+    by_name = strategy(strategy="session_id", sessionIdConfig=config, encodedEndpointHeaderConfig=unused)
+    assert by_name == SessionAffinityScorer(IdentifiedSession(("x-id",), 5.0))
