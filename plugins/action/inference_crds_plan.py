@@ -153,7 +153,11 @@ def _gateway_api(
     own = [one for one in documents if annotation(one, GATEWAY_API, "bundle-version")]
     if not own:
         return set()
-    there, wanted = bundle_of(found, GATEWAY_API), bundle_of(own, GATEWAY_API)
+    # CRDs that the source does not have stay as they are, whatever is installed. The policies count whole: they decide
+    # on all CRDs.
+    names = {_identity(one) for one in own}
+    touched = [one for one in found if one.get("kind") != "CustomResourceDefinition" or _identity(one) in names]
+    there, wanted = bundle_of(touched, GATEWAY_API), bundle_of(own, GATEWAY_API)
     reason = reason_to_keep(there, wanted)
     if not reason:
         plan.lines.append(_installs("Gateway API", there, wanted))
@@ -161,7 +165,7 @@ def _gateway_api(
     plan.lines.append(f"Gateway API: {there} stays, {reason} {wanted} of {source.variable}.")
     for name, version in NEEDED_OF_GATEWAY_API.items():
         plan.problems.extend(_lacking(source, f"Gateway API {there}", wanted, name, [version], _served(found)))
-    return {_identity(one) for one in own}
+    return names
 
 
 def _inference(

@@ -99,6 +99,18 @@ def test_one_newer_crd_keeps_the_whole_bundle_and_what_is_missing_is_told(crds_p
     assert all(one.startswith("inference_crds_gateway_api_source: a.yaml ") and "Fix: " in one for one in plan.problems)
 
 
+@pytest.mark.parametrize("version", ["v1.5.0", "v1.7.0", "v0.0.0-dev"])
+def test_crds_that_the_source_does_not_have_keep_nothing(crds_plan: ModuleType, version: str) -> None:
+    left_over = crd(f"tcproutes.{GATEWAY_API}", version, "experimental")
+    plan = decide(crds_plan, gateway_api("v1.6.1"), [*gateway_api("v1.5.0"), left_over])
+    assert plan.install == WHOLE
+    assert plan.problems == []
+    # Where the source has that CRD too, it counts.
+    wanted = [*gateway_api("v1.6.1", "experimental"), crd(f"tcproutes.{GATEWAY_API}", "v1.6.1", "experimental")]
+    plan = decide(crds_plan, wanted, [*gateway_api("v1.5.0", "experimental"), left_over])
+    assert plan.install == (WHOLE if version == "v1.5.0" else [])
+
+
 def test_a_policy_without_crds_counts(crds_plan: ModuleType) -> None:
     plan = decide(crds_plan, gateway_api("v1.6.1"), gateway_api("v1.7.0")[-1:])
     assert plan.install == []
