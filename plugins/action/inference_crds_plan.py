@@ -11,6 +11,7 @@ inference CRDs are looked at one by one. Everything else is installed as it is.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ GATEWAY_API = "gateway.networking.k8s.io"
 INFERENCE = "inference.networking.k8s.io"
 # A release of the Gateway API has 1 MB.
 MOST_BYTES = 32 << 20
+# Aliases make lists of YAML grow beyond the file's own size.
+MOST_ITEMS = 10_000
 SECONDS = 60
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WANTED = "a file, a folder with *.yaml files, or an http(s) URL."
@@ -98,12 +101,15 @@ def served(crd: Document) -> list[str]:
 
 
 class Source(NamedTuple):
-    """A file or URL of CRDs. `variable` and `given` are the role's variable that names it, and its value."""
+    """A file or URL of CRDs. `variable` and `given` are the role's variable that names it, and its value.
+
+    `lists`: the file has lists of objects, whose items are among the documents."""
 
     variable: str
     given: str
     path: str
     documents: tuple[Document, ...]
+    lists: bool = False
 
 
 class Plan(NamedTuple):
@@ -139,7 +145,7 @@ def decide(sources: Sequence[Source], found: Sequence[Document]) -> Plan:
         kept |= _inference(plan, own[0], documents, found)
     for source in sources:
         left = [document for document in source.documents if _identity(document) not in kept]
-        if len(left) == len(source.documents):
+        if len(left) == len(source.documents) and not source.lists:
             plan.install.append({"label": source.path.rpartition("/")[2], "src": source.path})
         elif left:
             plan.install.append({"label": source.path.rpartition("/")[2], "definition": left})
@@ -244,6 +250,29 @@ def files(variable: str, given: str) -> list[str]:
     return below
 
 
+def flatten(documents: Iterable[Any]) -> tuple[list[Any], bool]:
+    """The documents, with lists of objects replaced by their items, and whether there were any.
+
+    As with kubernetes.core.k8s, every kind that ends in List is one, and an item without kind has the list's. Raises
+    ValueError for too many items."""
+    flat, waiting, items = list[Any](), [*documents][::-1], 0
+    lists = False
+    while waiting:
+        one = waiting.pop()
+        kind = one.get("kind") if isinstance(one, dict) else None
+        if not isinstance(kind, str) or not kind.endswith("List") or not isinstance(one.get("items", 0), list | None):
+            flat.append(one)
+            continue
+        lists = True
+        inside = one["items"] or []
+        items += len(inside)
+        if items > MOST_ITEMS:
+            raise ValueError(f"its lists have more than {MOST_ITEMS} items")
+        defaults = {"apiVersion": one.get("apiVersion"), "kind": kind.removesuffix("List")}
+        waiting.extend({**defaults, **item} if isinstance(item, dict) else item for item in reversed(inside))
+    return flat, lists
+
+
 def read(variable: str, given: str, path: str) -> Source:
     """The documents of a file or URL. Raises InvalidSource."""
     try:
@@ -254,16 +283,16 @@ def read(variable: str, given: str, path: str) -> Source:
                 content = stream.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-        documents = [one for one in yaml.load_all(content, Loader=LOADER) if one is not None]
+        documents, lists = flatten(one for one in yaml.load_all(content, Loader=LOADER) if one is not None)
         for one in documents:
             if not isinstance(one, dict) or not all(_identity(one)):
-                raise ValueError(f"it has a document that is no Kubernetes object: {one!s:.100}")
+                raise ValueError(f"it has a document that is no Kubernetes object: {reprlib.repr(one)}")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise InvalidSource(
             f"{variable} names {given}, where {path} cannot be read: {why:.300}. Fix: set {variable} to {WANTED}"
         ) from error
-    return Source(variable, given, path, tuple(documents))
+    return Source(variable, given, path, tuple(documents), lists)
 
 
 # ---- Ansible ---------------------------------------------------------------------------------------------------------

@@ -173,6 +173,40 @@ def test_a_source_that_cannot_be_read_is_refused_by_its_variable(
         crds_plan.read("inference_crds_dir", str(tmp_path), str(file))
 
 
+def test_the_items_of_lists_are_objects_of_their_own(crds_plan: ModuleType, tmp_path: Path) -> None:
+    first, second, third = gateway_api("v1.6.1")[:3]
+    inner = {"apiVersion": "v1", "kind": "List", "items": [second]}
+    bare = {key: third[key] for key in ("metadata", "spec")}
+    typed = {"apiVersion": third["apiVersion"], "kind": "CustomResourceDefinitionList", "items": [bare]}
+    none = {"apiVersion": "v1", "kind": "List", "items": None}
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump_all([{"apiVersion": "v1", "kind": "List", "items": [first, inner]}, typed, none]))
+    source = crds_plan.read("v", str(file), str(file))
+    assert list(source.documents) == [first, second, third]
+    plan = crds_plan.decide([source], [])
+    assert plan.install == [{"label": "a.yaml", "definition": [first, second, third]}]
+    assert crds_plan.decide([source], gateway_api("v1.7.0")).install == []
+
+
+DOUBLING = "".join(f"- &a{number} {{kind: List, items: [*a{number - 1}, *a{number - 1}]}}\n" for number in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "&a {kind: List, items: [*a]}",
+        f"kind: List\nitems:\n- &a0 {{kind: ConfigMap, metadata: {{name: a}}}}\n{DOUBLING}",
+        f"- &a0 {{kind: ConfigMap, metadata: {{name: a}}}}\n{DOUBLING}",
+    ],
+    ids=["itself", "doubling", "doubling in what is no object"],
+)
+def test_lists_that_grow_without_end_are_refused(crds_plan: ModuleType, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(content)
+    with pytest.raises(crds_plan.InvalidSource, match=r"a\.yaml"):
+        crds_plan.read("v", str(file), str(file))
+
+
 def test_a_source_is_bounded(crds_plan: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump_all(gateway_api("v1.6.1")))
