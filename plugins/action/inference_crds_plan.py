@@ -143,18 +143,20 @@ def reason_to_keep(there: Bundle, wanted: Bundle) -> str:
 def decide(sources: Sequence[Source], found: Sequence[Document]) -> Plan:
     """What to install of the sources, given the CRDs and admission policies that the cluster has."""
     plan = Plan([], [], [])
-    kept: set[tuple[str, str]] = set()
+    there = {_identity(one): one for one in found}
     for variable in dict.fromkeys(one.variable for one in sources):
         own = [one for one in sources if one.variable == variable]
         documents = [document for one in own for document in one.documents]
-        kept |= _gateway_api(plan, own[0], documents, found)
-        kept |= _inference(plan, own[0], documents, found)
-    for source in sources:
-        left = [document for document in source.documents if _identity(document) not in kept]
-        if len(left) == len(source.documents) and not source.lists:
-            plan.install.append({"label": source.path.rpartition("/")[2], "src": source.path})
-        elif left:
-            plan.install.append({"label": source.path.rpartition("/")[2], "definition": left})
+        # Later sources are judged by what earlier ones will have installed.
+        now = list(there.values())
+        kept = _gateway_api(plan, own[0], documents, now) | _inference(plan, own[0], documents, now)
+        for source in own:
+            left = [document for document in source.documents if _identity(document) not in kept]
+            there.update((_identity(document), document) for document in left)
+            if len(left) == len(source.documents) and not source.lists:
+                plan.install.append({"label": source.path.rpartition("/")[2], "src": source.path})
+            elif left:
+                plan.install.append({"label": source.path.rpartition("/")[2], "definition": left})
     return plan
 
 

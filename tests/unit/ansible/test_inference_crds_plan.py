@@ -115,6 +115,57 @@ def test_crds_that_the_source_does_not_have_keep_nothing(crds_plan: ModuleType, 
     assert plan.install == (WHOLE if version == "v1.5.0" else [])
 
 
+def objects_of(plan: Any, sources: list[Any]) -> list[tuple[str, str]]:
+    """Source and annotation of the version of all objects that a plan installs, in that order."""
+    whole = {source.path: source.documents for source in sources}
+    return [
+        (entry["label"], version)
+        for entry in plan.install
+        for one in entry.get("definition") or whole[entry["src"]]
+        for version in [one["metadata"]["annotations"].get(f"{GATEWAY_API}/bundle-version", "")]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "installed"),
+    [
+        (("v1.6.1", "standard"), ("v1.5.0", "standard"), ["first"]),
+        (("v1.6.1", "standard"), ("v1.6.1", "experimental"), ["first"]),
+        (("v1.5.0", "standard"), ("v1.6.1", "standard"), ["first", "second"]),
+        (("v1.6.1", "standard"), ("v1.6.1", "standard"), ["first", "second"]),
+    ],
+)
+def test_what_earlier_sources_install_counts_for_later_ones(
+    crds_plan: ModuleType, first: tuple[str, str], second: tuple[str, str], installed: list[str]
+) -> None:
+    other = crd("envoyproxies.gateway.envoyproxy.io")
+    sources = [
+        crds_plan.Source("inference_crds_gateway_api_source", "first", "/srv/first", tuple(gateway_api(*first))),
+        crds_plan.Source("inference_crds_envoy_gateway_source", "all", "/srv/second", (*gateway_api(*second), other)),
+    ]
+    plan = crds_plan.decide(sources, [])
+    versions = {"first": first[0], "second": second[0]}
+    wanted = [(name, versions[name]) for name in installed for _ in gateway_api(*first)]
+    assert objects_of(plan, sources) == [*wanted, ("second", "")]
+    assert plan.problems == []
+    # What the first installs is there the second time: nothing else is done.
+    there = [*gateway_api(*(first if installed == ["first"] else second)), other]
+    again = objects_of(crds_plan.decide(sources, there), sources)
+    assert set(again) == {
+        ("second", ""),
+        *((name, versions[name]) for name in installed[-1 if first < second else 0 :]),
+    }
+
+
+def test_what_stays_for_one_source_is_installed_by_another(crds_plan: ModuleType) -> None:
+    sources = [
+        crds_plan.Source(f"inference_crds_{name}", name, f"/srv/{name}", tuple(gateway_api(version)))
+        for name, version in (("gateway_api_source", "v1.5.0"), ("envoy_gateway_source", "v1.6.1"))
+    ]
+    plan = crds_plan.decide(sources, gateway_api("v1.6.0"))
+    assert plan.install == [{"label": "envoy_gateway_source", "src": "/srv/envoy_gateway_source"}]
+
+
 def test_a_policy_without_crds_counts(crds_plan: ModuleType) -> None:
     plan = decide(crds_plan, gateway_api("v1.6.1"), gateway_api("v1.7.0")[-1:])
     assert plan.install == []
