@@ -25,6 +25,7 @@ import os
 import resource
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -238,8 +239,10 @@ def requests(options: argparse.Namespace, seed: int) -> list[Ask]:
     return with_adapters(asks, seed) if options.workload == "adapters" else asks
 
 
-async def compare(options: argparse.Namespace) -> None:
-    """All runs, and at the end the mean of each figure's ratios to the first configuration."""
+async def compare(options: argparse.Namespace) -> int:
+    """All runs, and at the end the mean of each figure's ratios to the first configuration.
+
+    Returns how many requests failed. Ends the process where a run has no answers."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -250,6 +253,7 @@ async def compare(options: argparse.Namespace) -> None:
     names = "TTFT mean", "p50", "p90", "p99", "whole", "cached", "failed", "cores"
     print(f"{'seed':4} {'load':>5} {'config':20} " + " ".join(f"{name:>8}" for name in names), flush=True)
     ratios: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    failed = 0
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         asks = requests(options, seed)
         duration = seconds(asks, options.servers, options.busy)
@@ -257,6 +261,9 @@ async def compare(options: argparse.Namespace) -> None:
         found = {}
         for config in order:
             result = found[config] = await run(asks, config, options, duration)
+            failed += result.failed
+            if len(result.first) < 2:
+                sys.exit(f"{config}: {len(result.first)} of {len(asks)} requests were answered: nothing to compare")
             print(f"{seed:4} {os.getloadavg()[0]:5.1f} {Path(config).stem:20} {line(result)}", flush=True)
         base = found[options.config[0]]
         for config in options.config[1:]:
@@ -265,6 +272,7 @@ async def compare(options: argparse.Namespace) -> None:
         mean, p90, whole = (statistics.mean(values) for values in zip(*found_ratios, strict=True))
         print(f"{Path(config).stem} to {Path(options.config[0]).stem}: TTFT mean {mean:.2f}, p90 {p90:.2f}; ", end="")
         print(f"whole answer {whole:.2f} (means of {len(found_ratios)} seeds' ratios)")
+    return failed
 
 
 def compared(result: Result, base: Result) -> tuple[float, float, float]:
@@ -289,8 +297,12 @@ def main() -> None:
     parser.add_argument("--speedup", type=float, default=1.0)
     options = parser.parse_args()
     options.config = options.config or ["none", str(AFFINITY)]
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(compare(options))
+    try:
+        failed = asyncio.run(compare(options))
+    except asyncio.CancelledError:
+        sys.exit("interrupted: not all runs were made")
+    if failed:
+        sys.exit(f"{failed} requests failed: their times are missing above")
 
 
 if __name__ == "__main__":

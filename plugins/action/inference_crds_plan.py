@@ -10,7 +10,11 @@ inference CRDs are looked at one by one. Everything else is installed as it is.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import re
+import reprlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +27,13 @@ GATEWAY_API = "gateway.networking.k8s.io"
 INFERENCE = "inference.networking.k8s.io"
 # A release of the Gateway API has 1 MB.
 MOST_BYTES = 32 << 20
+# Aliases make lists of YAML grow beyond the file's own size.
+MOST_ITEMS = 10_000
 SECONDS = 60
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+UNREADABLE = (
+    OSError, ValueError, EOFError, zlib.error, http.client.HTTPException, yaml.YAMLError, RecursionError,
+)  # fmt: skip
 WANTED = "a file, a folder with *.yaml files, or an http(s) URL."
 # What Headrace reads and writes, by CRD.
 NEEDED_OF_GATEWAY_API = {
@@ -76,8 +85,8 @@ class Bundle(NamedTuple):
 
 def annotation(document: Document, bundle: str, key: str) -> str:
     """An annotation of a project's; "" where there is none."""
-    annotations = (document.get("metadata") or {}).get("annotations") or {}
-    return str(annotations.get(f"{bundle}/{key}") or "")
+    value = (document["metadata"].get("annotations") or {}).get(f"{bundle}/{key}")
+    return value if isinstance(value, str) else ""
 
 
 def bundle_of(documents: Iterable[Document], bundle: str) -> Bundle:
@@ -91,19 +100,22 @@ def bundle_of(documents: Iterable[Document], bundle: str) -> Bundle:
 
 def served(crd: Document) -> list[str]:
     """The versions of a CRD that the API server serves."""
-    return [str(one["name"]) for one in (crd.get("spec") or {}).get("versions") or [] if one.get("served")]
+    return [one["name"] for one in crd["spec"]["versions"] if one.get("served")]
 
 
 # ---- the decision ----------------------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
-    """A file or URL of CRDs. `variable` and `given` are the role's variable that names it, and its value."""
+    """A file or URL of CRDs. `variable` and `given` are the role's variable that names it, and its value.
+
+    `lists`: the file has lists of objects, whose items are among the documents."""
 
     variable: str
     given: str
     path: str
     documents: tuple[Document, ...]
+    lists: bool = False
 
 
 class Plan(NamedTuple):
@@ -131,18 +143,20 @@ def reason_to_keep(there: Bundle, wanted: Bundle) -> str:
 def decide(sources: Sequence[Source], found: Sequence[Document]) -> Plan:
     """What to install of the sources, given the CRDs and admission policies that the cluster has."""
     plan = Plan([], [], [])
-    kept: set[tuple[str, str]] = set()
+    there = {_identity(one): one for one in found}
     for variable in dict.fromkeys(one.variable for one in sources):
         own = [one for one in sources if one.variable == variable]
         documents = [document for one in own for document in one.documents]
-        kept |= _gateway_api(plan, own[0], documents, found)
-        kept |= _inference(plan, own[0], documents, found)
-    for source in sources:
-        left = [document for document in source.documents if _identity(document) not in kept]
-        if len(left) == len(source.documents):
-            plan.install.append({"label": source.path.rpartition("/")[2], "src": source.path})
-        elif left:
-            plan.install.append({"label": source.path.rpartition("/")[2], "definition": left})
+        # Later sources are judged by what earlier ones will have installed.
+        now = list(there.values())
+        kept = _gateway_api(plan, own[0], documents, now) | _inference(plan, own[0], documents, now)
+        for source in own:
+            left = [document for document in source.documents if _identity(document) not in kept]
+            there.update((_identity(document), document) for document in left)
+            if len(left) == len(source.documents) and not source.lists:
+                plan.install.append({"label": source.path.rpartition("/")[2], "src": source.path})
+            elif left:
+                plan.install.append({"label": source.path.rpartition("/")[2], "definition": left})
     return plan
 
 
@@ -153,7 +167,11 @@ def _gateway_api(
     own = [one for one in documents if annotation(one, GATEWAY_API, "bundle-version")]
     if not own:
         return set()
-    there, wanted = bundle_of(found, GATEWAY_API), bundle_of(own, GATEWAY_API)
+    # CRDs that the source does not have stay as they are, whatever is installed. The policies count whole: they decide
+    # on all CRDs.
+    names = {_identity(one) for one in own}
+    touched = [one for one in found if one.get("kind") != "CustomResourceDefinition" or _identity(one) in names]
+    there, wanted = bundle_of(touched, GATEWAY_API), bundle_of(own, GATEWAY_API)
     reason = reason_to_keep(there, wanted)
     if not reason:
         plan.lines.append(_installs("Gateway API", there, wanted))
@@ -161,7 +179,7 @@ def _gateway_api(
     plan.lines.append(f"Gateway API: {there} stays, {reason} {wanted} of {source.variable}.")
     for name, version in NEEDED_OF_GATEWAY_API.items():
         plan.problems.extend(_lacking(source, f"Gateway API {there}", wanted, name, [version], _served(found)))
-    return {_identity(one) for one in own}
+    return names
 
 
 def _inference(
@@ -223,21 +241,81 @@ def _served(found: Iterable[Document]) -> dict[str, list[str]]:
 
 
 def _identity(document: Document) -> tuple[str, str]:
-    return str(document.get("kind") or ""), str((document.get("metadata") or {}).get("name") or "")
+    return document["kind"], document["metadata"]["name"]
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+def _fields(document: Any) -> Iterator[tuple[str, Any, type, str]]:
+    """The fields that the decision reads: name, value, type, and the type in words. Each is asked for after the one
+    that it is in was found right."""
+    yield "a document", document, dict, "a Kubernetes object"
+    yield "kind", (kind := document.get("kind")), str, "text"
+    yield "metadata", (metadata := document.get("metadata")), dict, "a mapping"
+    yield "metadata.name", metadata.get("name"), str, "text"
+    yield "metadata.annotations", metadata.get("annotations") or {}, dict, "a mapping"
+    if kind != "CustomResourceDefinition":
+        return
+    yield "spec", (spec := document.get("spec")), dict, "a mapping"
+    yield "spec.group", spec.get("group"), str, "text"
+    yield "spec.versions", (versions := spec.get("versions")), list, "a list"
+    for number, version in enumerate(versions):
+        yield f"spec.versions[{number}]", version, dict, "a mapping"
+        yield f"spec.versions[{number}].name", version.get("name"), str, "text"
+
+
+def check(document: Any) -> None:
+    """Raises ValueError, which names field and value, for what is no Kubernetes object or no CRD."""
+    for field, value, kind, words in _fields(document):
+        if not isinstance(value, kind) or value == "":
+            where = f" of {reprlib.repr(document)}" if field != "a document" else ""
+            raise ValueError(f"{field} is {reprlib.repr(value)}, not {words}{where}")
+
+
 def files(variable: str, given: str) -> list[str]:
     """The URL or file that a source is, or the *.yaml and *.yml below a folder. Raises InvalidSource for none."""
-    path = Path(given)
-    if re.match("https?://", given) or path.is_file():
-        return [given]
-    below = sorted(str(one) for one in path.rglob("*.y*ml") if one.suffix in (".yaml", ".yml") and one.is_file())
+    path, below = Path(given), list[str]()
+    # A text that can be no path is one where there is nothing.
+    with contextlib.suppress(OSError, ValueError):
+        if re.match("https?://", given) or path.is_file():
+            return [given]
+        below = sorted(str(one) for one in path.rglob("*.y*ml") if one.suffix in (".yaml", ".yml") and one.is_file())
     if not below:
         raise InvalidSource(f"{variable} names {given}, where there is no CRD file. Fix: set {variable} to {WANTED}")
     return below
+
+
+def _load(content: bytes) -> list[Any]:
+    """The documents of a YAML file. Raises ValueError, yaml.YAMLError, RecursionError."""
+    try:
+        return [one for one in yaml.load_all(content, Loader=LOADER) if one is not None]
+    except (AttributeError, LookupError, TypeError) as error:
+        # PyYAML's, of values like "!!bool text".
+        raise ValueError(f"a value is not of its tag: {error}") from error
+
+
+def flatten(documents: Iterable[Any]) -> tuple[list[Any], bool]:
+    """The documents, with lists of objects replaced by their items, and whether there were any.
+
+    As with kubernetes.core.k8s, every kind that ends in List is one, and an item without kind has the list's. Raises
+    ValueError for too many items."""
+    flat, waiting, items = list[Any](), [*documents][::-1], 0
+    lists = False
+    while waiting:
+        one = waiting.pop()
+        kind = one.get("kind") if isinstance(one, dict) else None
+        if not isinstance(kind, str) or not kind.endswith("List") or not isinstance(one.get("items", 0), list | None):
+            flat.append(one)
+            continue
+        lists = True
+        inside = one["items"] or []
+        items += len(inside)
+        if items > MOST_ITEMS:
+            raise ValueError(f"its lists have more than {MOST_ITEMS} items")
+        defaults = {"apiVersion": one.get("apiVersion"), "kind": kind.removesuffix("List")}
+        waiting.extend({**defaults, **item} if isinstance(item, dict) else item for item in reversed(inside))
+    return flat, lists
 
 
 def read(variable: str, given: str, path: str) -> Source:
@@ -250,16 +328,35 @@ def read(variable: str, given: str, path: str) -> Source:
                 content = stream.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-        documents = [one for one in yaml.load_all(content, Loader=LOADER) if one is not None]
+        documents, lists = flatten(_load(content))
         for one in documents:
-            if not isinstance(one, dict) or not all(_identity(one)):
-                raise ValueError(f"it has a document that is no Kubernetes object: {one!s:.100}")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            check(one)
+    except UNREADABLE as error:
         why = " ".join(str(error).split())
         raise InvalidSource(
-            f"{variable} names {given}, where {path} cannot be read: {why:.300}. Fix: set {variable} to {WANTED}"
+            f"{variable} names {given}, where {path} cannot be read: {why:.300}. "
+            f"Fix: mend it, or set {variable} to {WANTED}"
         ) from error
-    return Source(variable, given, path, tuple(documents))
+    return Source(variable, given, path, tuple(documents), lists)
+
+
+def plan(sources: Mapping[str, str], found: Sequence[Any]) -> Plan:
+    """What to install of the sources, the value of each by the variable that names it; empty ones are left out.
+
+    `found` are the CRDs and admission policies that the cluster has. Raises InvalidSource."""
+    for number, one in enumerate(found):
+        try:
+            check(one)
+        except ValueError as error:
+            raise InvalidSource(f"found[{number}]: {error}. Fix: hand over what k8s_info answers.") from error
+    return decide(
+        [
+            read(variable, source, path)
+            for variable, source in sources.items()
+            for path in (files(variable, source) if source else ())
+        ],
+        found,
+    )
 
 
 # ---- Ansible ---------------------------------------------------------------------------------------------------------
@@ -276,15 +373,10 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         given = self._task.args
         try:
-            sources = [
-                read(variable, source, path)
-                for variable, source in given["sources"].items()
-                for path in (files(variable, source) if source else ())
-            ]
+            made = plan(given["sources"], given["found"])
         except InvalidSource as error:
             return {**result, "failed": True, "changed": False, "problems": [str(error)], "msg": str(error)}
-        plan = decide(sources, list(given["found"]))
-        if plan.problems:
-            message = "\n".join([*plan.lines, *plan.problems])
-            return {**result, "failed": True, "changed": False, "problems": plan.problems, "msg": message}
-        return {**result, "changed": False, "install": plan.install, "lines": plan.lines, "msg": "\n".join(plan.lines)}
+        if made.problems:
+            message = "\n".join([*made.lines, *made.problems])
+            return {**result, "failed": True, "changed": False, "problems": made.problems, "msg": message}
+        return {**result, "changed": False, "install": made.install, "lines": made.lines, "msg": "\n".join(made.lines)}
