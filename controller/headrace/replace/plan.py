@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from headrace.config.decode import decode
+from headrace.config.decode import Share, decode
 from headrace.core import GA_GROUP
 from headrace.core.invalid import InvalidField
 from headrace.core.pool import VERSION_OF_GROUP
@@ -86,9 +86,9 @@ class Plan:
     # Level of each one-sided test, see `statistics`.
     alpha: Annotated[float, Meta(ge=1e-09, le=0.5)] = 0.01
     # Server errors (5xx) of the new pool, whatever the old one does.
-    max_error_rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    max_error_rate: Share = 0.01
     # A significant difference of error rates smaller than this is no reason to go back.
-    max_error_increase: Annotated[float, Meta(ge=0, le=1)] = 0.005
+    max_error_increase: Share = 0.005
     # The quantile that latency limits and ratios are about.
     quantile: Annotated[float, Meta(ge=0.01, le=0.999)] = 0.9
     max_ttft: Annotated[float, Meta(ge=0, le=86400)] = 0.0

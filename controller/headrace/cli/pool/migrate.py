@@ -20,7 +20,6 @@ from headrace.protocol.objects import LAST_APPLIED_ANNOTATION
 
 _V1ALPHA2 = f"{EXTENSION_GROUP}/{VERSION_OF_GROUP[EXTENSION_GROUP]}"
 _V1 = f"{GA_GROUP}/{VERSION_OF_GROUP[GA_GROUP]}"
-_LAST_APPLIED = LAST_APPLIED_ANNOTATION
 # What an API server writes: of the old object, not of the new one.
 _SERVERS_OWN = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink")
 _REFERENCE_FIELDS = ("group", "kind", "name", "portNumber", "port", "failureMode")
@@ -134,8 +133,10 @@ def _pool(document: Document, value: Mapping[str, Any], notes: list[str]) -> dic
 def _metadata(value: Mapping[str, Any], where: str, notes: list[str]) -> dict[str, Any]:
     metadata = {name: entry for name, entry in value["metadata"].items() if name not in _SERVERS_OWN}
     annotations = metadata.get("annotations")
-    if isinstance(annotations, Mapping) and _LAST_APPLIED in annotations:
-        metadata["annotations"] = {name: entry for name, entry in annotations.items() if name != _LAST_APPLIED}
+    if isinstance(annotations, Mapping) and LAST_APPLIED_ANNOTATION in annotations:
+        metadata["annotations"] = {
+            name: entry for name, entry in annotations.items() if name != LAST_APPLIED_ANNOTATION
+        }
     if metadata.get("finalizers") or metadata.get("ownerReferences"):
         notes.append(f"{where}: metadata: its finalizers and ownerReferences are carried over; check that they fit")
     return metadata
