@@ -177,7 +177,7 @@ docs: $(STAMP) ## Make the roles' pages of their argument specs
 
 .PHONY: changelog
 changelog: $(STAMP) ## Make CHANGELOG.md of the fragments in changelogs/fragments
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/antsibull-changelog release --update-existing
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/antsibull-changelog release --update-existing --reload-plugins
 
 .PHONY: format
 format: $(STAMP) ## Format the Python code

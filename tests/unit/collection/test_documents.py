@@ -48,7 +48,7 @@ def test_the_changelog_is_what_the_fragments_say(repository: Path, tmp_path: Pat
     for name in ("changelogs", "plugins", "roles", "meta"):
         shutil.copytree(repository / name, tmp_path / name)
     assert changelog(tmp_path, "lint").returncode == 0
-    done = changelog(tmp_path, "release", "--update-existing")
+    done = changelog(tmp_path, "release", "--update-existing", "--reload-plugins")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "CHANGELOG.md").read_text() == (repository / "CHANGELOG.md").read_text(), "Fix: make changelog"
 
