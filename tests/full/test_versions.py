@@ -39,7 +39,7 @@ def before(repository: Path, stack: Stack, tmp_path_factory: pytest.TempPathFact
     try:
         subprocess.run(["make", "venv"], cwd=folder, check=True, timeout=900)
         stack.playbook(DOWN)
-        old = dataclasses.replace(stack, repository=folder, kubectl_path=folder / "build/bin/kubectl")
+        old = dataclasses.replace(stack, repository=folder)
         old.site(*VARIABLES)
         yield old
     finally:
