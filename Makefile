@@ -100,10 +100,10 @@ lint: $(STAMP) ## Run every linter
 
 .PHONY: test
 test: $(STAMP) $(ENVOY) binaries tools ## Run all tests that CI runs
-	@# What is done in a cluster waits for much of its time: beside it, the other tests have a processor.
+	@# What is done in a cluster waits for some of its time: the other tests fill that, and give way where it does not.
 	@# No $$(MAKE): a line with it is run by "make -n" as well.
 	tests/tools/beside.sh make test-cluster -- \
-	  $(PYTEST) tests/component tests/integration tests/unit -m "not slow" --durations=20
+	  nice -n 5 $(PYTEST) tests/component tests/integration tests/unit -m "not slow" --durations=20
 
 .PHONY: test-unit
 test-unit: $(STAMP) tools ## Pure tests
