@@ -41,9 +41,8 @@ class Source(Protocol):
 class SnapshotSource:
     """Resources made from the newest snapshot."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], *, verify_by_default: bool, nothing: str) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], nothing: str) -> None:
         self._snapshot = snapshot
-        self._verify_by_default = verify_by_default
         self._nothing = nothing
 
     def resource(self, type_url: str, name: str) -> Any:
@@ -52,9 +51,7 @@ class SnapshotSource:
         found = names.split_resource_name(name)
         pool = snapshot.pools.get(found[0]) if found is not None else None
         if type_url == rpc.SDS_TYPE:
-            trust = Trust(hostname="")
-            if pool is not None:
-                trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
+            trust = Trust(hostname="") if pool is None else pool_trust(snapshot, pool)
             return trust_secret(name, trust, self._nothing)
         if pool is None or found is None:
             return assignment(name, ())

@@ -87,13 +87,11 @@ class Handshakes:
         snapshot: Callable[[], Snapshot],
         on_change: Callable[[], None],
         *,
-        verify_by_default: bool,
         attempt: Callable[[Address, Trust], Awaitable[None]] = handshake,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._snapshot = snapshot
         self._on_change = on_change
-        self._verify_by_default = verify_by_default
         self._attempt = attempt
         self._clock = clock
         self._tries: dict[PoolKey, _Try] = {}
@@ -141,7 +139,7 @@ class Handshakes:
     def _wanted(self, snapshot: Snapshot, pool: Pool) -> tuple[Trust, tuple[Address, ...]] | None:
         """With what to try a pool's picker; None where a handshake could tell nothing that is not known."""
         service, problem = snapshot.picker_or_none(pool)
-        trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
+        trust = pool_trust(snapshot, pool)
         # The proxies' own bundle of CAs is not this process's.
         if problem or service.cleartext or trust.unverified or trust.system or not trust.ca:
             return None

@@ -31,13 +31,10 @@ class Hook:
         self,
         snapshot: Callable[[frozenset[RuleName]], Awaitable[Snapshot]],
         metrics: Metrics,
-        *,
-        verify_by_default: bool,
         on_translated: Callable[[Translation, Mapping[str, frozenset[RuleName]], Snapshot], None] = lambda *_: None,
     ) -> None:
         self._snapshot = snapshot
         self._metrics = metrics
-        self._verify_by_default = verify_by_default
         self._on_translated = on_translated
         self._noted: frozenset[str] = frozenset()
 
@@ -62,7 +59,7 @@ class Hook:
             self._metrics.translations.labels("failed").inc()
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
-        translation = translate(request, snapshot, verify_by_default=self._verify_by_default)
+        translation = translate(request, snapshot)
         self._log(translation)
         self._metrics.translations.labels("ok").inc()
         self._metrics.translation_seconds.observe(time.perf_counter() - started)

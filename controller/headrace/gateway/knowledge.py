@@ -16,11 +16,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
-from headrace.core import GA_GROUP
 from headrace.gateway.lacking import Missing, Recollection, lacking
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Object, Snapshot
-from headrace.gateway.watch import EXTENSION_POOLS, GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError, Resource
 
@@ -83,13 +81,13 @@ class Knowledge:
         missing = lacking(named, snapshot)
         self._forget_old_absences()
         sought = {entry for entry in missing if entry not in self._absent_until}
-        wanted = behind | {_kind_of(entry) for entry in sought}
+        wanted = behind | {entry.resource for entry in sought}
         if wanted:
             fresh = await self._read(wanted)
             snapshot = self._informers.snapshot_with(fresh)
             missing = lacking(named, snapshot)
             until = self._clock() + _ABSENCE_BELIEVED_SECONDS
-            self._absent_until |= {entry: until for entry in missing if _kind_of(entry) in fresh}
+            self._absent_until |= {entry: until for entry in missing if entry.resource in fresh}
         if missing:
             snapshot = self._recollection.complete(snapshot, missing, frozenset(self._absent_until))
         self._recollection.keep(named, snapshot)
@@ -125,9 +123,3 @@ class Knowledge:
 
         await asyncio.gather(*(read(resource) for resource in sorted(wanted, key=str)))
         return fresh
-
-
-def _kind_of(entry: Missing) -> Resource:
-    if entry.sort == "pool":
-        return GA_POOLS if entry.group == GA_GROUP else EXTENSION_POOLS
-    return {"httproute": HTTP_ROUTES, "grpcroute": GRPC_ROUTES, "grant": REFERENCE_GRANTS}[entry.sort]

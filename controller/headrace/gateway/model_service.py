@@ -23,7 +23,7 @@ from headrace.extproc.body import read_model
 from headrace.extproc.metadata import read_headers
 from headrace.extproc.wire import Kind, flag, nested, read_message
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.status import GatewayKey
+from headrace.gateway.snapshot import GatewayKey
 from headrace.protocol import http, rpc
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 

@@ -18,11 +18,10 @@ from typing import Any
 from headrace.core import GA_GROUP
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.snapshot import POOL_KIND, Snapshot
-from headrace.gateway.status import GatewayKey
-from headrace.gateway.watch import REFERENCE_GRANTS
+from headrace.gateway.snapshot import POOL_KIND, GatewayKey, Snapshot
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError
+from headrace.kube.kinds import REFERENCE_GRANTS
 from headrace.kube.patch import apply
 from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.protocol.translated import RouteKey
@@ -144,7 +143,7 @@ class Nudge:
 async def touch_grant(client: Any, namespace: str) -> None:
     """Change the controller's own ReferenceGrant, which is kept in `namespace`. A failure is logged."""
     grant = {
-        "apiVersion": f"{REFERENCE_GRANTS.group}/{REFERENCE_GRANTS.version}",
+        "apiVersion": REFERENCE_GRANTS.api_version,
         "kind": "ReferenceGrant",
         "metadata": {"name": GRANT_NAME, "namespace": namespace},
         "spec": {

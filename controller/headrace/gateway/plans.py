@@ -11,12 +11,12 @@ from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.trust import find_trust
 
 
-def pool_plan(snapshot: Snapshot, pool: Pool, *, verify_by_default: bool = True) -> str:
+def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
     """The plan of a pool, one line. Equal lines are equal translations of the pool and its picker."""
     service, _ = snapshot.picker_or_none(pool)
     plan = plan_pick(pool, service)
     transport = "cleartext"
     if not service.cleartext:
-        transport = f"TLS as {find_trust(snapshot, service, verify_by_default=verify_by_default).hostname}"
+        transport = f"TLS as {find_trust(snapshot, service).hostname}"
     streams = f"a stream of its own, observation {plan.observation}" if service.is_ours else "one stream both ways"
     return f"{plan.pool.failure_mode}, {transport}, request bodies {plan.body_mode}, responses in {streams}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from headrace.core.fields import mapping as mapping
 from headrace.core.fields import mappings as mappings
 from headrace.gateway.names import PoolKey
 from headrace.protocol.objects import GATEWAY_GROUP, PICKER_ANNOTATION, PICKER_ANNOTATION_OURS
+from headrace.protocol.translated import RouteKey
 
 POOL_KIND = "InferencePool"
 # Of a backendRef, says the Gateway API.
@@ -21,6 +22,8 @@ _MAX_WEIGHT = 1_000_000
 Object = Mapping[str, Any]
 # Objects of one kind by (namespace, name).
 Objects = Mapping[tuple[str, str], Object]
+# (namespace, name) of a Gateway.
+GatewayKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class UnresolvedPicker(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Objects as the API server gave them, keyed by (namespace, name); pools parsed.
+    """Objects as the API server gave them, keyed by (namespace, name), routes by their kind too; pools parsed.
 
-    `bad_pools` holds what cannot be used, and why."""
+    `bad_pools` holds what cannot be used, and why. Gateways are ours whose class names `controller_name`.
+    `verify_by_default`: an endpoint picker without a BackendTLSPolicy is not trusted."""
 
-    http_routes: Objects = field(default_factory=dict)
-    grpc_routes: Objects = field(default_factory=dict)
+    controller_name: str = ""
+    verify_by_default: bool = True
+    routes: Mapping[RouteKey, Object] = field(default_factory=dict)
     gateways: Objects = field(default_factory=dict)
     gateway_classes: Objects = field(default_factory=dict)
     reference_grants: Objects = field(default_factory=dict)
@@ -82,13 +87,16 @@ class Snapshot:
     pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
     bad_pools: Mapping[PoolKey, InvalidPool] = field(default_factory=dict)
 
-    def route(self, kind: str, namespace: str, name: str) -> Object | None:
-        """The route of Envoy Gateway's kind name, `httproute` or `grpcroute`."""
-        kinds = {"httproute": self.http_routes, "grpcroute": self.grpc_routes}
-        return kinds.get(kind, {}).get((namespace, name))
+    def pools_of(self, route: RouteKey, rules: Iterable[Object]) -> Iterator[Backend]:
+        """The backends of some rules of a route that are pools it may refer to."""
+        for rule in rules:
+            for backend in backends_of(rule, route[1]):
+                if backend.is_pool and self.permits(route, backend):
+                    yield backend
 
-    def permits(self, route_kind: str, route_namespace: str, backend: Backend) -> bool:
+    def permits(self, route: RouteKey, backend: Backend) -> bool:
         """Whether a route may refer to this backend: the same namespace, or a ReferenceGrant there says so."""
+        route_kind, route_namespace, _ = route
         if backend.namespace == route_namespace:
             return True
         for (namespace, _), grant in self.reference_grants.items():
@@ -161,11 +169,19 @@ class Snapshot:
                     found.setdefault(key, []).append((policy, str(target.get("sectionName") or "")))
         return found
 
-    def is_ours(self, gateway: Object, controller_name: str) -> bool:
-        """Whether a Gateway's class belongs to the controller of that name."""
-        class_name = str(mapping(gateway.get("spec")).get("gatewayClassName") or "")
-        found = self.gateway_classes.get(("", class_name))
-        return found is not None and mapping(found.get("spec")).get("controllerName") == controller_name
+    @cached_property
+    def our_gateways(self) -> frozenset[GatewayKey]:
+        """The Gateways whose class belongs to our controller."""
+        classes = {
+            name
+            for (_, name), found in self.gateway_classes.items()
+            if mapping(found.get("spec")).get("controllerName") == self.controller_name
+        }
+        return frozenset(
+            key
+            for key, found in self.gateways.items()
+            if str(mapping(found.get("spec")).get("gatewayClassName")) in classes
+        )
 
 
 def _resolve(service: Object, picker: PickerReference, namespace: str) -> PickerService:

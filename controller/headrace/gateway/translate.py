@@ -24,7 +24,7 @@ from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
 from headrace.gateway.trust import find_trust
-from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
+from headrace.gateway.xds_names import RuleName, parse_route_name
 from headrace.protocol.translated import RouteKey
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_components_pb2, listener_pb2
@@ -63,14 +63,12 @@ def named_rules(request: PostTranslateModifyRequest) -> dict[str, frozenset[Rule
     return found
 
 
-def translate(
-    request: PostTranslateModifyRequest, snapshot: Snapshot, *, verify_by_default: bool = True
-) -> Translation:
+def translate(request: PostTranslateModifyRequest, snapshot: Snapshot) -> Translation:
     """Build the response to Envoy Gateway's PostTranslateModify.
 
     A resource that cannot be parsed, and a route whose object is unknown, pass as they are and are noted: nothing
     here fails as a whole."""
-    work = _Work(request, snapshot, verify_by_default)
+    work = _Work(request, snapshot)
     routes = [work.route_configuration(content) for content in request.routes]
     listeners = [work.listener(content) for content in request.listeners]
     clusters = [*request.clusters, *work.clusters()]
@@ -83,10 +81,9 @@ def translate(
 class _Work:
     """The state of one translation."""
 
-    def __init__(self, request: PostTranslateModifyRequest, snapshot: Snapshot, verify_by_default: bool) -> None:
+    def __init__(self, request: PostTranslateModifyRequest, snapshot: Snapshot) -> None:
         self.result = Translation(PostTranslateModifyResponse())
         self._snapshot = snapshot
-        self._verify_by_default = verify_by_default
         self._listeners = request.listeners
         self._templates: dict[str, cluster_pb2.Cluster] = {}
         for content in request.clusters:
@@ -136,7 +133,7 @@ class _Work:
         rule_name = parse_route_name(route.name)
         if rule_name is None or route.WhichOneof("action") not in ("route", "direct_response"):
             return False
-        found = self._snapshot.route(rule_name.kind, rule_name.namespace, rule_name.name)
+        found = self._snapshot.routes.get(rule_name.route)
         if found is None:
             self.result.notes.append(f"route {route.name} is left as it is: its object is not known")
             return False
@@ -144,7 +141,7 @@ class _Work:
         if rule_name.rule >= len(rules):
             self.result.notes.append(f"route {route.name} is left as it is: the object known has {len(rules)} rules")
             return False
-        backends = backends_of(rules[rule_name.rule], rule_name.namespace)
+        backends = backends_of(rules[rule_name.rule], rule_name.route[1])
         if not any(backend.is_pool for backend in backends):
             return False
         old = {weight.name: weight for weight in route.route.weighted_clusters.clusters}
@@ -208,7 +205,7 @@ class _Work:
             weight.name = name
             weight.weight.value = share
             return [weight]
-        if not self._snapshot.permits(KINDS[rule.kind], rule.namespace, backend):
+        if not self._snapshot.permits(rule.route, backend):
             return invalid
         try:
             changes = header_changes(backend.filters)
@@ -236,9 +233,8 @@ class _Work:
 
     def _refuse(self, rule: RuleName, backend: Backend, error: InvalidFilter) -> None:
         problem = f"rule {rule.rule}, backend {backend.index}: its share is answered 500: {error}"
-        route = (KINDS[rule.kind], rule.namespace, rule.name)
-        self.result.refused.setdefault(route, problem)
-        note = f"{'/'.join(route)}, {problem}"
+        self.result.refused.setdefault(rule.route, problem)
+        note = f"{'/'.join(rule.route)}, {problem}"
         if note not in self.result.notes:
             self.result.notes.append(note)
 
@@ -292,7 +288,7 @@ class _Work:
         return plan
 
     def _picker_cluster(self, plan: filters.PickPlan) -> None:
-        trust = find_trust(self._snapshot, plan.service, verify_by_default=self._verify_by_default)
+        trust = find_trust(self._snapshot, plan.service)
         if not plan.service.cleartext:
             if trust.unverified:
                 self.result.unverified.add(names.pool_key(plan.pool))

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import Object, Snapshot
-from headrace.gateway.status import Condition, GatewayKey, filter_problems, parents_of_pools, wanted_status
-from headrace.gateway.watch import POOLS
+from headrace.gateway.snapshot import GatewayKey, Object, Snapshot
+from headrace.gateway.status import Condition, filter_problems, parents_of_pools, wanted_status
 from headrace.kube.client import ApiError, Resource
+from headrace.kube.kinds import POOLS
 from headrace.kube.patch import patch_status
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ class StatusWriter:
         client: Any,
         watch: Pools,
         metrics: Metrics,
-        controller_name: str,
         *,
-        verify_by_default: bool,
         translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
         untrusted: Callable[[PoolKey], str] = lambda key: "",
         on_written: Callable[[PoolKey, Mapping[str, Any]], None] = lambda key, status: None,
@@ -61,8 +59,6 @@ class StatusWriter:
         self._client = client
         self._watch = watch
         self._metrics = metrics
-        self._controller_name = controller_name
-        self._verify_by_default = verify_by_default
         self._translated = translated
         self._untrusted = untrusted
         self._on_written = on_written
@@ -108,7 +104,7 @@ class StatusWriter:
         """The newest pool objects: the informers', or what our own last writes made of them."""
         found = {
             (resource.group, namespace, name): (resource, pool)
-            for resource in POOLS
+            for resource in POOLS.values()
             for (namespace, name), pool in self._watch.objects(resource).items()
         }
         for key in list(self._answers):
@@ -122,8 +118,8 @@ class StatusWriter:
     async def _write_all(self) -> bool:
         """Write every status that is not as it should be. False: something has to be tried again."""
         snapshot = self._watch.snapshot
-        parents = parents_of_pools(snapshot, self._controller_name)
-        problems = filter_problems(snapshot, self._controller_name)
+        parents = parents_of_pools(snapshot)
+        problems = filter_problems(snapshot)
         all_done = True
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for key, (resource, pool) in self.pools().items():
@@ -134,10 +130,8 @@ class StatusWriter:
                     key,
                     snapshot,
                     own,
-                    self._controller_name,
                     now,
                     self._written.get(key, frozenset()),
-                    verify_by_default=self._verify_by_default,
                     translated=self._translated,
                     filter_problems=problems.get(key, {}),
                     untrusted=self._untrusted(key),

@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from headrace.core.fields import mapping, number, text
-from headrace.kube.client import ApiError, Resource, request
-from headrace.protocol.objects import COORDINATION_GROUP
+from headrace.kube.client import ApiError
+from headrace.kube.kinds import LEASES
+from headrace.kube.objects import create, find, put
 
 logger = logging.getLogger(__name__)
-
-LEASES = Resource(COORDINATION_GROUP, "v1", "leases", namespaced=True)
 
 
 class LeaseHeld(Exception):  # noqa: N818
@@ -61,6 +60,7 @@ class Lease:
     ) -> None:
         self._client = client
         self._namespace = namespace
+        self._path = LEASES.path(namespace, name)
         self.name = name
         self.identity = identity
         self._duration = duration
@@ -78,7 +78,7 @@ class Lease:
 
         Raises ApiError."""
         async with self._lock:
-            asked, found = self._clock(), await self._read()
+            asked, found = self._clock(), await find(self._client, self._path)
             holder = holder_of(found)
             if holder and holder != self.identity and not self._expired(found or {}):
                 return holder
@@ -111,7 +111,7 @@ class Lease:
     async def renew(self) -> None:
         """Say that we are still there. Raises LeaseLost, ApiError."""
         async with self._lock:
-            asked, found = self._clock(), await self._read()
+            asked, found = self._clock(), await find(self._client, self._path)
             holder = holder_of(found)
             if found is not None and holder != self.identity:
                 raise LeaseLost(f"Lease {self.name} was taken over by {holder or 'nobody'}")
@@ -134,11 +134,11 @@ class Lease:
     async def release(self) -> None:
         """Give the lease back, if it is ours. Failures are left to its expiry."""
         try:
-            found = await self._read()
+            found = await find(self._client, self._path)
             if found is None or holder_of(found) != self.identity:
                 return
             spec = {**_spec(found), "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
-            await self._put({**found, "spec": spec})
+            await put(self._client, self._path, {**found, "spec": spec})
         except ApiError as error:
             logger.warning("Lease %s is not given back: %s", self.name, error)
 
@@ -149,14 +149,6 @@ class Lease:
             self._seen = (stamp, self._clock())
             return False
         return self._clock() - self._seen[1] > number(spec.get("leaseDurationSeconds"), self._duration)
-
-    async def _read(self) -> dict[str, Any] | None:
-        try:
-            return await request(self._client, "GET", LEASES.path(self._namespace, self.name))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
 
     async def _write(self, found: dict[str, Any] | None, transitions: int, asked: float) -> None:
         old = _spec(found)
@@ -170,22 +162,17 @@ class Lease:
         }
         if found is None:
             body = {
-                "apiVersion": f"{COORDINATION_GROUP}/v1",
+                "apiVersion": LEASES.api_version,
                 "kind": "Lease",
                 "metadata": {"name": self.name, "namespace": self._namespace, "labels": self._labels},
                 "spec": spec,
             }
-            path = LEASES.path(self._namespace)
-            await request(self._client, "POST", path, body=body, content_type="application/json")
+            await create(self._client, LEASES, body)
         else:
-            await self._put({**found, "spec": spec})
+            await put(self._client, self._path, {**found, "spec": spec})
         self.transitions = transitions
         # Others count from what they see of this, which is after it was asked for.
         self.renewed = asked
-
-    async def _put(self, body: dict[str, Any]) -> None:
-        path = LEASES.path(self._namespace, self.name)
-        await request(self._client, "PUT", path, body=body, content_type="application/json")
 
 
 def _now() -> str:

@@ -9,20 +9,21 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
+from headrace.kube.events import Subject, write_event
+from headrace.kube.kinds import GATEWAYS, POOLS, REFERENCE_GRANTS, ROUTES
 from headrace.kube.lease import Lease
+from headrace.kube.objects import create, delete, find, list_all
 from headrace.protocol import http
 from headrace.protocol.objects import REPLACEMENT
 from headrace.replace.canary import best_first, free_names, is_ours, parents_of
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
-from headrace.replace.measure import Measure, pools_resource
-from headrace.replace.objects import GATEWAYS, REFERENCE_GRANTS, ROUTES, delete, exists, key_of, list_all, path_of
+from headrace.replace.measure import Measure
 from headrace.replace.ownership import FIELD_MANAGER, Object, Operation, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.preflight import of_pools
@@ -33,6 +34,7 @@ from headrace.replace.routes import (
     give_back,
     granted,
     hold,
+    key_of,
     leading_to,
     records,
     restore_patch,
@@ -45,7 +47,6 @@ from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of,
 
 logger = logging.getLogger(__name__)
 
-EVENTS = Resource("", "v1", "events", True)
 _PATCH_TRIES = 8
 _DELETED_SECONDS = 120.0
 # Envoys have taken a new route by then.
@@ -92,13 +93,8 @@ class Cluster:
 
     async def uid_of(self, pool: PoolRef) -> str:
         """The uid of the pool that has this name now; "" where there is none. Raises ApiError."""
-        try:
-            found = await request(self._client, "GET", pools_resource(pool.group).path(pool.namespace, pool.name))
-        except ApiError as error:
-            if error.status == 404:
-                return ""
-            raise
-        return str((found.get("metadata") or {}).get("uid") or "")
+        found = await find(self._client, POOLS[pool.group].path(pool.namespace, pool.name))
+        return str(((found or {}).get("metadata") or {}).get("uid") or "")
 
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
         plan, problems = self._plan, list[str]()
@@ -232,15 +228,12 @@ class Cluster:
         return refused
 
     async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
-        path = path_of(record)
+        path = ROUTES[record.kind].path(record.namespace, record.name)
         for attempt in range(_PATCH_TRIES):
-            try:
-                route = await request(self._client, "GET", path)
-            except ApiError as error:
-                if error.status == 404:
-                    logger.warning("%s is gone, there is nothing to change", record)
-                    return
-                raise
+            route = await find(self._client, path)
+            if route is None:
+                logger.warning("%s is gone, there is nothing to change", record)
+                return
             if record.uid and (route.get("metadata") or {}).get("uid") != record.uid:
                 logger.warning("%s is another route than the one recorded: left as it is", record)
                 return
@@ -289,19 +282,18 @@ class Cluster:
                 key = self._plan.gateway_url or ref.key
                 if key in addresses:
                     continue
-                gateway: Object = {}
+                gateway: Object | None = {}
+                if not self._plan.gateway_url and ref.kind == "Gateway":
+                    gateway = await find(self._client, GATEWAYS.path(ref.namespace, ref.name))
+                if gateway is None:
+                    without.append(f"there is no {ref}")
+                    continue
                 try:
-                    if not self._plan.gateway_url:
-                        if ref.kind != "Gateway":
-                            raise NoWarmUp("set gateway_url to where it is reached")
-                        gateway = await request(self._client, "GET", GATEWAYS.path(ref.namespace, ref.name))
+                    if not self._plan.gateway_url and ref.kind != "Gateway":
+                        raise NoWarmUp("set gateway_url to where it is reached")
                     addresses[key] = address_of(route, gateway, ref.section, self._plan.gateway_url)
                 except NoWarmUp as error:
                     without.append(f"{ref}: {error}")
-                except ApiError as error:
-                    if error.status != 404:
-                        raise
-                    without.append(f"there is no {ref}")
         return list(addresses.values()), without
 
     async def _hold(self, state: State, routes: list[Object]) -> list[Object]:
@@ -325,8 +317,7 @@ class Cluster:
             await self._lease.ensure()
             try:
                 # Made, never applied: what has this name already is not ours to change.
-                where = ROUTES[record.kind].path(record.namespace)
-                made.append(await request(self._client, "POST", where, body=wanted, content_type="application/json"))
+                made.append(await create(self._client, ROUTES[record.kind], wanted))
             except ApiError as error:
                 # A route that came since, in a namespace where we may make none.
                 if error.status != 403:
@@ -366,35 +357,13 @@ class Cluster:
             paths[path] = str(found)
         count, deadline = len(paths), asyncio.get_running_loop().time() + _DELETED_SECONDS
         while paths and asyncio.get_running_loop().time() < deadline:
-            paths = {path: name for path, name in paths.items() if await exists(self._client, path)}
+            paths = {path: name for path, name in paths.items() if await find(self._client, path)}
             if paths:
                 await asyncio.sleep(1.0)
         return Removed(count - len(paths), left=tuple(paths.values()))
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """An event on the old pool, for `kubectl describe`. A failure is logged and nothing else."""
-        plan, now = self._plan, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        resource = pools_resource(plan.old.group)
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{plan.old.name[:200]}.", "namespace": plan.old.namespace},
-            "involvedObject": {
-                "apiVersion": f"{resource.group}/{resource.version}",
-                "kind": "InferencePool",
-                "namespace": plan.old.namespace,
-                "name": plan.old.name,
-            },
-            "type": "Warning" if warning else "Normal",
-            "reason": reason,
-            "message": message[:1000],
-            "source": {"component": REPLACEMENT},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        try:
-            path = EVENTS.path(plan.old.namespace)
-            await request(self._client, "POST", path, body=body, content_type="application/json")
-        except ApiError as error:
-            logger.warning("no event %s: %s", reason, error)
+        pool = self._plan.old
+        subject = Subject(POOLS[pool.group].api_version, "InferencePool", pool.namespace, pool.name)
+        await write_event(self._client, REPLACEMENT, subject, reason, message, warning=warning)

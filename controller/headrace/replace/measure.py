@@ -16,14 +16,15 @@ from typing import Any
 
 import aiohttp
 
-from headrace.config.pools import parse_pool
 from headrace.core import endpoint_key, fields
 from headrace.core.bounded_json import load
-from headrace.core.fields import mapping, mappings, text
-from headrace.core.pool import VERSION_OF_GROUP, Pool
+from headrace.core.fields import mapping, text
+from headrace.core.pool import Pool
 from headrace.datalayer.engines import engine_of
 from headrace.datalayer.exposition import CostlyPage
-from headrace.kube.client import ApiError, Resource, open_response, request
+from headrace.kube.client import ApiError, open_response, request
+from headrace.kube.kinds import POOLS
+from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
 from headrace.protocol import http
 from headrace.protocol.objects import READY
 from headrace.replace.counters import (
@@ -40,20 +41,11 @@ from headrace.replace.prometheus import NoAnswer, Prometheus
 
 logger = logging.getLogger(__name__)
 
-PODS = Resource("", "v1", "pods", True)
-SERVICES = Resource("", "v1", "services", True)
-PICKER_METRICS_PORT = 9090
-_METRICS_PORT_NAMES = ("http-metrics", "metrics")
 _PAGE_SECONDS = 3.0
 _LIST_SECONDS = 3.0
 _TEXT_BYTES = 1 << 20
 # Pages asked for at once; a pool of hundreds of Pods must not open hundreds of connections in one moment.
 _AT_ONCE = 16
-
-
-def pools_resource(group: str) -> Resource:
-    """InferencePools of a group, in its served version."""
-    return Resource(group, VERSION_OF_GROUP[group], "inferencepools", True)
 
 
 @dataclass(frozen=True)
@@ -115,48 +107,20 @@ class Measure:
 
     async def pool(self, ref: PoolRef) -> Pool:
         """The pool. Raises ApiError, InvalidPool."""
-        resource = pools_resource(ref.group)
-        found = await request(self._client, "GET", resource.path(ref.namespace, ref.name))
-        return parse_pool({"apiVersion": f"{ref.group}/{resource.version}", **found})
+        found = await request(self._client, "GET", POOLS[ref.group].path(ref.namespace, ref.name))
+        return read_pool(ref.group, found)
 
     async def members(self, ref: PoolRef) -> Members:
         """The processes of a pool as the API server has them now. Raises ApiError, InvalidPool."""
         pool = await self.pool(ref)
-        if not pool.selector:
-            return Members()
-        listed = await self._pods(pool.namespace, pool.label_selector)
         servers = [
             _target(pod, port, engine_of(mapping(mapping(pod.get("metadata")).get("labels"))).path)
-            for pod in listed
+            for pod in await pods_of(self._client, pool)
             for port in pool.target_ports
         ]
-        return Members(tuple(found for found in servers if found), await self._pickers(pool))
-
-    async def _pickers(self, pool: Pool) -> tuple[Target, ...]:
-        if pool.picker is None:
-            return ()
-        try:
-            service = await request(self._client, "GET", SERVICES.path(pool.namespace, pool.picker.name))
-        except ApiError as error:
-            if error.status == 404:
-                return ()
-            raise
-        spec = mapping(service.get("spec"))
-        selector = mapping(spec.get("selector"))
-        if not selector:
-            return ()
-        port = PICKER_METRICS_PORT
-        for entry in mappings(spec.get("ports")):
-            if entry.get("name") in _METRICS_PORT_NAMES:
-                wanted = entry.get("targetPort", entry.get("port"))
-                port = wanted if isinstance(wanted, int) else port
-        labels = ",".join(f"{name}={value}" for name, value in sorted(selector.items()))
-        found = [_target(pod, port, "/metrics") for pod in await self._pods(pool.namespace, labels)]
-        return tuple(target for target in found if target)
-
-    async def _pods(self, namespace: str, labels: str) -> list[Mapping[str, Any]]:
-        found = await request(self._client, "GET", PODS.path(namespace), query={"labelSelector": labels})
-        return list(mappings(found.get("items")))
+        behind = await pickers_of(self._client, pool)
+        pickers = [_target(pod, behind.metrics_port, "/metrics") for pod in behind.pods]
+        return Members(tuple(filter(None, servers)), tuple(filter(None, pickers)))
 
     async def read(self, ref: PoolRef) -> PoolReading:
         """One look at a pool. Never raises for Pods that do not answer or an API server that is away.
@@ -263,7 +227,7 @@ class Measure:
     async def _open(self, target: Target, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a GET; closed at the end, for whatever is left of it is not wanted. Raises ApiError."""
         if self._via == "proxy":
-            where = f"{PODS.path(target.namespace, f'{target.pod}:{target.port}')}/proxy{path}"
+            where = proxy_path(target.namespace, target.pod, target.port, path)
             response = await open_response(self._client, "GET", where)
         else:
             response = await self._session.get(

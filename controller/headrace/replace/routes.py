@@ -69,6 +69,12 @@ class RouteRecord:
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
+def key_of(route: Object) -> tuple[str, str, str]:
+    """(kind, namespace, name) of a route that says its kind."""
+    metadata = route["metadata"]
+    return (str(route["kind"]), str(metadata.get("namespace") or "default"), str(metadata["name"]))
+
+
 def swap_of(plan: Plan, route_namespace: str) -> Swap:
     """The plan's pools, seen from a namespace."""
     return Swap(plan.old, plan.new, route_namespace)

@@ -11,10 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from headrace.kube.client import ApiError, request
-from headrace.protocol.objects import ROUTES_TRANSLATED
-from headrace.protocol.translated import RouteKey, read_routes, uid_of
-from headrace.replace.measure import pools_resource
+from headrace.kube.kinds import POOLS
+from headrace.kube.objects import find
+from headrace.protocol.translated import RouteKey, published_routes, uid_of
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef
 
@@ -57,7 +56,8 @@ class Translations:
 
         Raises ApiError."""
         for _ in range(_LOOKS):
-            old = behind(self._routes, [await self._pool(ref) for ref in self._pools])
+            paths = [POOLS[ref.group].path(ref.namespace, ref.name) for ref in self._pools]
+            old = behind(self._routes, [await find(self._client, path) or {} for path in paths])
             if not old or self._is_too_late(old):
                 self._routes.clear()
                 self._since = None
@@ -74,26 +74,10 @@ class Translations:
         logger.warning("going on, though the gateway has not translated %s yet", ", ".join(old))
         return True
 
-    async def _pool(self, ref: PoolRef) -> Object:
-        try:
-            path = pools_resource(ref.group).path(ref.namespace, ref.name)
-            found: Object = await request(self._client, "GET", path)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return {}
-        return found
-
 
 def behind(routes: Mapping[RouteKey, Object], pools: Iterable[Object]) -> tuple[str, ...]:
     """The routes of which some gateway says in these pools' status that it has translated an older generation."""
-    entries = [
-        read_routes(condition.get("message"))
-        for pool in pools
-        for parent in _listed(pool.get("status"), "parents") + _listed(pool.get("status"), "parent")
-        for condition in _listed(parent, "conditions")
-        if condition.get("type") == ROUTES_TRANSLATED
-    ]
+    entries = [routes for pool in pools for _, routes in published_routes(pool)]
     found = set()
     for key, route in routes.items():
         metadata = route.get("metadata") or {}
@@ -105,8 +89,3 @@ def behind(routes: Mapping[RouteKey, Object], pools: Iterable[Object]) -> tuple[
 
 def _generation(route: Object) -> int:
     return int((route.get("metadata") or {}).get("generation") or 0)
-
-
-def _listed(value: Any, field: str) -> list[Mapping[str, Any]]:
-    found = value.get(field) if isinstance(value, Mapping) else None
-    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []

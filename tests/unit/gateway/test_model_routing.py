@@ -248,7 +248,7 @@ def routed(*config_maps: dict, routes: Sequence[dict] = (), gateways: Sequence[s
 
 
 def known(*config_maps: dict, **more: Any) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
-    return base_models(routed(*config_maps, **more), o.CONTROLLER)[:2]
+    return base_models(routed(*config_maps, **more))[:2]
 
 
 def test_base_models_from_config_maps():
@@ -333,7 +333,7 @@ def test_an_adapter_of_two_base_models_is_of_the_first():
 def test_the_mapping_follows_the_config_maps():
     held, now = [routed(models("one", "base", "- a"))], [0.0]
     told: list[Problem] = []
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, told.append, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], told.append, clock=lambda: now[0])
     assert mapping()["a"] == mapping(("default", "gateway"))["a"] == "base"
     held[0] = routed(models("one", "base"), models("bad", "nowhere"))
     now[0] += 1.0
@@ -357,15 +357,15 @@ def test_only_a_change_of_what_is_read_is_read():
             return super().__iter__()
 
     first = routed(models("one", "base", "- a"))
-    rules = next(iter(first.http_routes.values()))["spec"]
+    rules = next(iter(first.routes.values()))["spec"]
     rules["rules"] = Counted(rules["rules"])
     held, now = [first], [0.0]
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], clock=lambda: now[0])
     assert mapping()["a"] == "base"
     once = seen
     assert once > 0
     # What the informers build after a Pod's change: other mappings of the same objects.
-    held[0] = replace(first, http_routes=dict(first.http_routes), pods=o.keyed([o.pod("p", "10.0.0.1")]))
+    held[0] = replace(first, routes=dict(first.routes), pods=o.keyed([o.pod("p", "10.0.0.1")]))
     now[0] += 1.0
     assert mapping(("default", "gateway"))["a"] == "base"
     assert seen == once
@@ -398,7 +398,7 @@ AGES = ["2025-01-01T00:00:00Z", "2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z"]
 def read_in_turn(*snapshots: Snapshot) -> list[Mapping[str, str]]:
     """What a Gateway's requests get after each change."""
     held, now = [snapshots[0]], [0.0]
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], clock=lambda: now[0])
     found = []
     for held[0] in snapshots:
         now[0] += 1.0
@@ -451,7 +451,7 @@ def test_a_base_model_takes_no_adapter_that_another_has(created: str):
 def test_a_gateway_that_nobody_asked_for_is_read_too():
     at = {"namespace": NEIGHBOURS[0], "created": AGES[0]}
     held, now = [beside_a_neighbour("", **at)], [0.0]
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], clock=lambda: now[0])
     assert mapping()["a1"] == "llama"
     held[0] = beside_a_neighbour("- a1", **at)
     now[0] += 1.0
@@ -471,8 +471,8 @@ def test_an_adapter_that_is_dropped_is_free():
 def test_an_adapter_is_kept_while_its_route_is_replaced():
     at = {"namespace": NEIGHBOURS[0], "created": AGES[0]}
     whole, taking = beside_a_neighbour("- e", **at), beside_a_neighbour("- a1", **at)
-    without = {key: route for key, route in taking.http_routes.items() if key != ("default", "llama")}
-    found = read_in_turn(whole, replace(taking, http_routes=without), taking)
+    without = {key: route for key, route in taking.routes.items() if key[1:] != ("default", "llama")}
+    found = read_in_turn(whole, replace(taking, routes=without), taking)
     assert [models.get("a1") for models in found] == ["llama", None, "llama"]
 
 
@@ -510,7 +510,7 @@ def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
     route = o.model_route("far", {"mistral": [o.pool_ref(namespace="far")]})
     beside = models("far", "mistral", "- m1", namespace="far")
     found = replace(routed(beside, routes=[route]), reference_grants=o.keyed([grant]))
-    assert base_models(found, o.CONTROLLER)[0]["m1"] == "mistral"
+    assert base_models(found)[0]["m1"] == "mistral"
     # A route that may not lead there says nothing of that namespace.
     assert "m1" not in known(beside, routes=[route])[0]
 
@@ -518,8 +518,8 @@ def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
 def test_base_models_of_another_gateway_are_none_of_this_one():
     second = o.model_route("second", {"mistral": [o.pool_ref()]}, gateway="second")
     found = routed(models("m", "mistral", "- m1"), routes=[second], gateways=["gateway", "second"])
-    assert "m1" not in base_models(found, o.CONTROLLER, ("default", "gateway"))[0]
-    assert base_models(found, o.CONTROLLER, ("default", "second"))[0]["m1"] == "mistral"
+    assert "m1" not in base_models(found, ("default", "gateway"))[0]
+    assert base_models(found, ("default", "second"))[0]["m1"] == "mistral"
 
 
 def test_a_route_that_matches_base_models_by_an_expression_leads_to_each():
