@@ -23,9 +23,10 @@ from typing import NamedTuple
 import yaml
 
 from headrace.core.fields import has_condition
-from headrace.gateway.snapshot import GatewayKey, Object, Snapshot, mapping, mappings, rules_of
+from headrace.gateway.snapshot import GatewayKey, Object, Snapshot, mapping, mappings
 from headrace.gateway.status import gateway_of
 from headrace.kube.reflector import key_of
+from headrace.kube.routes import rules_of
 from headrace.protocol import http
 from headrace.protocol.objects import ACCEPTED
 

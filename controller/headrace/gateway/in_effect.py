@@ -16,9 +16,10 @@ from typing import TypeAlias
 
 from headrace.gateway.names import PoolKey
 from headrace.gateway.plans import pool_plan
-from headrace.gateway.snapshot import Backend, GatewayKey, Object, Snapshot, backends_of, mapping, rules_of
+from headrace.gateway.snapshot import Backend, GatewayKey, Object, Snapshot, backends_of, mapping
 from headrace.gateway.status import Condition, gateway_of, parents_of_route
 from headrace.gateway.xds_names import RuleName
+from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ROUTES_TRANSLATED
 from headrace.protocol.translated import RouteKey, TranslatedRoute, published_routes, uid_of, write_routes
 

@@ -13,10 +13,11 @@ from typing import NamedTuple, TypeVar
 
 from headrace.core import Pool
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import Object, Snapshot, backends_of, rules_of
+from headrace.gateway.snapshot import Object, Snapshot, backends_of
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import Resource
 from headrace.kube.kinds import POOLS, REFERENCE_GRANTS, ROUTES
+from headrace.kube.routes import rules_of
 from headrace.protocol.translated import RouteKey
 
 # More than the routes of any translation: what is forgotten is what no translation has named for long.

@@ -12,7 +12,8 @@ from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerRef
 from headrace.core.fields import mapping as mapping
 from headrace.core.fields import mappings as mappings
 from headrace.gateway.names import PoolKey
-from headrace.protocol.objects import GATEWAY_GROUP, PICKER_ANNOTATION, PICKER_ANNOTATION_OURS
+from headrace.kube.routes import is_granted, refs_of
+from headrace.protocol.objects import PICKER_ANNOTATION, PICKER_ANNOTATION_OURS
 from headrace.protocol.translated import RouteKey
 
 POOL_KIND = "InferencePool"
@@ -95,28 +96,9 @@ class Snapshot:
                     yield backend
 
     def permits(self, route: RouteKey, backend: Backend) -> bool:
-        """Whether a route may refer to this backend: the same namespace, or a ReferenceGrant there says so."""
-        route_kind, route_namespace, _ = route
-        if backend.namespace == route_namespace:
-            return True
-        for (namespace, _), grant in self.reference_grants.items():
-            if namespace != backend.namespace:
-                continue
-            spec = mapping(grant.get("spec"))
-            granted = any(
-                peer.get("group") == GATEWAY_GROUP
-                and peer.get("kind") == route_kind
-                and peer.get("namespace") == route_namespace
-                for peer in mappings(spec.get("from"))
-            )
-            if granted and any(
-                (target.get("group") or "") == backend.group
-                and target.get("kind") == backend.kind
-                and target.get("name") in (None, "", backend.name)
-                for target in mappings(spec.get("to"))
-            ):
-                return True
-        return False
+        """Whether a route may refer to this backend."""
+        grants = self.reference_grants.values()
+        return is_granted(grants, route, backend.group, backend.kind, backend.namespace, backend.name)
 
     def picker_service(self, pool: Pool) -> PickerService:
         """The Service of a pool's endpoint picker. Raises UnresolvedPicker."""
@@ -206,7 +188,7 @@ def _resolve(service: Object, picker: PickerReference, namespace: str) -> Picker
 def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
     """The backendRefs of a route's rule, with the API's defaults filled in."""
     found = []
-    for index, reference in enumerate(mappings(rule.get("backendRefs"))):
+    for index, reference in enumerate(refs_of(rule)):
         weight = reference.get("weight", 1)
         found.append(
             Backend(
@@ -226,11 +208,6 @@ def _filters_of(reference: Object) -> tuple[Object, ...]:
     """Every filter, unreadable ones as empty: none may get lost, as a request would pass without it."""
     found = reference.get("filters") or ()
     return tuple(mapping(entry) for entry in found) if isinstance(found, list | tuple) else ({},)
-
-
-def rules_of(route: Object) -> list[Object]:
-    """The rules of a route."""
-    return list(mappings(mapping(route.get("spec")).get("rules")))
 
 
 def parse_pools(objects: Iterable[Object]) -> tuple[dict[PoolKey, Pool], dict[PoolKey, InvalidPool]]:

@@ -24,9 +24,9 @@ from headrace.gateway.snapshot import (
     backends_of,
     mapping,
     mappings,
-    rules_of,
 )
 from headrace.gateway.trust import find_trust
+from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ACCEPTED, FILTERS_ACCEPTED, GATEWAY_GROUP, RESOLVED_REFS, ROUTES_TRANSLATED
 from headrace.protocol.translated import RouteKey
 

@@ -22,9 +22,10 @@ from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
 from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
-from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
+from headrace.gateway.snapshot import Backend, Snapshot, backends_of
 from headrace.gateway.trust import find_trust
 from headrace.gateway.xds_names import RuleName, parse_route_name
+from headrace.kube.routes import rules_of
 from headrace.protocol.translated import RouteKey
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_components_pb2, listener_pb2

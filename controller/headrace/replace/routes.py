@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.kube.routes import is_granted, refs_of, rules_of
 from headrace.protocol.objects import GATEWAY_GROUP, HOLD_LABEL, PART_OF_LABEL
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan, PoolRef
@@ -80,19 +81,6 @@ def swap_of(plan: Plan, route_namespace: str) -> Swap:
     return Swap(plan.old, plan.new, route_namespace)
 
 
-def rules_of(route: Object) -> list[Mapping[str, Any]]:
-    """The rules of a route; unreadable ones as empty, so that places stay right."""
-    spec = route.get("spec")
-    rules = spec.get("rules") if isinstance(spec, Mapping) else None
-    return [rule if isinstance(rule, Mapping) else {} for rule in rules] if isinstance(rules, list) else []
-
-
-def refs_of(rule: Object) -> Refs:
-    """The backendRefs of a rule."""
-    refs = rule.get("backendRefs")
-    return tuple(ref for ref in refs if isinstance(ref, Mapping)) if isinstance(refs, list) else ()
-
-
 def record(route: Object, plan: Plan) -> RouteRecord | None:
     """What has to be remembered of a route; None if it does not lead to the old pool."""
     metadata = route.get("metadata") or {}
@@ -143,26 +131,9 @@ def unsplittable(found: Iterable[RouteRecord], plan: Plan) -> Iterator[str]:
                 yield f"{route}, rule {rule.index}: {error}"
 
 
-def granted(record_: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
-    """Whether a route may refer to the new pool: the same namespace, or a ReferenceGrant there says so."""
-    if record_.namespace == plan.new.namespace:
-        return True
-    for grant in grants:
-        if (grant.get("metadata") or {}).get("namespace") != plan.new.namespace:
-            continue
-        spec = grant.get("spec") or {}
-        from_here = any(
-            (peer.get("group"), peer.get("kind"), peer.get("namespace"))
-            == (GATEWAY_GROUP, record_.kind, record_.namespace)
-            for peer in spec.get("from") or ()
-        )
-        if from_here and any(
-            (target.get("group"), target.get("kind")) == (plan.new.group, "InferencePool")
-            and target.get("name") in (None, "", plan.new.name)
-            for target in spec.get("to") or ()
-        ):
-            return True
-    return False
+def granted(known: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
+    """Whether a route may refer to the new pool."""
+    return is_granted(grants, known.key, plan.new.group, "InferencePool", plan.new.namespace, plan.new.name)
 
 
 # ---- patches ---------------------------------------------------------------------------------------------------------
