@@ -17,7 +17,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import yaml
@@ -113,14 +113,6 @@ def _accepted_by(route: Object, namespace: str, snapshot: Snapshot) -> frozenset
         and (gateway := gateway_of(entry, namespace)) is not None
         and gateway in snapshot.gateways
     )
-
-
-def base_models(
-    snapshot: Snapshot, gateway: GatewayKey | None = None, *, held: Mapping[str, ConfigMapKey] | None = None
-) -> Reading:
-    """The base models of one Gateway, or of all of ours. `held` is that of the reading before."""
-    of_gateway = [route for route in model_routes(snapshot) if gateway is None or gateway in route.gateways]
-    return _assign(_by_age(snapshot.base_model_config_maps), of_gateway, held or {}, read_adapters)
 
 
 def _by_age(config_maps: Mapping[ConfigMapKey, Object]) -> dict[ConfigMapKey, Object]:
@@ -222,19 +214,16 @@ def _quoted(name: str) -> str:
     return repr(name[:_QUOTED])
 
 
+@dataclass(eq=False)
 class BaseModels:
     """The mapping as of now, by Gateway. Problems are logged once for each change, and told to `on_problem`."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[], Snapshot],
-        on_problem: Callable[[Problem], None] = lambda _: None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._snapshot = snapshot
-        self._on_problem = on_problem
-        self._clock = clock
+    snapshot: Callable[[], Snapshot]
+    on_problem: Callable[[Problem], None] = lambda _: None
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._seen: Snapshot | None = None
         self._read_at = 0.0
         self._found: dict[GatewayKey | None, Reading] = {}
@@ -243,9 +232,9 @@ class BaseModels:
 
     def __call__(self, gateway: GatewayKey | None = None) -> Mapping[str, str]:
         """Model name to base model name for a Gateway; None: for all of ours."""
-        newest = self._snapshot()
-        if self._seen is not newest and (self._seen is None or self._clock() >= self._read_at + _AGAIN_SECONDS):
-            before, self._seen, self._read_at = self._seen, newest, self._clock()
+        newest = self.snapshot()
+        if self._seen is not newest and (self._seen is None or self.clock() >= self._read_at + _AGAIN_SECONDS):
+            before, self._seen, self._read_at = self._seen, newest, self.clock()
             if before is None or not _same(before, newest):
                 self._read(newest)
         reading = self._found.get(gateway)
@@ -273,7 +262,7 @@ class BaseModels:
         problems = self._found[None].problems
         for problem in sorted(set(problems) - self._problems):
             logger.warning("ConfigMap %s/%s: %s", *problem[0], problem[1])
-            self._on_problem(problem)
+            self.on_problem(problem)
         self._problems = frozenset(problems)
 
     def _adapters_of(self, config_map: Object) -> tuple[str, ...]:

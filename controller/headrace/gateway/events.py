@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from headrace.gateway.snapshot import Object, mapping
@@ -13,14 +14,16 @@ from headrace.kube.events import MAX_MESSAGE, Subject, write_event
 _REMEMBERED = 2_000
 
 
+@dataclass(eq=False)
 class Events:
     """Writes each warning once, until it is withdrawn. `found` gives a subject's object; `run` writes.
 
     Remembers so many warnings; one that was forgotten is written again."""
 
-    def __init__(self, client: Any, found: Callable[[Subject], Object | None]) -> None:
-        self._client = client
-        self._found = found
+    client: Any
+    found: Callable[[Subject], Object | None]
+
+    def __post_init__(self) -> None:
         self._said: dict[tuple[Subject, str, str], None] = {}
         self._waiting: asyncio.Queue[tuple[Subject, str, str]] = asyncio.Queue(_REMEMBERED)
 
@@ -43,7 +46,7 @@ class Events:
         """Write until cancelled."""
         while True:
             subject, reason, message = await self._waiting.get()
-            found = self._found(subject)
+            found = self.found(subject)
             if found is not None:
                 uid = str(mapping(found.get("metadata")).get("uid") or "")
-                await write_event(self._client, "headrace-gateway", subject, reason, message, uid=uid)
+                await write_event(self.client, "headrace-gateway", subject, reason, message, uid=uid)

@@ -15,9 +15,8 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from headrace.gateway.names import PoolKey
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Backend, GatewayKey, Object, Snapshot, backends_of, mapping
-from headrace.gateway.status import Condition, gateway_of, parents_of_route
+from headrace.gateway.status import Condition, gateway_of, parents_of_route, pool_plan
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ROUTES_TRANSLATED
@@ -60,16 +59,14 @@ _States: TypeAlias = Mapping[RouteKey, frozenset[TranslatedRoute]]
 _Parsed: TypeAlias = tuple[Object, tuple[Backend, ...]]
 
 
+@dataclass(eq=False)
 class InEffect:
     """`snapshot` gives the newest state; `pools` the newest pool objects, whose status other replicas write too."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[], Snapshot],
-        pools: Callable[[], Mapping[PoolKey, Object]],
-    ) -> None:
-        self._snapshot = snapshot
-        self._pools = pools
+    snapshot: Callable[[], Snapshot]
+    pools: Callable[[], Mapping[PoolKey, Object]]
+
+    def __post_init__(self) -> None:
         self._own: dict[GatewayKey, _Translated] = {}
         self._assumed: dict[GatewayKey, _States] | None = None
         self._retranslations: dict[GatewayKey, _Retranslation] = {}
@@ -79,7 +76,7 @@ class InEffect:
         """Take what is there now for translated where nothing says otherwise. Only the first call does anything."""
         if self._assumed is None:
             self._assumed = {}
-            for gateway in self._snapshot().our_gateways:
+            for gateway in self.snapshot().our_gateways:
                 self.assume(gateway)
 
     def translated(self, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot) -> None:
@@ -109,7 +106,7 @@ class InEffect:
 
     def assume(self, gateway: GatewayKey, only: frozenset[RouteKey] | None = None) -> None:
         """Take what is there now for translated where nothing says otherwise. `only` these routes, where given."""
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         reading = _Reading(snapshot, self._parsed)
         known = self._assumed or {}
         kept = {} if only is None else known.get(gateway, {})
@@ -118,7 +115,7 @@ class InEffect:
 
     def stale(self) -> dict[GatewayKey, dict[RouteKey, str]]:
         """The routes whose newest state is another than the one in effect, with that newest state, by Gateway."""
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         reading = _Reading(snapshot, self._parsed)
         gateways = snapshot.our_gateways
         published = self._published() if gateways - self._own.keys() else {}
@@ -143,7 +140,7 @@ class InEffect:
     def _published(self) -> dict[GatewayKey, _States]:
         """What the pools' status says was translated. While it is being written, pools may differ."""
         found: dict[GatewayKey, dict[RouteKey, frozenset[TranslatedRoute]]] = {}
-        for pool in self._pools().values():
+        for pool in self.pools().values():
             for gateway, routes in _published_by_gateway(pool):
                 states = found.setdefault(gateway, {})
                 for key, route in routes.items():
@@ -156,7 +153,7 @@ class InEffect:
         """Have the status of pools say that routes are to be translated again. False: no pool could say it.
 
         Envoy Gateway compares the pools that get requests, status included, with those of its last call."""
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         stale = frozenset(routes)
         pools = _pools_with_weight(stale, snapshot) or _pools_with_weight(
             self._in_effect(gateway, self._published()), snapshot
@@ -184,12 +181,12 @@ class InEffect:
         if pool in own.listed:
             return Condition(ROUTES_TRANSLATED, "True", "Translated", own.listed[pool])
         # What is there must not go on naming routes that no longer lead to the pool.
-        if any(found == gateway for found, _ in _published_by_gateway(self._pools().get(pool, {}))):
+        if any(found == gateway for found, _ in _published_by_gateway(self.pools().get(pool, {}))):
             return Condition(ROUTES_TRANSLATED, "True", "Translated", "no translated route leads to this pool")
         return None
 
     def _published_of(self, pool: PoolKey, gateway: GatewayKey) -> str:
-        found = self._pools().get(pool, {})
+        found = self.pools().get(pool, {})
         return ", ".join(write_routes(routes.values()) for of, routes in _published_by_gateway(found) if of == gateway)
 
 
@@ -221,47 +218,49 @@ def _pools_with_weight(routes: Iterable[RouteKey], snapshot: Snapshot) -> frozen
     )
 
 
+@dataclass(eq=False)
 class _Reading:
     """Reads the state of routes from one snapshot."""
 
-    def __init__(self, snapshot: Snapshot, parsed: dict[RouteKey, _Parsed]) -> None:
-        self._snapshot = snapshot
-        self._parsed = parsed
+    snapshot: Snapshot
+    parsed: dict[RouteKey, _Parsed]
+
+    def __post_init__(self) -> None:
         self._plans: dict[PoolKey, str] = {}
 
     def exists(self, key: RouteKey) -> bool:
         """Whether there is such a route."""
-        return key in self._snapshot.routes
+        return key in self.snapshot.routes
 
     def used(self, key: RouteKey) -> _Used:
         """What a translation from the snapshot uses of a route. Its state is "" where it leads to no pool."""
-        route = self._snapshot.routes.get(key, {})
+        route = self.snapshot.routes.get(key, {})
         metadata = mapping(route.get("metadata"))
         backends = self._backends(key, route)
         pools = frozenset(found.pool_key for found in backends)
         generation = metadata.get("generation")
         state = ""
         if pools:
-            permitted = [self._snapshot.permits(key, found) for found in backends]
+            permitted = [self.snapshot.permits(key, found) for found in backends]
             parts = (metadata.get("uid"), generation, permitted, [self._plan(found.pool_key) for found in backends])
             state = sha256(repr(parts).encode()).hexdigest()[:_STATE_LENGTH]
         number = generation if isinstance(generation, int) else 0
         return _Used(TranslatedRoute(key, number, uid_of(metadata), state), pools)
 
     def _backends(self, key: RouteKey, route: Object) -> tuple[Backend, ...]:
-        known = self._parsed.get(key)
+        known = self.parsed.get(key)
         if known is None or known[0] is not route:
             backends = (found for rule in rules_of(route) for found in backends_of(rule, key[1]))
-            known = self._parsed[key] = (route, tuple(found for found in backends if found.is_pool))
+            known = self.parsed[key] = (route, tuple(found for found in backends if found.is_pool))
         return known[1]
 
     def _plan(self, key: PoolKey) -> str:
         """All that a translation takes from a pool and what stands around it."""
         if key not in self._plans:
-            pool = self._snapshot.pools.get(key)
-            plan = "cannot be used" if key in self._snapshot.bad_pools else "is not there"
+            pool = self.snapshot.pools.get(key)
+            plan = "cannot be used" if key in self.snapshot.bad_pools else "is not there"
             if pool is not None:
-                plan = pool_plan(self._snapshot, pool)
+                plan = pool_plan(self.snapshot, pool)
                 plan = f"{plan}, {pool.picker}, {pool.app_protocol}"
             self._plans[key] = plan
         return self._plans[key]

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 from headrace.gateway.lacking import Missing, Recollection, lacking
@@ -54,21 +55,17 @@ class Informers(Protocol):
         """The newest state, with some kinds as they were just listed."""
 
 
+@dataclass(eq=False)
 class Knowledge:
     """Gives each hook call its snapshot. `listed` lists a kind in the whole cluster, or raises ApiError."""
 
-    def __init__(
-        self,
-        informers: Informers,
-        listed: Callable[[Resource], Awaitable[list[Object]]],
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._informers = informers
-        self._listed = listed
-        self._metrics = metrics
-        self._clock = clock
+    informers: Informers
+    listed: Callable[[Resource], Awaitable[list[Object]]]
+    metrics: Metrics
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._recollection = Recollection()
         self._seen = -1
         self._absent_until: dict[Missing, float] = {}
@@ -76,17 +73,17 @@ class Knowledge:
     async def snapshot_for(self, named: frozenset[RuleName]) -> Snapshot:
         """The snapshot for a call that names these rules; what it holds of them is remembered."""
         await self._await_news()
-        snapshot = self._informers.snapshot
-        behind = self._informers.behind()
+        snapshot = self.informers.snapshot
+        behind = self.informers.behind()
         missing = lacking(named, snapshot)
         self._forget_old_absences()
         sought = {entry for entry in missing if entry not in self._absent_until}
         wanted = behind | {entry.resource for entry in sought}
         if wanted:
             fresh = await self._read(wanted)
-            snapshot = self._informers.snapshot_with(fresh)
+            snapshot = self.informers.snapshot_with(fresh)
             missing = lacking(named, snapshot)
-            until = self._clock() + _ABSENCE_BELIEVED_SECONDS
+            until = self.clock() + _ABSENCE_BELIEVED_SECONDS
             self._absent_until |= {entry: until for entry in missing if entry.resource in fresh}
         if missing:
             snapshot = self._recollection.complete(snapshot, missing, frozenset(self._absent_until))
@@ -95,16 +92,16 @@ class Knowledge:
 
     async def _await_news(self) -> None:
         await asyncio.sleep(_DRAIN_SECONDS)
-        if self._informers.news == self._seen:
+        if self.informers.news == self._seen:
             try:
                 async with asyncio.timeout(_NEWS_SECONDS):
-                    await self._informers.wait_news(self._seen)
+                    await self.informers.wait_news(self._seen)
             except TimeoutError:
                 pass  # the change was one of a kind that is not translated here
-        self._seen = self._informers.news
+        self._seen = self.informers.news
 
     def _forget_old_absences(self) -> None:
-        now = self._clock()
+        now = self.clock()
         self._absent_until = {entry: until for entry, until in self._absent_until.items() if until > now}
 
     async def _read(self, wanted: Iterable[Resource]) -> dict[Resource, list[Object]]:
@@ -112,10 +109,10 @@ class Knowledge:
         fresh: dict[Resource, list[Object]] = {}
 
         async def read(resource: Resource) -> None:
-            self._metrics.translation_lists.labels(str(resource)).inc()
+            self.metrics.translation_lists.labels(str(resource)).inc()
             try:
                 async with asyncio.timeout(_LIST_SECONDS):
-                    fresh[resource] = await self._listed(resource)
+                    fresh[resource] = await self.listed(resource)
             except TimeoutError:
                 logger.warning("%s: no list within %s s: the informer's are used", resource, _LIST_SECONDS)
             except ApiError as error:

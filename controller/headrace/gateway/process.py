@@ -166,7 +166,7 @@ class Process:
         source = SnapshotSource(lambda: self._watch.snapshot, certificate_of_nobody())
         base_models = BaseModels(lambda: self._watch.snapshot, self._base_model_problem)
         self._models = ModelService(base_models, self._metrics)
-        self._discovery = Discovery(source, self._metrics, self._watch.settled)
+        self._discovery = Discovery(source.resource, self._metrics, self._watch.settled)
         self._hook = Hook(self._newest, self._metrics, self._translated)
 
     def _changed(self) -> None:

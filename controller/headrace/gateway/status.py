@@ -13,8 +13,8 @@ from typing import Any
 from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, Pool
 from headrace.core.fields import has_condition
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
+from headrace.gateway.filters import plan_pick
 from headrace.gateway.names import PoolKey
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import (
     Backend,
     GatewayKey,
@@ -121,6 +121,20 @@ def conditions_of(
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
         accepted = _condition(ACCEPTED, False, "HTTPRouteNotAccepted", message)
     return (accepted, _resolved(snapshot, pool, untrusted))
+
+
+def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
+    """How a pool's requests are picked for, in one line. Equal lines are equal translations of the pool and its picker.
+
+    It says all that a translation takes from objects whose changes Envoy Gateway does not tell the hook of: annotations
+    of the pool, the picker's Service, its BackendTLSPolicy."""
+    service, _ = snapshot.picker_or_none(pool)
+    plan = plan_pick(pool, service)
+    transport = "cleartext"
+    if not service.cleartext:
+        transport = f"TLS as {find_trust(snapshot, service).hostname}"
+    streams = f"a stream of its own, observation {plan.observation}" if service.is_ours else "one stream both ways"
+    return f"{plan.pool.failure_mode}, {transport}, request bodies {plan.body_mode}, responses in {streams}"
 
 
 def _resolved(snapshot: Snapshot, pool: Pool, untrusted: str) -> Condition:

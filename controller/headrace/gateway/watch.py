@@ -12,31 +12,20 @@ from typing import Any, NoReturn
 
 from headrace.gateway.snapshot import Object, Snapshot, mapping, parse_pools
 from headrace.gateway.trust import config_maps_of
+from headrace.kube import kinds
 from headrace.kube.client import Resource
-from headrace.kube.kinds import (
-    BACKEND_TLS_POLICIES,
-    CONFIG_MAPS,
-    ENDPOINT_SLICES,
-    GATEWAY_CLASSES,
-    GATEWAYS,
-    PODS,
-    POOLS,
-    REFERENCE_GRANTS,
-    ROUTES,
-    SERVICES,
-)
 from headrace.kube.reflector import Reflector, key_of
 from headrace.protocol.objects import BASE_MODEL_SELECTOR, POOL_ANNOTATIONS
 from headrace.tasks import forever
 
-_BESIDE_POOLS = (PODS, SERVICES, ENDPOINT_SLICES)
+_BESIDE_POOLS = (kinds.PODS, kinds.SERVICES, kinds.ENDPOINT_SLICES)
 # What a translation is made of, besides what stands beside the pools.
-TRANSLATED = (*ROUTES.values(), REFERENCE_GRANTS, *POOLS.values())
-_EVERYWHERE = (*TRANSLATED, GATEWAYS, GATEWAY_CLASSES, BACKEND_TLS_POLICIES)
+TRANSLATED = (*kinds.ROUTES.values(), kinds.REFERENCE_GRANTS, *kinds.POOLS.values())
+_EVERYWHERE = (*TRANSLATED, kinds.GATEWAYS, kinds.GATEWAY_CLASSES, kinds.BACKEND_TLS_POLICIES)
 
 # Resource, namespace, name; of the ConfigMaps in the whole cluster those with the label of base models.
 _Key = tuple[Resource, str, str]
-_BASE_MODELS: _Key = (CONFIG_MAPS, "", "")
+_BASE_MODELS: _Key = (kinds.CONFIG_MAPS, "", "")
 
 
 class Watch:
@@ -112,7 +101,7 @@ class Watch:
     def _check_settled(self) -> None:
         # Without Pods or pools that exist but may not be read, an answer would empty clusters: not ready until then.
         needed = [
-            found for (kind, _, _), found in self._reflectors.items() if kind in (*POOLS.values(), *_BESIDE_POOLS)
+            found for (kind, _, _), found in self._reflectors.items() if kind in (*kinds.POOLS.values(), *_BESIDE_POOLS)
         ]
         if all(found.synced or found.absent for found in needed):
             self.settled.set()
@@ -128,7 +117,7 @@ class Watch:
             if resource in TRANSLATED and self._is_news(resource):
                 self.news += 1
                 self._fresh_news.set()
-            if resource in (*POOLS.values(), BACKEND_TLS_POLICIES):
+            if resource in (*kinds.POOLS.values(), kinds.BACKEND_TLS_POLICIES):
                 self._reshape.set()
             if self.settled.is_set():
                 self._on_change()
@@ -157,11 +146,11 @@ class Watch:
 
     def _follow_what_is_named(self, tasks: asyncio.TaskGroup) -> None:
         """Start and stop informers so that they are those that pools and policies call for."""
-        namespaces = {namespace for resource in POOLS.values() for namespace, _ in self.objects(resource)}
+        namespaces = {namespace for resource in kinds.POOLS.values() for namespace, _ in self.objects(resource)}
         wanted: set[_Key] = {(kind, namespace, "") for kind in _BESIDE_POOLS for namespace in namespaces}
-        for (namespace, _), policy in self.objects(BACKEND_TLS_POLICIES).items():
+        for (namespace, _), policy in self.objects(kinds.BACKEND_TLS_POLICIES).items():
             if namespace in namespaces:
-                wanted |= {(CONFIG_MAPS, *found) for found in config_maps_of(policy)}
+                wanted |= {(kinds.CONFIG_MAPS, *found) for found in config_maps_of(policy)}
         running = {key for key in self._reflectors if key[1]}
         for key in wanted - running:
             self._follow(tasks, key)
@@ -185,18 +174,20 @@ class Watch:
             listed = fresh.get(resource)
             return self.objects(resource) if listed is None else {key_of(found): found for found in listed}
 
-        pools, bad = parse_pools(found for resource in POOLS.values() for found in _typed(resource, objects(resource)))
+        pools, bad = parse_pools(
+            found for resource in kinds.POOLS.values() for found in _typed(resource, objects(resource))
+        )
         return replace(
             self._nothing,
-            routes={(kind, *key): found for kind, of in ROUTES.items() for key, found in objects(of).items()},
-            gateways=objects(GATEWAYS),
-            gateway_classes=objects(GATEWAY_CLASSES),
-            reference_grants=objects(REFERENCE_GRANTS),
-            backend_tls_policies=objects(BACKEND_TLS_POLICIES),
-            services=objects(SERVICES),
-            endpoint_slices=objects(ENDPOINT_SLICES),
-            pods=objects(PODS),
-            config_maps=objects(CONFIG_MAPS),
+            routes={(kind, *key): found for kind, of in kinds.ROUTES.items() for key, found in objects(of).items()},
+            gateways=objects(kinds.GATEWAYS),
+            gateway_classes=objects(kinds.GATEWAY_CLASSES),
+            reference_grants=objects(kinds.REFERENCE_GRANTS),
+            backend_tls_policies=objects(kinds.BACKEND_TLS_POLICIES),
+            services=objects(kinds.SERVICES),
+            endpoint_slices=objects(kinds.ENDPOINT_SLICES),
+            pods=objects(kinds.PODS),
+            config_maps=objects(kinds.CONFIG_MAPS),
             base_model_config_maps=dict(self._reflectors[_BASE_MODELS].objects)
             if _BASE_MODELS in self._reflectors
             else {},

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -53,16 +54,18 @@ _DELETED_SECONDS = 120.0
 _TAKEN_SECONDS = 3.0
 
 
+@dataclass(eq=False)
 class Cluster:
     """The cluster, as far as one replacement reaches."""
 
-    def __init__(self, client: Any, session: aiohttp.ClientSession, plan: Plan, lease: Lease, measure: Measure) -> None:
-        self._client = client
-        self._session = session
-        self._plan = plan
-        self._lease = lease
-        self._measure = measure
-        self._translations = Translations(client, (plan.old, plan.new))
+    client: Any
+    session: aiohttp.ClientSession
+    plan: Plan
+    lease: Lease
+    measure: Measure
+
+    def __post_init__(self) -> None:
+        self._translations = Translations(self.client, (self.plan.old, self.plan.new))
 
     # ---- reading
 
@@ -71,7 +74,7 @@ class Cluster:
         found: list[Object] = []
         for kind, resource in ROUTES.items():
             try:
-                found += [{**route, "kind": kind} for route in await list_all(self._client, resource)]
+                found += [{**route, "kind": kind} for route in await list_all(self.client, resource)]
             except ApiError as error:
                 # A cluster need not serve GRPCRoutes.
                 if error.status != 404 or kind == "HTTPRoute":
@@ -82,8 +85,8 @@ class Cluster:
         """Whether the replacement can begin, and with which routes. Changes nothing. Raises ApiError.
 
         With `new_is_made` whoever asks makes the new pool next: what it lacks is told, and is in nobody's way."""
-        plan = self._plan
-        problems, facts = await of_pools(plan, self._measure, new_is_made=new_is_made)
+        plan = self.plan
+        problems, facts = await of_pools(plan, self.measure, new_is_made=new_is_made)
         routes = await self.routes()
         found = records(routes, plan)
         problems += await self._of_routes(routes, found)
@@ -93,17 +96,17 @@ class Cluster:
 
     async def uid_of(self, pool: PoolRef) -> str:
         """The uid of the pool that has this name now; "" where there is none. Raises ApiError."""
-        found = await find(self._client, POOLS[pool.group].path(pool.namespace, pool.name))
+        found = await find(self.client, POOLS[pool.group].path(pool.namespace, pool.name))
         return str(((found or {}).get("metadata") or {}).get("uid") or "")
 
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
-        plan, problems = self._plan, list[str]()
+        plan, problems = self.plan, list[str]()
         if not found:
             return [f"no route leads to {plan.old}: there is nothing to move"]
         problems += unsplittable(found, plan)
         grants: list[Object] = []
         if any(record.namespace != plan.new.namespace for record in found):
-            grants = await list_all(self._client, REFERENCE_GRANTS)
+            grants = await list_all(self.client, REFERENCE_GRANTS)
         by_key = {key_of(route): route for route in routes}
         for record in found:
             if not granted(record, plan, grants):
@@ -129,7 +132,7 @@ class Cluster:
         if event := await self._late(state, routes):
             return event
         await self._hold(state, routes)
-        foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
+        foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self.plan, percent))
         if foreign:
             return Abort(foreign)
         return WrittenEvent(percent) if await self._translations.complete() else None
@@ -141,7 +144,7 @@ class Cluster:
         routes = await self.routes()
         if event := await self._late(state, routes):
             return event
-        foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
+        foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self.plan))
         if foreign:
             return Abort(foreign)
         if not await self._translations.complete():
@@ -164,7 +167,7 @@ class Cluster:
 
         def operations(route: Object, record: RouteRecord) -> list[Operation]:
             try:
-                return restore_patch(route, record, self._plan)
+                return restore_patch(route, record, self.plan)
             except Foreign as error:
                 logger.warning("left as it is: %s", error)
                 left.append(str(error))
@@ -185,7 +188,7 @@ class Cluster:
         """Whoever applied a route finds it as if they had applied it so. Raises ApiError, LeaseLost.
 
         What the API server refuses is logged and left: whose the rules are is no reason to move traffic."""
-        for record, error in await self._patch_each(state, lambda route, known: give_back(route, known, self._plan)):
+        for record, error in await self._patch_each(state, lambda route, known: give_back(route, known, self.plan)):
             logger.warning("the rules of %s stay the field manager %s's: %s", record, FIELD_MANAGER, error)
 
     async def discover(self, state: State) -> Discovered | Abort | None:
@@ -194,7 +197,7 @@ class Cluster:
 
     async def _late(self, state: State, routes: list[Object]) -> Discovered | Abort | None:
         known = {record.key for record in state.records}
-        found = tuple(record for record in records(routes, self._plan) if record.key not in known)
+        found = tuple(record for record in records(routes, self.plan) if record.key not in known)
         if not found:
             return None
         problems = await self._of_routes(routes, found)
@@ -230,7 +233,7 @@ class Cluster:
     async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
         path = ROUTES[record.kind].path(record.namespace, record.name)
         for attempt in range(_PATCH_TRIES):
-            route = await find(self._client, path)
+            route = await find(self.client, path)
             if route is None:
                 logger.warning("%s is gone, there is nothing to change", record)
                 return
@@ -241,10 +244,10 @@ class Cluster:
             if not wanted:
                 self._translations.note(record.key, route)
                 return
-            await self._lease.ensure()
+            await self.lease.ensure()
             try:
                 query = {"fieldManager": FIELD_MANAGER}
-                route = await request(self._client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
+                route = await request(self.client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
             except ApiError as error:
                 if error.status not in (404, 409, 422) or attempt == _PATCH_TRIES - 1:
                     raise
@@ -257,14 +260,13 @@ class Cluster:
 
     async def warm_up(self, state: State) -> Event:
         """Ask the new pool alone, through each Gateway by a route of its own. Raises ApiError, LeaseLost."""
-        plan = self._plan
+        plan = self.plan
         if plan.warmup_requests == 0:
             return WarmedUp("no warm-up was asked for")
         try:
             addresses, without = await self._addresses(await self._hold(state, await self.routes()))
             done = [
-                await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout)
-                for address in addresses
+                await warm_up(self.session, address, plan.warmup_requests, plan.warmup_timeout) for address in addresses
             ]
         except WarmUpFailed as error:
             return Abort(f"the warm-up failed: {error}")
@@ -279,19 +281,19 @@ class Cluster:
         for route in held:
             for ref in parents_of(route) if route["kind"] == "HTTPRoute" else ():
                 # A given URL leads to one of them.
-                key = self._plan.gateway_url or ref.key
+                key = self.plan.gateway_url or ref.key
                 if key in addresses:
                     continue
                 gateway: Object | None = {}
-                if not self._plan.gateway_url and ref.kind == "Gateway":
-                    gateway = await find(self._client, GATEWAYS.path(ref.namespace, ref.name))
+                if not self.plan.gateway_url and ref.kind == "Gateway":
+                    gateway = await find(self.client, GATEWAYS.path(ref.namespace, ref.name))
                 if gateway is None:
                     without.append(f"there is no {ref}")
                     continue
                 try:
-                    if not self._plan.gateway_url and ref.kind != "Gateway":
+                    if not self.plan.gateway_url and ref.kind != "Gateway":
                         raise NoWarmUp("set gateway_url to where it is reached")
-                    addresses[key] = address_of(route, gateway, ref.section, self._plan.gateway_url)
+                    addresses[key] = address_of(route, gateway, ref.section, self.plan.gateway_url)
                 except NoWarmUp as error:
                     without.append(f"{ref}: {error}")
         return list(addresses.values()), without
@@ -299,7 +301,7 @@ class Cluster:
     async def _hold(self, state: State, routes: list[Object]) -> list[Object]:
         """Our own routes to both pools, so many that each Gateway has one: those that are there, and new ones, which
         Envoys get a moment to take. `routes` are all of the cluster."""
-        pool = self._plan.old
+        pool = self.plan.old
         held = [route for route in routes if is_ours(route, pool)]
         covered = {parent.key for route in held for parent in parents_of(route)}
         by_key = {key_of(route): route for route in routes}
@@ -311,13 +313,13 @@ class Cluster:
             if route is None or parents <= covered:
                 continue
             names = free_names(pool, {name for kind, namespace, name in by_key if (kind, namespace) == record.key[:2]})
-            wanted = hold(route, record, self._plan, next(names, ""), http.CANARY, secrets.token_hex(16))
+            wanted = hold(route, record, self.plan, next(names, ""), http.CANARY, secrets.token_hex(16))
             if wanted is None or not wanted["metadata"]["name"]:
                 continue
-            await self._lease.ensure()
+            await self.lease.ensure()
             try:
                 # Made, never applied: what has this name already is not ours to change.
-                made.append(await create(self._client, ROUTES[record.kind], wanted))
+                made.append(await create(self.client, ROUTES[record.kind], wanted))
             except ApiError as error:
                 # A route that came since, in a namespace where we may make none.
                 if error.status != 403:
@@ -335,9 +337,9 @@ class Cluster:
 
     async def _release(self, routes: list[Object]) -> None:
         """Remove our own among all routes of the cluster, wherever they were made."""
-        for kind, namespace, name in [key_of(route) for route in routes if is_ours(route, self._plan.old)]:
+        for kind, namespace, name in [key_of(route) for route in routes if is_ours(route, self.plan.old)]:
             try:
-                await delete(self._client, ROUTES[kind].path(namespace, name))
+                await delete(self.client, ROUTES[kind].path(namespace, name))
             except ApiError as error:
                 # Where we may not make one there is none of ours.
                 if error.status != 403:
@@ -349,21 +351,21 @@ class Cluster:
         """Delete objects and wait until they are gone. Raises ApiError, LeaseLost."""
         paths: dict[str, str] = {}
         for found in objects:
-            await self._lease.ensure()
+            await self.lease.ensure()
             resource = Resource(found.group, found.version, found.plural, bool(found.namespace))
             path = resource.path(found.namespace or None, found.name)
-            if await delete(self._client, path):
+            if await delete(self.client, path):
                 logger.info("removed %s", found)
             paths[path] = str(found)
         count, deadline = len(paths), asyncio.get_running_loop().time() + _DELETED_SECONDS
         while paths and asyncio.get_running_loop().time() < deadline:
-            paths = {path: name for path, name in paths.items() if await find(self._client, path)}
+            paths = {path: name for path, name in paths.items() if await find(self.client, path)}
             if paths:
                 await asyncio.sleep(1.0)
         return Removed(count - len(paths), left=tuple(paths.values()))
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """An event on the old pool, for `kubectl describe`. A failure is logged and nothing else."""
-        pool = self._plan.old
+        pool = self.plan.old
         subject = Subject(POOLS[pool.group].api_version, "InferencePool", pool.namespace, pool.name)
-        await write_event(self._client, REPLACEMENT, subject, reason, message, warning=warning)
+        await write_event(self.client, REPLACEMENT, subject, reason, message, warning=warning)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -92,22 +92,23 @@ class PoolReading:
     in_flight: float | None = 0.0
 
 
+@dataclass(eq=False)
 class Measure:
     """Looks at pools. `via` is `pod` or `proxy`; with a `prometheus`, counts come from there."""
 
-    def __init__(
-        self, client: Any, session: aiohttp.ClientSession, *, via: str, prometheus: Prometheus | None = None
-    ) -> None:
-        self._client = client
-        self._session = session
-        self._via = via
-        self._prometheus = prometheus
+    client: Any
+    session: aiohttp.ClientSession
+    _: KW_ONLY
+    via: str
+    prometheus: Prometheus | None = None
+
+    def __post_init__(self) -> None:
         self._known: dict[PoolRef, Members] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def pool(self, ref: PoolRef) -> Pool:
         """The pool. Raises ApiError, InvalidPool."""
-        found = await request(self._client, "GET", POOLS[ref.group].path(ref.namespace, ref.name))
+        found = await request(self.client, "GET", POOLS[ref.group].path(ref.namespace, ref.name))
         return read_pool(ref.group, found)
 
     async def members(self, ref: PoolRef) -> Members:
@@ -115,10 +116,10 @@ class Measure:
         pool = await self.pool(ref)
         servers = [
             _target(pod, port, engine_of(mapping(mapping(pod.get("metadata")).get("labels"))).path)
-            for pod in await pods_of(self._client, pool)
+            for pod in await pods_of(self.client, pool)
             for port in pool.target_ports
         ]
-        behind = await pickers_of(self._client, pool)
+        behind = await pickers_of(self.client, pool)
         pickers = [_target(pod, behind.metrics_port, "/metrics") for pod in behind.pods]
         return Members(tuple(filter(None, servers)), tuple(filter(None, pickers)))
 
@@ -139,8 +140,8 @@ class Measure:
             if members is None:
                 raise
         assert members is not None
-        if self._prometheus is not None:
-            return await self._from_prometheus(ref, members, self._prometheus)
+        if self.prometheus is not None:
+            return await self._from_prometheus(ref, members, self.prometheus)
         targets = [target for target in (*members.pickers, *members.servers) if target.ready]
         pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
         return reading(ref, members, {target: rows for target, rows in pages.items() if rows is not None})
@@ -226,11 +227,11 @@ class Measure:
     @contextlib.asynccontextmanager
     async def _open(self, target: Target, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a GET; closed at the end, for whatever is left of it is not wanted. Raises ApiError."""
-        if self._via == "proxy":
+        if self.via == "proxy":
             where = proxy_path(target.namespace, target.pod, target.port, path)
-            response = await open_response(self._client, "GET", where)
+            response = await open_response(self.client, "GET", where)
         else:
-            response = await self._session.get(
+            response = await self.session.get(
                 f"http://{endpoint_key(target.address, target.port)}{path}",
                 headers={http.ACCEPT_ENCODING: "identity"},
                 allow_redirects=False,

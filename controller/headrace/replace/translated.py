@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from headrace.kube.kinds import POOLS
@@ -26,23 +27,17 @@ _LOOKS = 8
 _LOOK_SECONDS = 0.25
 
 
+@dataclass(eq=False)
 class Translations:
     """Asks the status of `pools`. `note` takes routes as the API server has them after a change."""
 
-    def __init__(
-        self,
-        client: Any,
-        pools: Iterable[PoolRef],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._client = client
-        self._pools = tuple(pools)
-        self._clock = clock
-        self._sleep = sleep
-        self._routes: dict[RouteKey, Object] = {}
-        self._since: float | None = None
+    client: Any
+    pools: Sequence[PoolRef]
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _routes: dict[RouteKey, Object] = field(default_factory=dict, init=False)
+    _since: float | None = field(default=None, init=False)
 
     def note(self, key: RouteKey, route: Object) -> None:
         """This is how a route is now. Another generation has its own time to be translated."""
@@ -56,17 +51,17 @@ class Translations:
 
         Raises ApiError."""
         for _ in range(_LOOKS):
-            paths = [POOLS[ref.group].path(ref.namespace, ref.name) for ref in self._pools]
-            old = behind(self._routes, [await find(self._client, path) or {} for path in paths])
+            paths = [POOLS[ref.group].path(ref.namespace, ref.name) for ref in self.pools]
+            old = behind(self._routes, [await find(self.client, path) or {} for path in paths])
             if not old or self._is_too_late(old):
                 self._routes.clear()
                 self._since = None
                 return True
-            await self._sleep(_LOOK_SECONDS)
+            await self.sleep(_LOOK_SECONDS)
         return False
 
     def _is_too_late(self, old: tuple[str, ...]) -> bool:
-        now = self._clock()
+        now = self.clock()
         if self._since is None:
             self._since = now
         if now < self._since + _PATIENCE_SECONDS:

@@ -55,7 +55,7 @@ class Cluster:
         ready.set()
         self.metrics = Metrics()
         source = SnapshotSource(lambda: self.snapshot, certificate_of_nobody())
-        self.discovery = Discovery(source, self.metrics, ready)
+        self.discovery = Discovery(source.resource, self.metrics, ready)
 
     def update(self, pools: Iterable[Mapping[str, Any]] | None = None, **kinds: Iterable[Mapping[str, Any]]) -> None:
         if pools is not None:

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import GA_GROUP
-from headrace.gateway.base_models import base_models
+from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.lacking import lacking
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Snapshot, parse_pools
-from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.status import parents_of_pools, pool_plan, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.reflector import ObjectStore
@@ -115,7 +114,8 @@ def test_a_malformed_object_blocks_no_other(
     ]
     routes = [o.model_route("good", {"base": []}), made("bad", {"rules": [{"matches": route}]}, status=status)]
     routes.append(made("half", {"rules": [{"matches": [{"headers": route}]}]}))
-    base_models(o.snapshot([], http_routes=routes, base_model_config_maps=maps, gateways=[o.gateway()]))
+    based = o.snapshot([], http_routes=routes, base_model_config_maps=maps, gateways=[o.gateway()])
+    BaseModels(lambda: based)()
 
 
 POLICY = made(
@@ -197,7 +197,7 @@ def test_any_value_in_any_field_blocks_no_other(data: st.DataObject) -> None:
             source.resource(type_url, "/".join(("inferencepool", *key)) + suffix).SerializeToString()
     for policy in found.backend_tls_policies.values():
         list(config_maps_of(policy))
-    assert base_models(found)[0].get("base") == "base"
+    assert BaseModels(lambda: found)().get("base") == "base"
 
 
 def _slice_metadata() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc import MalformedMessage
 from headrace.extproc.body import read_model
 from headrace.gateway import names
-from headrace.gateway.base_models import BaseModels, Problem, base_models, read_adapters
+from headrace.gateway.base_models import BaseModels, Problem, read_adapters
 from headrace.gateway.model_routing import BODY_LIMIT_BYTES
 from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
@@ -248,7 +248,8 @@ def routed(*config_maps: dict, routes: Sequence[dict] = (), gateways: Sequence[s
 
 
 def known(*config_maps: dict, **more: Any) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
-    return base_models(routed(*config_maps, **more))[:2]
+    snapshot, problems = routed(*config_maps, **more), list[Problem]()
+    return BaseModels(lambda: snapshot, problems.append)(), tuple(problems)
 
 
 def test_base_models_from_config_maps():
@@ -316,7 +317,7 @@ def test_any_text_is_a_list_or_a_problem(text: str):
 
 
 def test_what_is_wrong_is_told_in_a_bounded_number_of_problems():
-    first = models("one", "base", "\n".join(f"- {'x' * 2000}{n}" for n in range(25)))
+    first = models("one", "base", "\n".join(f"- {n}{'x' * 2000}" for n in range(25)))
     second = models("two", "other", first["data"]["adapters"])
     _, problems = known(first, second)
     assert [key for key, _ in problems] == [("default", "two")] * 20
@@ -510,7 +511,7 @@ def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
     route = o.model_route("far", {"mistral": [o.pool_ref(namespace="far")]})
     beside = models("far", "mistral", "- m1", namespace="far")
     found = replace(routed(beside, routes=[route]), reference_grants=o.keyed([grant]))
-    assert base_models(found)[0]["m1"] == "mistral"
+    assert BaseModels(lambda: found)()["m1"] == "mistral"
     # A route that may not lead there says nothing of that namespace.
     assert "m1" not in known(beside, routes=[route])[0]
 
@@ -518,8 +519,8 @@ def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
 def test_base_models_of_another_gateway_are_none_of_this_one():
     second = o.model_route("second", {"mistral": [o.pool_ref()]}, gateway="second")
     found = routed(models("m", "mistral", "- m1"), routes=[second], gateways=["gateway", "second"])
-    assert "m1" not in base_models(found, ("default", "gateway"))[0]
-    assert base_models(found, ("default", "second"))[0]["m1"] == "mistral"
+    assert "m1" not in BaseModels(lambda: found)(("default", "gateway"))
+    assert BaseModels(lambda: found)(("default", "second"))["m1"] == "mistral"
 
 
 def test_a_route_that_matches_base_models_by_an_expression_leads_to_each():

@@ -17,9 +17,8 @@ from headrace.core import GA_GROUP
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.nudge import _ATTEMPTS, Nudge
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Snapshot
-from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.status import parents_of_pools, pool_plan, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.protocol.objects import ROUTES_TRANSLATED
 from headrace.protocol.translated import TranslatedRoute, read_routes, write_routes
