@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from headrace.cli.pool.manifests import Document
+from headrace.core.invalid import InvalidField, shown
 
 
 class Severity(StrEnum):
@@ -61,6 +62,11 @@ class Findings:
     def error_at(self, document: Document, line: int, message: str) -> None:
         """What does not work about a line."""
         self._found.append(Finding(Severity.ERROR, document.source, line, "", "", message))
+
+    def invalid(self, document: Document, error: InvalidField, at: str = "") -> None:
+        """A field that cannot be used. `at` is where the value is that the error is about."""
+        where = f"{at}: {error.field}" if at else error.field
+        self.add(document, Severity.ERROR, where, f"{shown(error.value)}: {error.fix}")
 
     def error(self, document: Document, path: str, message: str) -> None:
         """What does not work."""

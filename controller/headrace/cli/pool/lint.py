@@ -16,12 +16,9 @@ from headrace.cli.pool.manifests import Document, duplicate_keys, items
 from headrace.config.decode import InvalidConfig
 from headrace.config.policies import parse_model_rewrite, parse_objective
 from headrace.config.pools import parse_pool
-from headrace.core import (
-    EXTENSION_GROUP,
-    GA_GROUP,
-    InvalidObject,
-    InvalidPool,
-)
+from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidObject, InvalidPool
+from headrace.core.fields import mapping
+from headrace.core.invalid import shown
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.epp.config_file import read_document
 from headrace.scheduling.config import API_VERSIONS, KIND
@@ -80,14 +77,14 @@ def _check(document: Document, findings: Findings) -> None:
         try:
             parse(value)
         except InvalidObject as error:
-            findings.error(document, error.field, f"{_shown(error.value)}: {error.fix}")
+            findings.invalid(document, error)
     elif kind == "InferenceModel":
         fix = "write an InferenceObjective for its criticality and an InferenceModelRewrite for its targetModels"
         findings.error(document, "kind", f"InferenceModel is gone since the API's v1.0, and nothing reads it: {fix}")
     elif kind == KIND or value.get("apiVersion") in API_VERSIONS:
         _check_config(document, "", value, findings)
     elif kind == "ConfigMap" and document.group == "":
-        for name, text in (value.get("data") or {}).items() if isinstance(value.get("data"), Mapping) else ():
+        for name, text in mapping(value.get("data")).items():
             if isinstance(text, str) and KIND in text:
                 _check_config(document, f"data[{name}]", text, findings)
 
@@ -105,8 +102,7 @@ def _check_config(document: Document, path: str, content: Any, findings: Finding
     try:
         config = read_document(content)
     except InvalidConfig as error:
-        where = f"{path}: {error.field}" if path else error.field
-        findings.error(document, where, f"{_shown(error.value)}: {error.fix}")
+        findings.invalid(document, error, path)
         return
     for note in config.notes:
         findings.info(document, path, note)
@@ -117,15 +113,15 @@ def _check_pool(document: Document, findings: Findings) -> None:
     version = VERSION_OF_GROUP.get(group)
     if version is None or value.get("apiVersion") != f"{group}/{version}":
         known = " or ".join(f"{g}/{v}" for g, v in VERSION_OF_GROUP.items())
-        findings.error(document, "apiVersion", f"{_shown(value.get('apiVersion'))}: use {known}")
+        findings.error(document, "apiVersion", f"{shown(value.get('apiVersion'))}: use {known}")
         return
     spec = value.get("spec")
     if not isinstance(spec, Mapping):
-        findings.error(document, "spec", f"{_shown(spec)}: give an object")
+        findings.error(document, "spec", f"{shown(spec)}: give an object")
         return
     _check_fields(document, spec, _V1_FIELDS if group == GA_GROUP else _V1ALPHA2_FIELDS, findings)
     for error in _errors(value, spec, group):
-        findings.error(document, error.field, f"{_shown(error.value)}: {error.fix}")
+        findings.invalid(document, error)
     if "status" in value:
         findings.warning(document, "status", "leave it out: gateways write it, and applying it does nothing")
     reference = spec.get("endpointPickerRef" if group == GA_GROUP else "extensionRef")
@@ -143,7 +139,7 @@ def _check_reference(document: Document, reference: Mapping[str, Any], group: st
     path = "spec.endpointPickerRef" if group == GA_GROUP else "spec.extensionRef"
     kind = reference.get("kind") or "Service"
     if kind != "Service":
-        findings.warning(document, f"{path}.kind", f"{_shown(kind)}: gateways know pickers that are Services only")
+        findings.warning(document, f"{path}.kind", f"{shown(kind)}: gateways know pickers that are Services only")
     if group == GA_GROUP:
         return
     if "port" in reference:
@@ -163,8 +159,8 @@ def _check_fields(
     for path, known in fields.items():
         found: Any = {"spec": spec}
         for step in path.split("."):
-            found = found.get(step) if isinstance(found, Mapping) else None
-        for name in found if isinstance(found, Mapping) else ():
+            found = mapping(found).get(step)
+        for name in mapping(found):
             if name in known:
                 continue
             close = difflib.get_close_matches(str(name), known, 1, 0.75)
@@ -180,10 +176,8 @@ def _errors(value: Mapping[str, Any], spec: Mapping[str, Any], group: str) -> li
     variants: list[Mapping[str, Any]] = [{**good, name: spec.get(name)} for name in good]
     if group == GA_GROUP:
         variants += [{**good, name: spec[name]} for name in ("appProtocol", "endpointPickerRef") if name in spec]
-    labels = spec.get("selector")
-    if group == GA_GROUP:
-        labels = labels.get("matchLabels") if isinstance(labels, Mapping) else None
-    for key, label in labels.items() if isinstance(labels, Mapping) else ():
+    labels = mapping(spec.get("selector"))
+    for key, label in (mapping(labels.get("matchLabels")) if group == GA_GROUP else labels).items():
         one = {key: label}
         variants.append({**good, "selector": one if group == EXTENSION_GROUP else {"matchLabels": one}})
     found: list[InvalidPool] = []
@@ -195,8 +189,3 @@ def _errors(value: Mapping[str, Any], spec: Mapping[str, Any], group: str) -> li
             if all((error.field, error.value) != (other.field, other.value) for other in found):
                 found.append(error)
     return found
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
