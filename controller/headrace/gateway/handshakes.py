@@ -134,7 +134,7 @@ class Handshakes:
 
     def _wanted(self, snapshot: Snapshot, pool: Pool) -> tuple[Trust, tuple[Address, ...]] | None:
         """With what to try a pool's picker; None where a handshake could tell nothing that is not known."""
-        service, problem = snapshot.picker_or_none(pool)
+        service, problem = snapshot.picker_service(pool)
         trust = pool_trust(snapshot, pool)
         # The proxies' own bundle of CAs is not this process's.
         if problem or service.cleartext or trust.unverified or trust.system or not trust.ca:

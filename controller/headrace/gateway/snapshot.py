@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,10 +62,6 @@ class PickerService:
     cleartext: bool
 
 
-class UnresolvedPicker(Exception):  # noqa: N818
-    """A pool's endpoint picker reference that leads nowhere; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """Objects as the API server gave them, keyed by (namespace, name), routes by their kind too; pools parsed.
@@ -100,28 +96,34 @@ class Snapshot:
         grants = self.reference_grants.values()
         return is_granted(grants, route, backend.group, backend.kind, backend.namespace, backend.name)
 
-    def picker_service(self, pool: Pool) -> PickerService:
-        """The Service of a pool's endpoint picker. Raises UnresolvedPicker."""
-        picker = pool.picker
-        if picker is None:
-            raise UnresolvedPicker("the pool names no endpoint picker: set endpointPickerRef")
+    def picker_service(self, pool: Pool) -> tuple[PickerService, str]:
+        """The Service of a pool's endpoint picker, and ""; where it leads nowhere, one that nothing stands behind, and
+        why it does and what to do."""
+        picker = pool.picker or PickerReference("", 0)
+        nobody = PickerService(picker.name, pool.namespace, picker.port or 0, "", is_ours=False, cleartext=False)
+        if pool.picker is None:
+            return nobody, "the pool names no endpoint picker: set endpointPickerRef"
         if picker.kind != "Service" or picker.group:
             kind = f"{picker.group}/{picker.kind}" if picker.group else picker.kind
-            raise UnresolvedPicker(f"endpoint picker of kind {kind} is not supported: name a Service")
+            return nobody, f"endpoint picker of kind {kind} is not supported: name a Service"
+        where = f"Service {pool.namespace}/{picker.name}"
         service = self.services.get((pool.namespace, picker.name))
         if service is None:
-            raise UnresolvedPicker(f"there is no Service {pool.namespace}/{picker.name}: create it, or name another")
-        return _resolve(service, picker, pool.namespace)
-
-    def picker_or_none(self, pool: Pool) -> tuple[PickerService, str]:
-        """The Service of a pool's endpoint picker; where there is none, one that nothing stands behind, and why."""
-        try:
-            return self.picker_service(pool), ""
-        except UnresolvedPicker as error:
-            picker = pool.picker or PickerReference("", 0)
-            return PickerService(
-                picker.name, pool.namespace, picker.port or 0, "", is_ours=False, cleartext=False
-            ), str(error)
+            return nobody, f"there is no {where}: create it, or name another"
+        spec = mapping(service.get("spec"))
+        if spec.get("type") == "ExternalName":
+            return nobody, f"{where} is an ExternalName Service, which an endpoint picker must not be"
+        port = next((port for port in mappings(spec.get("ports")) if port.get("port") == picker.port), None)
+        if port is None:
+            return nobody, f"{where} has no port {picker.port}: add it, or name another port"
+        annotations = mapping(mapping(service.get("metadata")).get("annotations"))
+        found = replace(
+            nobody,
+            port_name=str(port.get("name") or ""),
+            is_ours=annotations.get(PICKER_ANNOTATION) == PICKER_ANNOTATION_OURS,
+            cleartext=port.get("appProtocol") == H2C,
+        )
+        return found, ""
 
     def pods_of(self, pool: Pool) -> Iterable[Object]:
         """The Pods that may belong to a pool: every one that does is among them."""
@@ -164,25 +166,6 @@ class Snapshot:
             for key, found in self.gateways.items()
             if str(mapping(found.get("spec")).get("gatewayClassName")) in classes
         )
-
-
-def _resolve(service: Object, picker: PickerReference, namespace: str) -> PickerService:
-    spec = mapping(service.get("spec"))
-    where = f"Service {namespace}/{picker.name}"
-    if spec.get("type") == "ExternalName":
-        raise UnresolvedPicker(f"{where} is an ExternalName Service, which an endpoint picker must not be")
-    for port in mappings(spec.get("ports")):
-        if port.get("port") == picker.port:
-            annotations = mapping(mapping(service.get("metadata")).get("annotations"))
-            return PickerService(
-                name=picker.name,
-                namespace=namespace,
-                port=int(picker.port or 0),
-                port_name=str(port.get("name") or ""),
-                is_ours=annotations.get(PICKER_ANNOTATION) == PICKER_ANNOTATION_OURS,
-                cleartext=port.get("appProtocol") == H2C,
-            )
-    raise UnresolvedPicker(f"{where} has no port {picker.port}: add it, or name another port")
 
 
 def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:

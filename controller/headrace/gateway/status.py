@@ -20,7 +20,6 @@ from headrace.gateway.snapshot import (
     GatewayKey,
     Object,
     Snapshot,
-    UnresolvedPicker,
     backends_of,
     mapping,
     mappings,
@@ -128,7 +127,7 @@ def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
 
     It says all that a translation takes from objects whose changes Envoy Gateway does not tell the hook of: annotations
     of the pool, the picker's Service, its BackendTLSPolicy."""
-    service, _ = snapshot.picker_or_none(pool)
+    service, _ = snapshot.picker_service(pool)
     plan = plan_pick(pool, service)
     transport = "cleartext"
     if not service.cleartext:
@@ -138,10 +137,9 @@ def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
 
 
 def _resolved(snapshot: Snapshot, pool: Pool, untrusted: str) -> Condition:
-    try:
-        service = snapshot.picker_service(pool)
-    except UnresolvedPicker as error:
-        return _condition(RESOLVED_REFS, False, "InvalidExtensionRef", str(error))
+    service, unresolved = snapshot.picker_service(pool)
+    if unresolved:
+        return _condition(RESOLVED_REFS, False, "InvalidExtensionRef", unresolved)
     plan = pool_plan(snapshot, pool)
     message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
     trust = find_trust(snapshot, service)

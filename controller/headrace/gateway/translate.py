@@ -278,7 +278,7 @@ class _Work:
         elif pool.picker is None:
             self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: it names no picker")
         else:
-            service, problem = self._snapshot.picker_or_none(pool)
+            service, problem = self._snapshot.picker_service(pool)
             plan = filters.plan_pick(pool, service)
             if problem:
                 # The failure mode decides what becomes of requests while the picker is missing.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.core import Pool
-from headrace.gateway.snapshot import Object, PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+from headrace.gateway.snapshot import Object, PickerService, Snapshot, mapping, mappings
 from headrace.xds.envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2
 
 _SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -84,11 +84,8 @@ def find_trust(snapshot: Snapshot, service: PickerService) -> Trust:
 
 def pool_trust(snapshot: Snapshot, pool: Pool) -> Trust:
     """How to verify a pool's picker; of a picker that cannot be resolved nothing is trusted."""
-    try:
-        service = snapshot.picker_service(pool)
-    except UnresolvedPicker as error:
-        return Trust(hostname="", problem=str(error))
-    return find_trust(snapshot, service)
+    service, problem = snapshot.picker_service(pool)
+    return Trust(hostname="", problem=problem) if problem else find_trust(snapshot, service)
 
 
 def trust_secret(name: str, trust: Trust, nothing: str) -> secret_pb2.Secret:

@@ -48,6 +48,9 @@ from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of,
 
 logger = logging.getLogger(__name__)
 
+# What to change of a route, of which this is recorded. May raise Foreign.
+Operations = Callable[[Object, RouteRecord], list[Operation]]
+
 _PATCH_TRIES = 8
 _DELETED_SECONDS = 120.0
 # Envoys have taken a new route by then.
@@ -132,9 +135,8 @@ class Cluster:
         if event := await self._late(state, routes):
             return event
         await self._hold(state, routes)
-        foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self.plan, percent))
-        if foreign:
-            return Abort(foreign)
+        if event := await self._patch_all(state, lambda route, known: shift_patch(route, known, self.plan, percent)):
+            return event
         return WrittenEvent(percent) if await self._translations.complete() else None
 
     async def finalise(self, state: State) -> Event | None:
@@ -144,9 +146,8 @@ class Cluster:
         routes = await self.routes()
         if event := await self._late(state, routes):
             return event
-        foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self.plan))
-        if foreign:
-            return Abort(foreign)
+        if event := await self._patch_all(state, lambda route, known: final_patch(route, known, self.plan)):
+            return event
         if not await self._translations.complete():
             return None
         await self._release(routes)
@@ -207,18 +208,16 @@ class Cluster:
         """(kind, namespace, name) of all routes that name one of the pools. Raises ApiError."""
         return leading_to(await self.routes(), *pools)
 
-    async def _patch_all(self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]) -> str:
-        """Patch every recorded route. Returns what somebody else changed, "" for nothing."""
+    async def _patch_all(self, state: State, operations: Operations) -> Abort | None:
+        """Patch every recorded route, unless somebody else changed one."""
         for record in state.records:
             try:
                 await self._patch(record, operations)
             except Foreign as error:
-                return str(error)
-        return ""
+                return Abort(str(error))
+        return None
 
-    async def _patch_each(
-        self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]
-    ) -> list[tuple[RouteRecord, ApiError]]:
+    async def _patch_each(self, state: State, operations: Operations) -> list[tuple[RouteRecord, ApiError]]:
         """Patch every recorded route, whatever becomes of the others. Returns those that the API server refused."""
         refused = []
         for record in state.records:
@@ -230,7 +229,7 @@ class Cluster:
                 refused.append((record, error))
         return refused
 
-    async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
+    async def _patch(self, record: RouteRecord, operations: Operations) -> None:
         path = ROUTES[record.kind].path(record.namespace, record.name)
         for attempt in range(_PATCH_TRIES):
             route = await find(self.client, path)

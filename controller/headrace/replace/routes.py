@@ -71,9 +71,15 @@ class RouteRecord:
 
 
 def key_of(route: Object) -> tuple[str, str, str]:
-    """(kind, namespace, name) of a route that says its kind."""
-    metadata = route["metadata"]
-    return (str(route["kind"]), str(metadata.get("namespace") or "default"), str(metadata["name"]))
+    """(kind, namespace, name) of a route; an HTTPRoute, where it does not say its kind."""
+    metadata = route.get("metadata") or {}
+    kind, name = route.get("kind") or KINDS[0], metadata.get("name") or ""
+    return (str(kind), str(metadata.get("namespace") or "default"), str(name))
+
+
+def _is_held(route: Object) -> bool:
+    """Whether a route is one of a replacement's own."""
+    return HOLD_LABEL in ((route.get("metadata") or {}).get("labels") or {})
 
 
 def swap_of(plan: Plan, route_namespace: str) -> Swap:
@@ -83,10 +89,9 @@ def swap_of(plan: Plan, route_namespace: str) -> Swap:
 
 def record(route: Object, plan: Plan) -> RouteRecord | None:
     """What has to be remembered of a route; None if it does not lead to the old pool."""
-    metadata = route.get("metadata") or {}
-    if HOLD_LABEL in (metadata.get("labels") or {}):
+    if _is_held(route):
         return None
-    namespace = str(metadata.get("namespace") or "default")
+    kind, namespace, name = key_of(route)
     swap = swap_of(plan, namespace)
     rules = tuple(
         RuleRecord(index, str(rule.get("name") or ""), rule.get("matches"), refs_of(rule))
@@ -95,10 +100,8 @@ def record(route: Object, plan: Plan) -> RouteRecord | None:
     )
     if not rules:
         return None
-    kind = str(route.get("kind") or KINDS[0])
-    name, uid = str(metadata.get("name") or ""), str(metadata.get("uid") or "")
     rest = _rest(route, [rule.index for rule in rules])
-    return RouteRecord(namespace, name, uid, rules, kind, owners_of(route), rest)
+    return RouteRecord(namespace, name, str(route["metadata"].get("uid") or ""), rules, kind, owners_of(route), rest)
 
 
 def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
@@ -111,12 +114,10 @@ def leading_to(routes: Iterable[Object], *pools: PoolRef) -> tuple[tuple[str, st
     """(kind, namespace, name) of all routes that name one of the pools, with whatever weight; ours aside."""
     found = []
     for route in routes:
-        metadata = route.get("metadata") or {}
-        namespace = str(metadata.get("namespace") or "default")
+        key = key_of(route)
         refs = [ref for rule in rules_of(route) for ref in refs_of(rule)]
-        named = any(names(ref, pool, namespace) for pool in pools for ref in refs)
-        if named and HOLD_LABEL not in (metadata.get("labels") or {}):
-            found.append((str(route.get("kind") or KINDS[0]), namespace, str(metadata.get("name") or "")))
+        if any(names(ref, pool, key[1]) for pool in pools for ref in refs) and not _is_held(route):
+            found.append(key)
     return tuple(sorted(found))
 
 

@@ -252,28 +252,25 @@ class Runner:
             return None
         return stored.request if stored is not None else None
 
-    async def _new_pool(self) -> tuple[PoolReading | None, Abort | None]:
-        """A look at the new pool, and whether it has been dead for too long."""
+    async def _read(self, which: str, pool: PoolRef) -> PoolReading | None:
         try:
-            reading = await self.reader.read(self.plan.new)
+            return await self.reader.read(pool)
         except (ApiError, InvalidPool) as error:
-            logger.warning("the new pool cannot be looked at: %s", error)
-            return None, None
-        now = self.clock()
-        if not reading.dead:
-            self._dead_since = None
-        elif self._dead_since is None:
-            self._dead_since = now
-        elif now - self._dead_since >= self.plan.dead_after:
-            return reading, Abort(f"the new pool is dead: {reading.dead}")
-        return reading, None
-
-    async def _old_pool(self) -> PoolReading | None:
-        try:
-            return await self.reader.read(self.plan.old)
-        except (ApiError, InvalidPool) as error:
-            logger.warning("the old pool cannot be looked at: %s", error)
+            logger.warning("the %s pool cannot be looked at: %s", which, error)
             return None
+
+    def _death(self, new: PoolReading | None) -> Abort | None:
+        """Whether the new pool has been dead for too long."""
+        if new is None:
+            return None
+        since, now = self._dead_since, self.clock()
+        self._dead_since = (now if since is None else since) if new.dead else None
+        is_over = new.dead and since is not None and now - since >= self.plan.dead_after
+        return Abort(f"the new pool is dead: {new.dead}") if is_over else None
+
+    async def _stopped(self, state: State) -> Event | None:
+        """What ends a wait: an interruption, or the new pool's death."""
+        return await self._interruption(state) or self._death(await self._read("new", self.plan.new))
 
     # ---- the phases that wait
 
@@ -285,10 +282,11 @@ class Runner:
         while True:
             if (event := await self._interruption(state)) is not None:
                 return event
-            (reading, dead), old_reading = await asyncio.gather(self._new_pool(), self._old_pool())
-            if dead is not None:
+            looks = self._read("new", plan.new), self._read("old", plan.old)
+            new_reading, old_reading = await asyncio.gather(*looks)
+            if (dead := self._death(new_reading)) is not None:
                 return dead
-            new, old = _advanced(new, reading, began), _advanced(old, old_reading, began)
+            new, old = _advanced(new, new_reading, began), _advanced(old, old_reading, began)
             seconds = self.clock() - began
             if reason := hopeless(plan, new.total):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
@@ -317,25 +315,19 @@ class Runner:
 
     async def _approval(self, state: State) -> Event:
         while True:
-            if (event := await self._interruption(state)) is not None:
+            if (event := await self._stopped(state)) is not None:
                 return event
             if self.clock() > state.since + self.plan.approval_timeout:
                 return Abort(f"nobody approved within {self.plan.approval_timeout:g} s")
-            _, dead = await self._new_pool()
-            if dead is not None:
-                return dead
             await self.sleep(self.poll_interval)
 
     async def _drain(self, state: State) -> Event:
         deadline, idle = state.since + self.plan.drain_timeout, 0
         left: float | None = None
         while True:
-            if (event := await self._interruption(state)) is not None:
+            if (event := await self._stopped(state)) is not None:
                 return event
-            _, dead = await self._new_pool()
-            if dead is not None:
-                return dead
-            reading = await self._old_pool()
+            reading = await self._read("old", self.plan.old)
             if reading is not None:
                 # Nobody says anything: that is not idle.
                 left = reading.in_flight
