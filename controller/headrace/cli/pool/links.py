@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.cli.pool.findings import Findings
+from headrace.cli.pool import findings
+from headrace.cli.pool.findings import Finding
 from headrace.cli.pool.manifests import Document
 from headrace.config.pools import parse_pool
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool, Pool
@@ -18,6 +19,8 @@ _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "LeaderWor
 _REMOVED_FLAG = re.compile(
     r"--?(?:total-queued-requests|total-running-requests|kv-cache-usage-percentage|lora-info|cache-info)-metric\b"
 )
+# (namespace, name, group) of a pool.
+_Key = tuple[str, str, str]
 _CONTAINERS = "spec.template.spec.containers"
 
 
@@ -54,7 +57,7 @@ class _Workload:
         return f"{self.document.kind} {self.document.name}"
 
 
-def check_links(documents: Sequence[Document], findings: Findings) -> None:
+def check_links(documents: Sequence[Document]) -> Iterator[Finding]:
     """Check the references between documents."""
     pools: list[tuple[Document, Pool]] = []
     for document in documents:
@@ -68,22 +71,23 @@ def check_links(documents: Sequence[Document], findings: Findings) -> None:
     for document, pool in pools:
         service = services.get((pool.namespace, pool.picker.name)) if pool.picker is not None else None
         if service is not None:
-            _check_service(document, pool, service, findings)
-        _check_selection(document, pool, workloads, findings)
-    links = _Links({(pool.namespace, pool.name, pool.group) for _, pool in pools}, findings)
+            yield from _check_service(document, pool, service)
+        yield from _check_selection(document, pool, workloads)
+    links = _Links({(pool.namespace, pool.name, pool.group) for _, pool in pools})
     for workload in workloads:
-        links.check_picker(workload)
+        yield from links.check_picker(workload)
     for document in documents:
         if document.kind in ("HTTPRoute", "GRPCRoute"):
-            links.check_route(document)
+            yield from links.check_route(document)
         elif document.kind in ("InferenceObjective", "InferenceModelRewrite"):
             reference = _get(document.value, "spec", "poolRef")
             if isinstance(reference, Mapping):
                 group = str(reference.get("group") or GA_GROUP)
-                links.check_group(document, "spec.poolRef", (document.namespace, str(reference.get("name")), group))
+                meant = (document.namespace, str(reference.get("name")), group)
+                yield from links.check_group(document, "spec.poolRef", meant)
 
 
-def _check_service(document: Document, pool: Pool, service: Document, findings: Findings) -> None:
+def _check_service(document: Document, pool: Pool, service: Document) -> Iterator[Finding]:
     picker = pool.picker
     if picker is None or picker.kind != "Service":
         return
@@ -91,42 +95,41 @@ def _check_service(document: Document, pool: Pool, service: Document, findings: 
     spec = mapping(service.value.get("spec"))
     if spec.get("type") == "ExternalName":
         text = f"Service {picker.name} is of type ExternalName, which a pool must not use; give it a selector and ports"
-        findings.error(document, f"{path}.name", text)
+        yield findings.error(document, f"{path}.name", text)
         return
     ports = [entry.get("port") for entry in mappings(spec.get("ports"))]
     if picker.port not in ports:
         text = f"Service {picker.name} has no port {picker.port}; it has {', '.join(map(str, ports)) or 'none'}"
-        findings.error(document, path, text)
+        yield findings.error(document, path, text)
 
 
-def _check_selection(document: Document, pool: Pool, workloads: Sequence[_Workload], findings: Findings) -> None:
+def _check_selection(document: Document, pool: Pool, workloads: Sequence[_Workload]) -> Iterator[Finding]:
     here = [w for w in workloads if w.document.namespace == pool.namespace]
     pickers = [w for w in here if w.flag("pool-name") is not None]
     servers = [w for w in here if w not in pickers]
     for workload in pickers:
         if pool.selects(workload.labels):
             text = f"it selects {workload} too, an endpoint picker: requests would go there"
-            findings.error(document, "spec.selector", text)
+            yield findings.error(document, "spec.selector", text)
     chosen = [w for w in servers if pool.selects(w.labels)]
     if servers and not chosen:
         names = ", ".join(map(str, servers[:5]))
-        findings.warning(document, "spec.selector", f"it selects none of the Pods in these files ({names})")
+        yield findings.warning(document, "spec.selector", f"it selects none of the Pods in these files ({names})")
     path = "spec.targetPortNumber" if pool.group == EXTENSION_GROUP else "spec.targetPorts"
     for workload in chosen:
         ports = {entry.get("containerPort") for c in workload.containers for entry in mappings(c.get("ports"))}
         if ports and not ports & set(pool.target_ports):
             given = ", ".join(str(port) for port in sorted(ports, key=str))
-            findings.warning(document, path, f"none of these ports is one of {workload}'s ({given})")
+            yield findings.warning(document, path, f"none of these ports is one of {workload}'s ({given})")
 
 
 @dataclass(frozen=True)
 class _Links:
-    """References to pools. `pools` are those of the files: (namespace, name, group)."""
+    """References to pools. `pools` are those of the files."""
 
-    pools: set[tuple[str, str, str]]
-    findings: Findings
+    pools: set[_Key]
 
-    def check_picker(self, workload: _Workload) -> None:
+    def check_picker(self, workload: _Workload) -> Iterator[Finding]:
         """An endpoint picker's flags."""
         name, document = workload.flag("pool-name"), workload.document
         if name is None:
@@ -135,45 +138,45 @@ class _Links:
             if _REMOVED_FLAG.match(argument):
                 flag = argument.partition("=")[0]
                 text = f"{flag} is refused at start; leave it out: metric names follow from the Pods' engine-type label"
-                self.findings.error(document, _CONTAINERS, text)
+                yield findings.error(document, _CONTAINERS, text)
         group = workload.flag("pool-group") or GA_GROUP
         namespace = workload.flag("pool-namespace") or document.namespace
         if "$(" not in namespace and "$(" not in name:
-            self.check_group(document, _CONTAINERS, (namespace, name, group), field="--pool-group")
+            yield from self.check_group(document, _CONTAINERS, (namespace, name, group), field="--pool-group")
 
-    def check_route(self, document: Document) -> None:
+    def check_route(self, document: Document) -> Iterator[Finding]:
         """A route's backends."""
         rules = _get(document.value, "spec", "rules")
         if rules is not None and not isinstance(rules, list):
-            self.findings.error(document, "spec.rules", "give a list: a dash before the first key of each rule")
+            yield findings.error(document, "spec.rules", "give a list: a dash before the first key of each rule")
             return
         for number, rule in enumerate(rules or []):
             references = mapping(rule).get("backendRefs")
             for at, reference in enumerate(references if isinstance(references, list) else []):
                 if isinstance(reference, Mapping):
-                    self._check_backend(document, f"spec.rules[{number}].backendRefs[{at}]", reference)
+                    yield from self._check_backend(document, f"spec.rules[{number}].backendRefs[{at}]", reference)
 
-    def _check_backend(self, document: Document, path: str, reference: Mapping[str, Any]) -> None:
+    def _check_backend(self, document: Document, path: str, reference: Mapping[str, Any]) -> Iterator[Finding]:
         group, kind = str(reference.get("group") or ""), str(reference.get("kind") or "Service")
         if kind != "InferencePool":
             if group in VERSION_OF_GROUP:
-                self.findings.error(document, f"{path}.kind", f"{kind!r}: group {group} has kind InferencePool only")
+                yield findings.error(document, f"{path}.kind", f"{kind!r}: group {group} has kind InferencePool only")
         elif group not in VERSION_OF_GROUP:
             fix = f"use {' or '.join(VERSION_OF_GROUP)}"
-            self.findings.error(document, f"{path}.group", f"{group!r} has no InferencePool: {fix}")
+            yield findings.error(document, f"{path}.group", f"{group!r} has no InferencePool: {fix}")
         else:
             namespace = str(reference.get("namespace") or document.namespace)
-            self.check_group(document, path, (namespace, str(reference.get("name")), group))
+            yield from self.check_group(document, path, (namespace, str(reference.get("name")), group))
             if reference.get("port") is not None:
-                self.findings.info(document, f"{path}.port", "the port of a reference to a pool is ignored")
+                yield findings.info(document, f"{path}.port", "the port of a reference to a pool is ignored")
 
-    def check_group(self, document: Document, path: str, meant: tuple[str, str, str], field: str = "group") -> None:
+    def check_group(self, document: Document, path: str, meant: _Key, field: str = "group") -> Iterator[Finding]:
         """A reference to a pool that the files have in the other API group only."""
         namespace, name, group = meant
         for other in VERSION_OF_GROUP if meant not in self.pools else ():
             if (namespace, name, other) in self.pools:
                 text = f"it means pool {name} of {group}; the one in these files is of another group"
-                self.findings.error(document, path, f"{text}: set {field} to {other}")
+                yield findings.error(document, path, f"{text}: set {field} to {other}")
 
 
 def _workloads(documents: Sequence[Document]) -> Iterator[_Workload]:
