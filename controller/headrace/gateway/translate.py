@@ -148,11 +148,10 @@ class _Work:
         old = {weight.name: weight for weight in route.route.weighted_clusters.clusters}
         plans: list[filters.PickPlan] = []
         weights: list[_Weight] = []
-        sampled = any(self._samples(backend) for backend in backends)
+        factor = filters.SAMPLE_OF if any(map(self._samples, backends)) else 1
         for backend in backends:
-            if backend.weight == 0:
-                continue
-            weights += self._weights(rule_name, backend, old, plans, filters.SAMPLE_OF if sampled else 1)
+            if backend.weight:
+                weights += self._weights(rule_name, backend, old, plans, factor)
         if route.WhichOneof("action") == "direct_response":
             # Envoy Gateway answers 500 by itself where it found no valid backend, and so it should.
             if not plans:
@@ -200,12 +199,7 @@ class _Work:
             name = self._other_cluster(rule, backend, old)
             if name is None:
                 return invalid
-            weight = _Weight()
-            if name in old:
-                weight.CopyFrom(old[name])
-            weight.name = name
-            weight.weight.value = share
-            return [weight]
+            return [_weighted(old.get(name, _Weight()), name, share)]
         if not self._snapshot.permits(rule.route, backend):
             return invalid
         try:
@@ -224,12 +218,8 @@ class _Work:
             parts = [(plan.observation is filters.Observation.ALL, share)]
         weights = []
         for bodies, part in parts:
-            weight = _Weight()
-            weight.CopyFrom(self._switched_on(plan, bodies))
-            weight.name = name
-            weight.weight.value = part
-            changes.apply(weight)
-            weights.append(weight)
+            weights.append(_weighted(self._switched_on(plan, bodies), name, part))
+            changes.apply(weights[-1])
         return weights
 
     def _refuse(self, rule: RuleName, backend: Backend, error: InvalidFilter) -> None:
@@ -273,30 +263,22 @@ class _Work:
         plan = None
         pool = self._snapshot.pools.get(key)
         if pool is None:
-            why = self._snapshot.bad_pools.get(key, "there is no such pool")
-            self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: {why}")
+            notes = [f"its share is answered 500: {self._snapshot.bad_pools.get(key, 'there is no such pool')}"]
         elif pool.picker is None:
-            self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: it names no picker")
+            notes = ["its share is answered 500: it names no picker"]
         else:
+            # While the picker is missing, the failure mode decides what becomes of requests.
             service, problem = self._snapshot.picker_service(pool)
             plan = filters.plan_pick(pool, service)
-            if problem:
-                # The failure mode decides what becomes of requests while the picker is missing.
-                self.result.notes.append(f"InferencePool {'/'.join(key)}: {problem}")
-            self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in plan.notes]
-            self._picker_cluster(plan)
+            trust = find_trust(self._snapshot, service)
+            if trust.unverified and not service.cleartext:
+                self.result.unverified.add(key)
+            notes = [problem, *plan.notes, "" if service.cleartext else trust.problem]
+            cluster = picker_cluster(pool, service, trust.hostname)
+            self._made[cluster.name] = cluster
+        self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in notes if note]
         self._plans[key] = plan
         return plan
-
-    def _picker_cluster(self, plan: filters.PickPlan) -> None:
-        trust = find_trust(self._snapshot, plan.service)
-        if not plan.service.cleartext:
-            if trust.unverified:
-                self.result.unverified.add(names.pool_key(plan.pool))
-            if trust.problem:
-                self.result.notes.append(f"InferencePool {'/'.join(names.pool_key(plan.pool))}: {trust.problem}")
-        cluster = picker_cluster(plan.pool, plan.service, trust.hostname)
-        self._made[cluster.name] = cluster
 
     def _template(self, rule: RuleName, backend: Backend) -> cluster_pb2.Cluster | None:
         own = self._templates.get(f"{rule.destination}/backend/{backend.index}")
@@ -350,10 +332,8 @@ class _Work:
         except DecodeError as error:
             self.result.notes.append(f"a listener cannot be read: {error}")
             return content
-        changed = False
-        for network_filter in _network_filters(listener):
-            changed = self._network_filter(network_filter) or changed
-        return bytes(listener.SerializeToString(deterministic=True)) if changed else content
+        changed = [self._network_filter(network_filter) for network_filter in _network_filters(listener)]
+        return bytes(listener.SerializeToString(deterministic=True)) if any(changed) else content
 
     def _network_filter(self, network_filter: listener_components_pb2.Filter) -> bool:
         manager = _Manager()
@@ -370,13 +350,21 @@ class _Work:
             return False
         if manager.rds.route_config_name in self._by_model:
             model_routing.prepare_manager(manager)
-            network_filter.typed_config.Pack(manager, deterministic=True)
-            return True
-        del manager.http_filters[:]
-        # The router is the last; nothing may come between the pick and it, or it would see no picked header.
-        manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
+        else:
+            del manager.http_filters[:]
+            # The router is the last; nothing may come between the pick and it, or it would see no picked header.
+            manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
         network_filter.typed_config.Pack(manager, deterministic=True)
         return True
+
+
+def _weighted(like: _Weight, name: str, share: int) -> _Weight:
+    """A copy with another name and share."""
+    weight = _Weight()
+    weight.CopyFrom(like)
+    weight.name = name
+    weight.weight.value = share
+    return weight
 
 
 def _network_filters(listener: listener_pb2.Listener) -> Iterable[listener_components_pb2.Filter]:

@@ -175,19 +175,14 @@ async def _hold(options: Options, plan: Plan, client: Any, session: aiohttp.Clie
 
 async def _while_leased(work: Awaitable[State], lease: Lease) -> State:
     """Work, and renew the Lease meanwhile; a lost Lease ends the work. Raises LeaseLost."""
-    working = asyncio.ensure_future(work)
-    keeping = asyncio.ensure_future(lease.keep())
     try:
-        await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
-        if keeping.done() and not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-            keeping.result()
-        return await working
-    finally:
-        for task in (working, keeping):
-            task.cancel()
-        await asyncio.gather(working, keeping, return_exceptions=True)
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(lease.keep())
+            state = await work
+            keeping.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return state
 
 
 def _exit_code(state: State) -> int:

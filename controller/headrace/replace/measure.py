@@ -19,7 +19,6 @@ import aiohttp
 from headrace.core import endpoint_key, fields
 from headrace.core.bounded_json import load
 from headrace.core.fields import mapping, text
-from headrace.core.pool import Pool
 from headrace.datalayer.engines import engine_of
 from headrace.datalayer.exposition import CostlyPage
 from headrace.kube.client import ApiError, open_response, request
@@ -106,14 +105,10 @@ class Measure:
         self._known: dict[PoolRef, Members] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
-    async def pool(self, ref: PoolRef) -> Pool:
-        """The pool. Raises ApiError, InvalidPool."""
-        found = await request(self.client, "GET", POOLS[ref.group].path(ref.namespace, ref.name))
-        return read_pool(ref.group, found)
-
     async def members(self, ref: PoolRef) -> Members:
         """The processes of a pool as the API server has them now. Raises ApiError, InvalidPool."""
-        pool = await self.pool(ref)
+        found = await request(self.client, "GET", POOLS[ref.group].path(ref.namespace, ref.name))
+        pool = read_pool(ref.group, found)
         servers = [
             _target(pod, port, engine_of(mapping(mapping(pod.get("metadata")).get("labels"))).path)
             for pod in await pods_of(self.client, pool)
