@@ -15,13 +15,14 @@ from typing import Any
 
 from headrace.core import GA_GROUP
 from headrace.gateway import names
-from headrace.gateway.discovery import EDS_TYPE, SnapshotSource
+from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.lacking import lacking
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.snapshot import Object, Snapshot, parse_pools
 from headrace.gateway.status import parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.protocol.objects import PICKER_ANNOTATION
+from headrace.protocol.rpc import EDS_TYPE
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
@@ -77,6 +78,7 @@ def cluster_state() -> Snapshot:
         route["spec"]["parentRefs"] = parents
     good, bad = parse_pools(pools)
     return Snapshot(
+        controller_name=CONTROLLER,
         backend_tls_policies=keyed(policies),
         gateways=keyed([{"metadata": metadata(0, "gateway"), "spec": {"gatewayClassName": "c"}}]),
         gateway_classes={("", "c"): {"metadata": {"name": "c"}, "spec": {"controllerName": CONTROLLER}}},
@@ -84,7 +86,7 @@ def cluster_state() -> Snapshot:
         bad_pools=bad,
         services=keyed(services),
         pods=keyed(pods),
-        http_routes=keyed(routes),
+        routes={("HTTPRoute", *key): found for key, found in keyed(routes).items()},
     )
 
 
@@ -153,16 +155,16 @@ def main() -> None:
 
     def endpoints() -> None:
         fresh = Snapshot(**{name: getattr(snapshot, name) for name in ("pools", "services", "pods")})
-        source = SnapshotSource(lambda: fresh, verify_by_default=True, nothing="")
+        source = SnapshotSource(lambda: fresh, "")
         for key in fresh.pools:
             source.resource(EDS_TYPE, names.pool_cluster_name(key))
 
     def status() -> None:
         fresh = replace(snapshot)
-        parents = parents_of_pools(fresh, CONTROLLER)
+        parents = parents_of_pools(fresh)
         assert len(parents) == POOLS
         for key, own in parents.items():
-            wanted_status({"metadata": {"generation": 1}}, key, fresh, own, CONTROLLER, "2026-01-01T00:00:00Z")
+            wanted_status({"metadata": {"generation": 1}}, key, fresh, own, "2026-01-01T00:00:00Z")
 
     print(f"{POOLS} pools of {PODS_A_POOL} Pods, {ROUTES} routes, load average {os.getloadavg()[0]:.1f}")
     rounds = measured(answer)

@@ -31,7 +31,7 @@ async def test_a_call_takes_less_than_200_ms(tmp_path: Path) -> None:
         return state
 
     server = grpc.aio.server(options=_UNLIMITED)
-    hook = Hook(snapshot, Metrics(), verify_by_default=True)
+    hook = Hook(snapshot, Metrics())
     server.add_generic_rpc_handlers((hook.handler(),))
     port = server.add_secure_port("localhost:0", mutual_credentials(tmp_path, tmp_path / "ca.crt"))
     await server.start()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.kube.client import ApiError, ConfigurationError, Resource, connect
-from headrace.kube.patch import apply, patch_status
+from headrace.kube.objects import apply, patch_status
 from headrace.kube.reflector import Reflector
 
 from ..hang import HANG_SECONDS

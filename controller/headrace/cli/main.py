@@ -17,7 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn
 
 from headrace.logs import LEVELS, configure_logging
 
@@ -34,16 +34,6 @@ class UsageError(Exception):
 
     A command's `run` may raise it, or any ValueError, for what argparse cannot check: exit code 2, no traceback.
     """
-
-
-class Command(Protocol):
-    """What the module of a subcommand offers."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the subcommand's flags."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Run until done or stopped; returns the exit code."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +85,10 @@ def _top_parser() -> _Parser:
     return parser
 
 
-def _load(name: str) -> Command:
-    """Import a subcommand's module. Raises UsageError when it, or something it imports, is not installed."""
+def _load(name: str) -> Any:
+    """A subcommand's module, imported. Raises UsageError when it, or something it imports, is not installed."""
     try:
-        return cast(Command, importlib.import_module(SUBCOMMANDS[name].module))
+        return importlib.import_module(SUBCOMMANDS[name].module)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"'headrace {name}' needs the Python module '{error.name}', which is not installed. "
@@ -120,7 +110,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     configure_logging(args.log_level)
     try:
-        return command.run(args)
+        return int(command.run(args))
     except (UsageError, ValueError) as error:
         _logger.debug("refused", exc_info=True)
         parser.error(str(error))

@@ -62,11 +62,6 @@ class Pool:
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
-    def version(self) -> str:
-        """The served version of this pool's API group."""
-        return VERSION_OF_GROUP[self.group]
-
-    @property
     def failure_mode(self) -> FailureMode:
         """The picker's failure mode; FailClose, the API's default, without a picker."""
         return self.picker.failure_mode if self.picker is not None else FailureMode.CLOSE

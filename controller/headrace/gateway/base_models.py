@@ -17,15 +17,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import yaml
 
 from headrace.core.fields import has_condition
-from headrace.gateway.snapshot import Object, Snapshot, backends_of, mapping, mappings, rules_of
-from headrace.gateway.status import GatewayKey, gateway_of
+from headrace.gateway.snapshot import GatewayKey, Object, Snapshot, mapping, mappings
+from headrace.gateway.status import gateway_of
 from headrace.kube.reflector import key_of
+from headrace.kube.routes import rules_of
 from headrace.protocol import http
 from headrace.protocol.objects import ACCEPTED
 
@@ -72,31 +73,25 @@ class ModelRoute:
     bases: frozenset[str] | None
 
 
-def model_routes(snapshot: Snapshot, controller_name: str) -> list[ModelRoute]:
+def model_routes(snapshot: Snapshot) -> list[ModelRoute]:
     """The rules that match models, of routes that Gateways of ours have accepted."""
     found = []
-    for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
-        for (namespace, _), route in routes.items():
-            for rule in rules_of(route):
-                matches = list(_model_matches(rule))
-                if not matches:
-                    continue
-                of_base = [match for match in matches if match[0] == http.BASE_MODEL]
-                pools = {
-                    backend.namespace
-                    for backend in backends_of(rule, namespace)
-                    if backend.is_pool and snapshot.permits(kind, namespace, backend)
-                }
-                found.append(
-                    ModelRoute(
-                        gateways=_accepted_by(route, namespace, snapshot, controller_name),
-                        namespaces=frozenset({namespace, *pools}),
-                        models=frozenset(value for _, value, exact in matches if exact),
-                        bases=frozenset(value for _, value, _ in of_base)
-                        if all(exact for _, _, exact in of_base)
-                        else None,
-                    )
+    for key, route in snapshot.routes.items():
+        for rule in rules_of(route):
+            matches = list(_model_matches(rule))
+            if not matches:
+                continue
+            of_base = [match for match in matches if match[0] == http.BASE_MODEL]
+            found.append(
+                ModelRoute(
+                    gateways=_accepted_by(route, key[1], snapshot),
+                    namespaces=frozenset({key[1], *(pool.namespace for pool in snapshot.pools_of(key, [rule]))}),
+                    models=frozenset(value for _, value, exact in matches if exact),
+                    bases=frozenset(value for _, value, _ in of_base)
+                    if all(exact for _, _, exact in of_base)
+                    else None,
                 )
+            )
     return [route for route in found if route.gateways]
 
 
@@ -109,28 +104,15 @@ def _model_matches(rule: Object) -> Iterator[tuple[str, str, bool]]:
                 yield name, str(header.get("value") or ""), (header.get("type") or "Exact") == "Exact"
 
 
-def _accepted_by(route: Object, namespace: str, snapshot: Snapshot, controller_name: str) -> frozenset[GatewayKey]:
+def _accepted_by(route: Object, namespace: str, snapshot: Snapshot) -> frozenset[GatewayKey]:
     return frozenset(
         gateway
         for entry in mappings(mapping(route.get("status")).get("parents"))
-        if entry.get("controllerName") == controller_name
+        if entry.get("controllerName") == snapshot.controller_name
         and has_condition(entry, ACCEPTED)
         and (gateway := gateway_of(entry, namespace)) is not None
         and gateway in snapshot.gateways
     )
-
-
-def base_models(
-    snapshot: Snapshot,
-    controller_name: str,
-    gateway: GatewayKey | None = None,
-    *,
-    held: Mapping[str, ConfigMapKey] | None = None,
-) -> Reading:
-    """The base models of one Gateway, or of all of ours. `held` is that of the reading before."""
-    routes = model_routes(snapshot, controller_name)
-    of_gateway = [route for route in routes if gateway is None or gateway in route.gateways]
-    return _assign(_by_age(snapshot.base_model_config_maps), of_gateway, held or {}, read_adapters)
 
 
 def _by_age(config_maps: Mapping[ConfigMapKey, Object]) -> dict[ConfigMapKey, Object]:
@@ -232,21 +214,16 @@ def _quoted(name: str) -> str:
     return repr(name[:_QUOTED])
 
 
+@dataclass(eq=False)
 class BaseModels:
     """The mapping as of now, by Gateway. Problems are logged once for each change, and told to `on_problem`."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[], Snapshot],
-        controller_name: str,
-        on_problem: Callable[[Problem], None] = lambda _: None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._snapshot = snapshot
-        self._controller_name = controller_name
-        self._on_problem = on_problem
-        self._clock = clock
+    snapshot: Callable[[], Snapshot]
+    on_problem: Callable[[Problem], None] = lambda _: None
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._seen: Snapshot | None = None
         self._read_at = 0.0
         self._found: dict[GatewayKey | None, Reading] = {}
@@ -255,9 +232,9 @@ class BaseModels:
 
     def __call__(self, gateway: GatewayKey | None = None) -> Mapping[str, str]:
         """Model name to base model name for a Gateway; None: for all of ours."""
-        newest = self._snapshot()
-        if self._seen is not newest and (self._seen is None or self._clock() >= self._read_at + _AGAIN_SECONDS):
-            before, self._seen, self._read_at = self._seen, newest, self._clock()
+        newest = self.snapshot()
+        if self._seen is not newest and (self._seen is None or self.clock() >= self._read_at + _AGAIN_SECONDS):
+            before, self._seen, self._read_at = self._seen, newest, self.clock()
             if before is None or not _same(before, newest):
                 self._read(newest)
         reading = self._found.get(gateway)
@@ -267,7 +244,7 @@ class BaseModels:
         """Read for every Gateway, asked for or not: who holds a name must be known before another one wants it."""
         config_maps = _by_age(snapshot.base_model_config_maps)
         self._adapters = {key: read for key, read in self._adapters.items() if key in config_maps}
-        routes = model_routes(snapshot, self._controller_name)
+        routes = model_routes(snapshot)
         by_gateway: dict[GatewayKey | None, list[ModelRoute]] = {None: routes}
         for gateway in self._found:
             if gateway in snapshot.gateways:
@@ -285,7 +262,7 @@ class BaseModels:
         problems = self._found[None].problems
         for problem in sorted(set(problems) - self._problems):
             logger.warning("ConfigMap %s/%s: %s", *problem[0], problem[1])
-            self._on_problem(problem)
+            self.on_problem(problem)
         self._problems = frozenset(problems)
 
     def _adapters_of(self, config_map: Object) -> tuple[str, ...]:
@@ -312,8 +289,7 @@ def _same(one: Snapshot, other: Snapshot) -> bool:
     """Whether all that is read here is the same. Objects that did not change are the same ones in both."""
     return (
         one.base_model_config_maps == other.base_model_config_maps
-        and one.http_routes == other.http_routes
-        and one.grpc_routes == other.grpc_routes
+        and one.routes == other.routes
         and one.reference_grants == other.reference_grants
         and one.gateways.keys() == other.gateways.keys()
     )

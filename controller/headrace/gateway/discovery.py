@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from headrace.gateway import names
 from headrace.gateway.clusters import pack
@@ -31,44 +32,36 @@ logger = logging.getLogger(__name__)
 _SETTLE_SECONDS = 0.01
 
 
-class Source(Protocol):
-    """Where resources come from."""
-
-    def resource(self, type_url: str, name: str) -> Any:
-        """The resource of that name; None while it is not known yet."""
-
-
+@dataclass(eq=False)
 class SnapshotSource:
     """Resources made from the newest snapshot."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], *, verify_by_default: bool, nothing: str) -> None:
-        self._snapshot = snapshot
-        self._verify_by_default = verify_by_default
-        self._nothing = nothing
+    snapshot: Callable[[], Snapshot]
+    nothing: str
 
-    def resource(self, type_url: str, name: str) -> Any:
-        """Never None: a name that leads nowhere has no endpoints, and trusts nobody."""
-        snapshot = self._snapshot()
+    def resource(self, type_url: str, name: str) -> Message:
+        """The resource of that type and name: one that leads nowhere has no endpoints, and trusts nobody."""
+        snapshot = self.snapshot()
         found = names.split_resource_name(name)
         pool = snapshot.pools.get(found[0]) if found is not None else None
         if type_url == rpc.SDS_TYPE:
-            trust = Trust(hostname="")
-            if pool is not None:
-                trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
-            return trust_secret(name, trust, self._nothing)
+            trust = Trust(hostname="") if pool is None else pool_trust(snapshot, pool)
+            return trust_secret(name, trust, self.nothing)
         if pool is None or found is None:
             return assignment(name, ())
         addresses = picker_addresses(snapshot, pool) if found[1] else pool_addresses(snapshot, pool)
         return assignment(name, addresses)
 
 
+@dataclass(eq=False)
 class Discovery:
-    """The streams. Call `changed` when resources may have changed."""
+    """The streams. `resource` makes the resource of a type and a name; call `changed` when it may be another one."""
 
-    def __init__(self, source: Source, metrics: Metrics, ready: asyncio.Event) -> None:
-        self._source = source
-        self._metrics = metrics
-        self._ready = ready
+    resource: Callable[[str, str], Message]
+    metrics: Metrics
+    ready: asyncio.Event
+
+    def __post_init__(self) -> None:
         self._waiting: set[asyncio.Event] = set()
         self._cache: dict[tuple[str, str], bytes] = {}
         self._closing = False
@@ -102,25 +95,22 @@ class Discovery:
             handler(rpc.SDS_SERVICE, "StreamSecrets", rpc.SDS_TYPE),
         )
 
-    def _serialized(self, type_url: str, name: str) -> bytes | None:
+    def _serialized(self, type_url: str, name: str) -> bytes:
         # Many Envoys, and many streams of each, ask for the same: made once for each change.
         key = (type_url, name)
         found = self._cache.get(key)
         if found is None:
-            resource = self._source.resource(type_url, name)
-            if resource is None:
-                return None
-            found = self._cache[key] = pack(resource).SerializeToString(deterministic=True)
+            found = self._cache[key] = pack(self.resource(type_url, name)).SerializeToString(deterministic=True)
         return found
 
     async def _stream(self, requests: AsyncIterator[bytes], type_url: str) -> AsyncIterator[bytes]:
-        await self._ready.wait()
+        await self.ready.wait()
         wake = asyncio.Event()
         wanted: dict[str, bytes | None] = {}  # name -> what was sent last
         reading = asyncio.create_task(self._read(requests, wanted, wake, type_url))
         reading.add_done_callback(lambda _: wake.set())
         self._waiting.add(wake)
-        self._metrics.discovery_streams.labels(_kind(type_url)).inc()
+        self.metrics.discovery_streams.labels(_kind(type_url)).inc()
         version = 0
         try:
             while True:
@@ -131,13 +121,13 @@ class Discovery:
                 changed = {}
                 for name, sent in wanted.items():
                     content = self._serialized(type_url, name)
-                    if content is not None and content != sent:
+                    if content != sent:
                         changed[name] = content
                 if not changed:
                     continue
                 wanted.update(changed)
                 version += 1
-                self._metrics.discovery_pushes.labels(_kind(type_url)).inc(len(changed))
+                self.metrics.discovery_pushes.labels(_kind(type_url)).inc(len(changed))
                 response = discovery_pb2.DiscoveryResponse(
                     version_info=str(version), nonce=str(version), type_url=type_url
                 )
@@ -147,7 +137,7 @@ class Discovery:
                 await asyncio.sleep(_SETTLE_SECONDS)
         finally:
             self._waiting.discard(wake)
-            self._metrics.discovery_streams.labels(_kind(type_url)).dec()
+            self.metrics.discovery_streams.labels(_kind(type_url)).dec()
             reading.cancel()
 
     async def _read(
@@ -161,7 +151,7 @@ class Discovery:
                 logger.warning("a discovery request cannot be read, its stream ends: %s", error)
                 return
             if request.error_detail.message:
-                self._metrics.discovery_refusals.labels(_kind(type_url)).inc()
+                self.metrics.discovery_refusals.labels(_kind(type_url)).inc()
                 logger.error("Envoy refuses %s: %s", ", ".join(wanted), request.error_detail.message)
             asked = set(request.resource_names)
             for name in wanted.keys() - asked:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from headrace.core import Pool, fields
 from headrace.datalayer.pods import endpoints_of
 from headrace.gateway.clusters import number
-from headrace.gateway.snapshot import PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+from headrace.gateway.snapshot import PickerService, Snapshot, mapping, mappings
 from headrace.protocol.objects import SERVICE_LABEL
 from headrace.xds.envoy.config.core.v3 import address_pb2, health_check_pb2
 from headrace.xds.envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
@@ -25,11 +25,8 @@ def picker_addresses(snapshot: Snapshot, pool: Pool) -> tuple[Address, ...]:
 
     One of our own that ends stays as well, for as long as Envoy's health checks find it serving: its successor is new
     to Envoy, and may answer its first check late. Often one change has the one ending and the other ready."""
-    try:
-        service = snapshot.picker_service(pool)
-    except UnresolvedPicker:
-        return ()
-    return tuple(sorted(set(_of_slices(snapshot, service))))
+    service, problem = snapshot.picker_service(pool)
+    return () if problem else tuple(sorted(set(_of_slices(snapshot, service))))
 
 
 def _of_slices(snapshot: Snapshot, service: PickerService) -> Iterable[Address]:

@@ -85,20 +85,15 @@ def plan_pick(pool: Pool, service: PickerService) -> PickPlan:
     Mode `auto`: only a buffered pick can fail open reliably, as Envoy cannot take back what it has streamed. Streaming
     has no size limit and no copy, and is what the protocol asks for."""
     notes: list[str] = []
+    automatic = BodyMode.BUFFERED if pool.failure_mode is FailureMode.OPEN and service.is_ours else BodyMode.STREAMED
     wanted = pool.annotations.get(BODY_MODE_ANNOTATION, "auto")
-    automatic = BodyMode.BUFFERED if pool.failure_mode is FailureMode.OPEN else BodyMode.STREAMED
-    body_mode = automatic if service.is_ours else BodyMode.STREAMED
-    if wanted != "auto":
-        try:
-            body_mode = BodyMode(wanted)
-        except ValueError:
-            notes.append(f"{BODY_MODE_ANNOTATION}: {wanted!r}: use auto, {', '.join(BodyMode)}")
-    observation = Observation.OFF
+    if wanted not in ("auto", *BodyMode):
+        notes.append(f"{BODY_MODE_ANNOTATION}: {wanted!r}: use auto, {', '.join(BodyMode)}")
+    body_mode = BodyMode(wanted) if wanted in tuple(BodyMode) else automatic
     wanted = pool.annotations.get(OBSERVATION_ANNOTATION, Observation.OFF)
-    try:
-        observation = Observation(wanted)
-    except ValueError:
+    if wanted not in tuple(Observation):
         notes.append(f"{OBSERVATION_ANNOTATION}: {wanted!r}: use {', '.join(Observation)}")
+    observation = Observation(wanted) if wanted in tuple(Observation) else Observation.OFF
     return PickPlan(pool, service, body_mode, observation, tuple(notes))
 
 

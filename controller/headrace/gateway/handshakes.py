@@ -11,7 +11,7 @@ import logging
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from headrace.core import Pool
 from headrace.gateway.endpoints import Address, picker_addresses
@@ -79,23 +79,17 @@ class _Try:
     problem: str
 
 
+@dataclass(eq=False)
 class Handshakes:
     """`changed` after changes; `run` tries. `on_change` is called where a verdict changed."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[], Snapshot],
-        on_change: Callable[[], None],
-        *,
-        verify_by_default: bool,
-        attempt: Callable[[Address, Trust], Awaitable[None]] = handshake,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._snapshot = snapshot
-        self._on_change = on_change
-        self._verify_by_default = verify_by_default
-        self._attempt = attempt
-        self._clock = clock
+    snapshot: Callable[[], Snapshot]
+    on_change: Callable[[], None]
+    _: KW_ONLY
+    attempt: Callable[[Address, Trust], Awaitable[None]] = handshake
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._tries: dict[PoolKey, _Try] = {}
 
     def problem(self, key: PoolKey) -> str:
@@ -111,14 +105,14 @@ class Handshakes:
 
     async def look(self) -> None:
         """Try each picker that is due."""
-        snapshot, now = self._snapshot(), self._clock()
+        snapshot, now = self.snapshot(), self.clock()
         self._tries = {key: found for key, found in self._tries.items() if key in snapshot.pools}
         due = []
         for key, pool in snapshot.pools.items():
             wanted = self._wanted(snapshot, pool)
             if wanted is None:
                 if self._tries.pop(key, _NOTHING).problem:
-                    self._on_change()
+                    self.on_change()
             elif (
                 (known := self._tries.get(key)) is None
                 or wanted != (known.trust, known.addresses)
@@ -131,17 +125,17 @@ class Handshakes:
             async with limit:
                 problem = await self._verdict(addresses, trust)
             before = self.problem(key)
-            again = self._clock() + _AGAIN_SECONDS[bool(problem)]
+            again = self.clock() + _AGAIN_SECONDS[bool(problem)]
             self._tries[key] = _Try(trust, addresses, again, problem)
             if problem != before:
-                self._on_change()
+                self.on_change()
 
         await asyncio.gather(*(one(*found) for found in due))
 
     def _wanted(self, snapshot: Snapshot, pool: Pool) -> tuple[Trust, tuple[Address, ...]] | None:
         """With what to try a pool's picker; None where a handshake could tell nothing that is not known."""
-        service, problem = snapshot.picker_or_none(pool)
-        trust = pool_trust(snapshot, pool, verify_by_default=self._verify_by_default)
+        service, problem = snapshot.picker_service(pool)
+        trust = pool_trust(snapshot, pool)
         # The proxies' own bundle of CAs is not this process's.
         if problem or service.cleartext or trust.unverified or trust.system or not trust.ca:
             return None
@@ -153,7 +147,7 @@ class Handshakes:
         problems = []
         for address in addresses:
             try:
-                await self._attempt(address, trust)
+                await self.attempt(address, trust)
             except NotTrusted as error:
                 problems.append(str(error))
             except (OSError, TimeoutError, ValueError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -23,22 +24,16 @@ logger = logging.getLogger(__name__)
 _NOTES_LOGGED = 50
 
 
+@dataclass(eq=False)
 class Hook:
     """Answers PostTranslateModify. `snapshot` gives what to translate from, for the rules that a call names;
     `on_translated` is told of each translation, of the rules that it was about, and of what it was made from."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[frozenset[RuleName]], Awaitable[Snapshot]],
-        metrics: Metrics,
-        *,
-        verify_by_default: bool,
-        on_translated: Callable[[Translation, Mapping[str, frozenset[RuleName]], Snapshot], None] = lambda *_: None,
-    ) -> None:
-        self._snapshot = snapshot
-        self._metrics = metrics
-        self._verify_by_default = verify_by_default
-        self._on_translated = on_translated
+    snapshot: Callable[[frozenset[RuleName]], Awaitable[Snapshot]]
+    metrics: Metrics
+    on_translated: Callable[[Translation, Mapping[str, frozenset[RuleName]], Snapshot], None] = lambda *_: None
+
+    def __post_init__(self) -> None:
         self._noted: frozenset[str] = frozenset()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -51,23 +46,23 @@ class Hook:
         try:
             request = PostTranslateModifyRequest.FromString(content)
         except DecodeError as error:
-            self._metrics.translations.labels("failed").inc()
+            self.metrics.translations.labels("failed").inc()
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"PostTranslateModifyRequest cannot be read: {error}")
             raise
         try:
             named = named_rules(request)
-            snapshot = await self._snapshot(frozenset().union(*named.values()))
+            snapshot = await self.snapshot(frozenset().union(*named.values()))
         except RuntimeError as error:
             # Envoy Gateway keeps the configuration that it has, and tries again.
-            self._metrics.translations.labels("failed").inc()
+            self.metrics.translations.labels("failed").inc()
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
-        translation = translate(request, snapshot, verify_by_default=self._verify_by_default)
+        translation = translate(request, snapshot)
         self._log(translation)
-        self._metrics.translations.labels("ok").inc()
-        self._metrics.translation_seconds.observe(time.perf_counter() - started)
-        self._metrics.translation_notes.set(len(translation.notes))
-        self._on_translated(translation, named, snapshot)
+        self.metrics.translations.labels("ok").inc()
+        self.metrics.translation_seconds.observe(time.perf_counter() - started)
+        self.metrics.translation_notes.set(len(translation.notes))
+        self.on_translated(translation, named, snapshot)
         return translation.response.SerializeToString(deterministic=True)
 
     def _log(self, translation: Translation) -> None:

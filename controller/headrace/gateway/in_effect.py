@@ -15,12 +15,12 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from headrace.gateway.names import PoolKey
-from headrace.gateway.plans import pool_plan
-from headrace.gateway.snapshot import Backend, Object, Snapshot, backends_of, mapping, mappings, rules_of
-from headrace.gateway.status import Condition, GatewayKey, gateway_of, parents_of_route
-from headrace.gateway.xds_names import KINDS, RuleName
+from headrace.gateway.snapshot import Backend, GatewayKey, Object, Snapshot, backends_of, mapping
+from headrace.gateway.status import Condition, gateway_of, parents_of_route, pool_plan
+from headrace.gateway.xds_names import RuleName
+from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ROUTES_TRANSLATED
-from headrace.protocol.translated import RouteKey, TranslatedRoute, read_routes, uid_of, write_routes
+from headrace.protocol.translated import RouteKey, TranslatedRoute, published_routes, uid_of, write_routes
 
 _STATE_LENGTH = 8
 _MAX_NAMED = 5
@@ -59,21 +59,14 @@ _States: TypeAlias = Mapping[RouteKey, frozenset[TranslatedRoute]]
 _Parsed: TypeAlias = tuple[Object, tuple[Backend, ...]]
 
 
+@dataclass(eq=False)
 class InEffect:
     """`snapshot` gives the newest state; `pools` the newest pool objects, whose status other replicas write too."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[], Snapshot],
-        pools: Callable[[], Mapping[PoolKey, Object]],
-        controller_name: str,
-        *,
-        verify_by_default: bool,
-    ) -> None:
-        self._snapshot = snapshot
-        self._pools = pools
-        self._controller_name = controller_name
-        self._verify_by_default = verify_by_default
+    snapshot: Callable[[], Snapshot]
+    pools: Callable[[], Mapping[PoolKey, Object]]
+
+    def __post_init__(self) -> None:
         self._own: dict[GatewayKey, _Translated] = {}
         self._assumed: dict[GatewayKey, _States] | None = None
         self._retranslations: dict[GatewayKey, _Retranslation] = {}
@@ -83,7 +76,7 @@ class InEffect:
         """Take what is there now for translated where nothing says otherwise. Only the first call does anything."""
         if self._assumed is None:
             self._assumed = {}
-            for gateway in self._gateways():
+            for gateway in self.snapshot().our_gateways:
                 self.assume(gateway)
 
     def translated(self, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot) -> None:
@@ -92,8 +85,8 @@ class InEffect:
         for configuration, rules in named.items():
             namespace, _, rest = configuration.partition("/")
             found = routes.setdefault((namespace, rest.partition("/")[0]), set())
-            found.update((KINDS[rule.kind], rule.namespace, rule.name) for rule in rules)
-        reading = _Reading(snapshot, self._verify_by_default, self._parsed)
+            found.update(rule.route for rule in rules)
+        reading = _Reading(snapshot, self._parsed)
         for gateway, keys in routes.items():
             self._own[gateway] = _Translated({key: reading.used(key) for key in keys})
             self._retranslations.pop(gateway, None)
@@ -113,18 +106,18 @@ class InEffect:
 
     def assume(self, gateway: GatewayKey, only: frozenset[RouteKey] | None = None) -> None:
         """Take what is there now for translated where nothing says otherwise. `only` these routes, where given."""
-        snapshot = self._snapshot()
-        reading = _Reading(snapshot, self._verify_by_default, self._parsed)
+        snapshot = self.snapshot()
+        reading = _Reading(snapshot, self._parsed)
         known = self._assumed or {}
         kept = {} if only is None else known.get(gateway, {})
-        routes = self._routes_of(gateway, snapshot) if only is None else only
+        routes = [key for key in snapshot.routes if _is_accepted(key, gateway, snapshot)] if only is None else only
         self._assumed = {**known, gateway: {**kept, **{key: frozenset((reading.used(key).route,)) for key in routes}}}
 
     def stale(self) -> dict[GatewayKey, dict[RouteKey, str]]:
         """The routes whose newest state is another than the one in effect, with that newest state, by Gateway."""
-        snapshot = self._snapshot()
-        reading = _Reading(snapshot, self._verify_by_default, self._parsed)
-        gateways = self._gateways()
+        snapshot = self.snapshot()
+        reading = _Reading(snapshot, self._parsed)
+        gateways = snapshot.our_gateways
         published = self._published() if gateways - self._own.keys() else {}
         found: dict[GatewayKey, dict[RouteKey, str]] = {}
         for gateway in gateways:
@@ -133,7 +126,7 @@ class InEffect:
                 if not reading.exists(key) or any(_covers(state, newest) for state in states):
                     continue
                 # No call names a route that the Gateway refuses, so nothing would ever say that it is translated.
-                if gateway in self._own or self._is_accepted(key, gateway, snapshot):
+                if gateway in self._own or _is_accepted(key, gateway, snapshot):
                     found.setdefault(gateway, {})[key] = newest.state
         self._parsed = {key: parsed for key, parsed in self._parsed.items() if reading.exists(key)}
         return found
@@ -147,8 +140,8 @@ class InEffect:
     def _published(self) -> dict[GatewayKey, _States]:
         """What the pools' status says was translated. While it is being written, pools may differ."""
         found: dict[GatewayKey, dict[RouteKey, frozenset[TranslatedRoute]]] = {}
-        for pool in self._pools().values():
-            for gateway, routes in published_routes(pool):
+        for pool in self.pools().values():
+            for gateway, routes in _published_by_gateway(pool):
                 states = found.setdefault(gateway, {})
                 for key, route in routes.items():
                     states[key] = states.get(key, frozenset()) | {route}
@@ -160,7 +153,7 @@ class InEffect:
         """Have the status of pools say that routes are to be translated again. False: no pool could say it.
 
         Envoy Gateway compares the pools that get requests, status included, with those of its last call."""
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         stale = frozenset(routes)
         pools = _pools_with_weight(stale, snapshot) or _pools_with_weight(
             self._in_effect(gateway, self._published()), snapshot
@@ -188,30 +181,18 @@ class InEffect:
         if pool in own.listed:
             return Condition(ROUTES_TRANSLATED, "True", "Translated", own.listed[pool])
         # What is there must not go on naming routes that no longer lead to the pool.
-        if any(found == gateway for found, _ in published_routes(self._pools().get(pool, {}))):
+        if any(found == gateway for found, _ in _published_by_gateway(self.pools().get(pool, {}))):
             return Condition(ROUTES_TRANSLATED, "True", "Translated", "no translated route leads to this pool")
         return None
 
     def _published_of(self, pool: PoolKey, gateway: GatewayKey) -> str:
-        found = self._pools().get(pool, {})
-        return ", ".join(write_routes(routes.values()) for of, routes in published_routes(found) if of == gateway)
+        found = self.pools().get(pool, {})
+        return ", ".join(write_routes(routes.values()) for of, routes in _published_by_gateway(found) if of == gateway)
 
-    def _gateways(self) -> set[GatewayKey]:
-        snapshot = self._snapshot()
-        return {key for key, found in snapshot.gateways.items() if snapshot.is_ours(found, self._controller_name)}
 
-    def _routes_of(self, gateway: GatewayKey, snapshot: Snapshot) -> Iterator[RouteKey]:
-        for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
-            for namespace, name in routes:
-                if self._is_accepted((kind, namespace, name), gateway, snapshot):
-                    yield kind, namespace, name
-
-    def _is_accepted(self, key: RouteKey, gateway: GatewayKey, snapshot: Snapshot) -> bool:
-        """Whether a route names a Gateway that does not refuse it. One without a verdict yet may well be translated."""
-        kind, namespace, name = key
-        route = snapshot.route(kind.lower(), namespace, name) or {}
-        parents = parents_of_route(route, namespace, snapshot, self._controller_name)
-        return (gateway, True) in parents
+def _is_accepted(key: RouteKey, gateway: GatewayKey, snapshot: Snapshot) -> bool:
+    """Whether a route names a Gateway that does not refuse it. One without a verdict yet may well be translated."""
+    return (gateway, True) in parents_of_route(key, snapshot)
 
 
 def _covers(used: TranslatedRoute, newest: TranslatedRoute) -> bool:
@@ -219,76 +200,67 @@ def _covers(used: TranslatedRoute, newest: TranslatedRoute) -> bool:
     return used.state == newest.state or (used.uid == newest.uid and used.generation > newest.generation)
 
 
-def published_routes(pool: Object) -> Iterator[tuple[GatewayKey, dict[RouteKey, TranslatedRoute]]]:
+def _published_by_gateway(pool: Object) -> Iterator[tuple[GatewayKey, dict[RouteKey, TranslatedRoute]]]:
     """What a pool's status says was translated, by Gateway."""
     namespace = str(mapping(pool.get("metadata")).get("namespace") or "")
-    status = mapping(pool.get("status"))
-    for entry in (*mappings(status.get("parents")), *mappings(status.get("parent"))):
-        gateway = gateway_of(entry, namespace)
-        for condition in mappings(entry.get("conditions")):
-            if gateway is not None and condition.get("type") == ROUTES_TRANSLATED:
-                yield gateway, read_routes(condition.get("message"))
+    for parent, routes in published_routes(pool):
+        if (gateway := gateway_of(parent, namespace)) is not None:
+            yield gateway, routes
 
 
 def _pools_with_weight(routes: Iterable[RouteKey], snapshot: Snapshot) -> frozenset[PoolKey]:
     """The pools that get requests by these routes: Envoy Gateway leaves out those of weight 0."""
     return frozenset(
         backend.pool_key
-        for kind, namespace, name in routes
-        if (route := snapshot.route(kind.lower(), namespace, name)) is not None
-        for rule in rules_of(route)
-        for backend in backends_of(rule, namespace)
-        if backend.is_pool and backend.weight and snapshot.permits(kind, namespace, backend)
+        for key in routes
+        for backend in snapshot.pools_of(key, rules_of(snapshot.routes.get(key, {})))
+        if backend.weight
     )
 
 
+@dataclass(eq=False)
 class _Reading:
     """Reads the state of routes from one snapshot."""
 
-    def __init__(self, snapshot: Snapshot, verify_by_default: bool, parsed: dict[RouteKey, _Parsed]) -> None:
-        self._snapshot = snapshot
-        self._verify_by_default = verify_by_default
-        self._parsed = parsed
+    snapshot: Snapshot
+    parsed: dict[RouteKey, _Parsed]
+
+    def __post_init__(self) -> None:
         self._plans: dict[PoolKey, str] = {}
 
     def exists(self, key: RouteKey) -> bool:
         """Whether there is such a route."""
-        return self._object(key) is not None
+        return key in self.snapshot.routes
 
     def used(self, key: RouteKey) -> _Used:
         """What a translation from the snapshot uses of a route. Its state is "" where it leads to no pool."""
-        kind, namespace, _ = key
-        route = self._object(key) or {}
+        route = self.snapshot.routes.get(key, {})
         metadata = mapping(route.get("metadata"))
         backends = self._backends(key, route)
         pools = frozenset(found.pool_key for found in backends)
         generation = metadata.get("generation")
         state = ""
         if pools:
-            permitted = [self._snapshot.permits(kind, namespace, found) for found in backends]
+            permitted = [self.snapshot.permits(key, found) for found in backends]
             parts = (metadata.get("uid"), generation, permitted, [self._plan(found.pool_key) for found in backends])
             state = sha256(repr(parts).encode()).hexdigest()[:_STATE_LENGTH]
         number = generation if isinstance(generation, int) else 0
         return _Used(TranslatedRoute(key, number, uid_of(metadata), state), pools)
 
     def _backends(self, key: RouteKey, route: Object) -> tuple[Backend, ...]:
-        known = self._parsed.get(key)
+        known = self.parsed.get(key)
         if known is None or known[0] is not route:
             backends = (found for rule in rules_of(route) for found in backends_of(rule, key[1]))
-            known = self._parsed[key] = (route, tuple(found for found in backends if found.is_pool))
+            known = self.parsed[key] = (route, tuple(found for found in backends if found.is_pool))
         return known[1]
-
-    def _object(self, key: RouteKey) -> Object | None:
-        kind, namespace, name = key
-        return self._snapshot.route(kind.lower(), namespace, name)
 
     def _plan(self, key: PoolKey) -> str:
         """All that a translation takes from a pool and what stands around it."""
         if key not in self._plans:
-            pool = self._snapshot.pools.get(key)
-            plan = "cannot be used" if key in self._snapshot.bad_pools else "is not there"
+            pool = self.snapshot.pools.get(key)
+            plan = "cannot be used" if key in self.snapshot.bad_pools else "is not there"
             if pool is not None:
-                plan = pool_plan(self._snapshot, pool, verify_by_default=self._verify_by_default)
+                plan = pool_plan(self.snapshot, pool)
                 plan = f"{plan}, {pool.picker}, {pool.app_protocol}"
             self._plans[key] = plan
         return self._plans[key]

@@ -14,13 +14,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
-from headrace.core import GA_GROUP
 from headrace.gateway.lacking import Missing, Recollection, lacking
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Object, Snapshot
-from headrace.gateway.watch import EXTENSION_POOLS, GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError, Resource
 
@@ -56,21 +55,17 @@ class Informers(Protocol):
         """The newest state, with some kinds as they were just listed."""
 
 
+@dataclass(eq=False)
 class Knowledge:
     """Gives each hook call its snapshot. `listed` lists a kind in the whole cluster, or raises ApiError."""
 
-    def __init__(
-        self,
-        informers: Informers,
-        listed: Callable[[Resource], Awaitable[list[Object]]],
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._informers = informers
-        self._listed = listed
-        self._metrics = metrics
-        self._clock = clock
+    informers: Informers
+    listed: Callable[[Resource], Awaitable[list[Object]]]
+    metrics: Metrics
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._recollection = Recollection()
         self._seen = -1
         self._absent_until: dict[Missing, float] = {}
@@ -78,18 +73,18 @@ class Knowledge:
     async def snapshot_for(self, named: frozenset[RuleName]) -> Snapshot:
         """The snapshot for a call that names these rules; what it holds of them is remembered."""
         await self._await_news()
-        snapshot = self._informers.snapshot
-        behind = self._informers.behind()
+        snapshot = self.informers.snapshot
+        behind = self.informers.behind()
         missing = lacking(named, snapshot)
         self._forget_old_absences()
         sought = {entry for entry in missing if entry not in self._absent_until}
-        wanted = behind | {_kind_of(entry) for entry in sought}
+        wanted = behind | {entry.resource for entry in sought}
         if wanted:
             fresh = await self._read(wanted)
-            snapshot = self._informers.snapshot_with(fresh)
+            snapshot = self.informers.snapshot_with(fresh)
             missing = lacking(named, snapshot)
-            until = self._clock() + _ABSENCE_BELIEVED_SECONDS
-            self._absent_until |= {entry: until for entry in missing if _kind_of(entry) in fresh}
+            until = self.clock() + _ABSENCE_BELIEVED_SECONDS
+            self._absent_until |= {entry: until for entry in missing if entry.resource in fresh}
         if missing:
             snapshot = self._recollection.complete(snapshot, missing, frozenset(self._absent_until))
         self._recollection.keep(named, snapshot)
@@ -97,16 +92,16 @@ class Knowledge:
 
     async def _await_news(self) -> None:
         await asyncio.sleep(_DRAIN_SECONDS)
-        if self._informers.news == self._seen:
+        if self.informers.news == self._seen:
             try:
                 async with asyncio.timeout(_NEWS_SECONDS):
-                    await self._informers.wait_news(self._seen)
+                    await self.informers.wait_news(self._seen)
             except TimeoutError:
                 pass  # the change was one of a kind that is not translated here
-        self._seen = self._informers.news
+        self._seen = self.informers.news
 
     def _forget_old_absences(self) -> None:
-        now = self._clock()
+        now = self.clock()
         self._absent_until = {entry: until for entry, until in self._absent_until.items() if until > now}
 
     async def _read(self, wanted: Iterable[Resource]) -> dict[Resource, list[Object]]:
@@ -114,10 +109,10 @@ class Knowledge:
         fresh: dict[Resource, list[Object]] = {}
 
         async def read(resource: Resource) -> None:
-            self._metrics.translation_lists.labels(str(resource)).inc()
+            self.metrics.translation_lists.labels(str(resource)).inc()
             try:
                 async with asyncio.timeout(_LIST_SECONDS):
-                    fresh[resource] = await self._listed(resource)
+                    fresh[resource] = await self.listed(resource)
             except TimeoutError:
                 logger.warning("%s: no list within %s s: the informer's are used", resource, _LIST_SECONDS)
             except ApiError as error:
@@ -125,9 +120,3 @@ class Knowledge:
 
         await asyncio.gather(*(read(resource) for resource in sorted(wanted, key=str)))
         return fresh
-
-
-def _kind_of(entry: Missing) -> Resource:
-    if entry.sort == "pool":
-        return GA_POOLS if entry.group == GA_GROUP else EXTENSION_POOLS
-    return {"httproute": HTTP_ROUTES, "grpcroute": GRPC_ROUTES, "grant": REFERENCE_GRANTS}[entry.sort]

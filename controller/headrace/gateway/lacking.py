@@ -8,30 +8,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from headrace.core import Pool
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import Object, Snapshot, backends_of, rules_of
-from headrace.gateway.xds_names import KINDS, RuleName
+from headrace.gateway.snapshot import Object, Snapshot, backends_of
+from headrace.gateway.xds_names import RuleName
+from headrace.kube.client import Resource
+from headrace.kube.kinds import POOLS, REFERENCE_GRANTS, ROUTES
+from headrace.kube.routes import rules_of
+from headrace.protocol.translated import RouteKey
 
 # More than the routes of any translation: what is forgotten is what no translation has named for long.
 _REMEMBERED = 10_000
 
-Sort = Literal["httproute", "grpcroute", "pool", "grant"]
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True)
-class Missing:
-    """An object that is named and not known. `group` only of pools; a grant has no name: any one would do."""
+class Missing(NamedTuple):
+    """An object that is named and not known: by the key of a route or a pool, or the namespace of a grant, of which any
+    one would do."""
 
-    sort: Sort
-    namespace: str
-    name: str = ""
-    group: str = ""
+    resource: Resource
+    key: tuple[str, ...]
 
 
 def lacking(named: Iterable[RuleName], snapshot: Snapshot) -> frozenset[Missing]:
@@ -43,18 +44,17 @@ def lacking(named: Iterable[RuleName], snapshot: Snapshot) -> frozenset[Missing]
 
 def _lacking(named: Iterable[RuleName], snapshot: Snapshot) -> Iterator[Missing]:
     for rule in set(named):
-        found = snapshot.route(rule.kind, rule.namespace, rule.name)
-        rules = rules_of(found) if found is not None else []
+        rules = rules_of(snapshot.routes.get(rule.route, {}))
         if rule.rule >= len(rules):
-            yield Missing("httproute" if rule.kind == "httproute" else "grpcroute", rule.namespace, rule.name)
+            yield Missing(ROUTES[rule.route[0]], rule.route)
             continue
-        for backend in backends_of(rules[rule.rule], rule.namespace):
+        for backend in backends_of(rules[rule.rule], rule.route[1]):
             if not backend.is_pool:
                 continue
             if backend.pool_key not in snapshot.pools and backend.pool_key not in snapshot.bad_pools:
-                yield Missing("pool", backend.namespace, backend.name, backend.group)
-            if not snapshot.permits(KINDS[rule.kind], rule.namespace, backend):
-                yield Missing("grant", backend.namespace)
+                yield Missing(POOLS[backend.group], backend.pool_key)
+            if not snapshot.permits(rule.route, backend):
+                yield Missing(REFERENCE_GRANTS, (backend.namespace,))
 
 
 class Recollection:
@@ -64,40 +64,26 @@ class Recollection:
     a pool, unless it is known to be gone."""
 
     def __init__(self) -> None:
-        self._routes: OrderedDict[tuple[str, str, str], Object] = OrderedDict()
+        self._routes: OrderedDict[RouteKey, Object] = OrderedDict()
         self._pools: OrderedDict[PoolKey, Pool] = OrderedDict()
 
-    def complete(self, snapshot: Snapshot, missing: Iterable[Missing], gone: frozenset[Missing]) -> Snapshot:
+    def complete(self, snapshot: Snapshot, missing: frozenset[Missing], gone: frozenset[Missing]) -> Snapshot:
         """The snapshot with what is remembered in the place of what is missing. `gone` is known not to exist."""
-        routes: dict[str, dict[tuple[str, str], Object]] = {"httproute": {}, "grpcroute": {}}
-        pools: dict[PoolKey, Pool] = {}
-        for entry in missing:
-            if entry.sort in routes:
-                route = self._routes.get((entry.sort, entry.namespace, entry.name))
-                if route is not None:
-                    routes[entry.sort][(entry.namespace, entry.name)] = route
-            elif entry.sort == "pool" and entry not in gone:
-                pool = self._pools.get((entry.group, entry.namespace, entry.name))
-                if pool is not None:
-                    pools[(entry.group, entry.namespace, entry.name)] = pool
-        if not pools and not any(routes.values()):
+        routes = {key: self._routes[key] for key in self._routes.keys() & {entry.key for entry in missing}}
+        pools = {key: self._pools[key] for key in self._pools.keys() & {entry.key for entry in missing - gone}}
+        if not pools and not routes:
             return snapshot
-        return replace(
-            snapshot,
-            http_routes={**snapshot.http_routes, **routes["httproute"]},
-            grpc_routes={**snapshot.grpc_routes, **routes["grpcroute"]},
-            pools={**snapshot.pools, **pools},
-        )
+        return replace(snapshot, routes={**snapshot.routes, **routes}, pools={**snapshot.pools, **pools})
 
     def keep(self, named: Iterable[RuleName], snapshot: Snapshot) -> None:
         """Remember what a translation had."""
         for rule in set(named):
-            found = snapshot.route(rule.kind, rule.namespace, rule.name)
+            found = snapshot.routes.get(rule.route)
             if found is None:
                 continue
-            _remember(self._routes, (rule.kind, rule.namespace, rule.name), found)
+            _remember(self._routes, rule.route, found)
             rules = rules_of(found)
-            for backend in backends_of(rules[rule.rule], rule.namespace) if rule.rule < len(rules) else ():
+            for backend in backends_of(rules[rule.rule], rule.route[1]) if rule.rule < len(rules) else ():
                 pool = snapshot.pools.get(backend.pool_key) if backend.is_pool else None
                 if pool is not None:
                     _remember(self._pools, backend.pool_key, pool)

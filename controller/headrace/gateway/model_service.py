@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -23,7 +24,7 @@ from headrace.extproc.body import read_model
 from headrace.extproc.metadata import read_headers
 from headrace.extproc.wire import Kind, flag, nested, read_message
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.status import GatewayKey
+from headrace.gateway.snapshot import GatewayKey
 from headrace.protocol import http, rpc
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
@@ -93,13 +94,15 @@ def model_answer(model: str, base_model: str) -> bytes:
     return nested(3, nested(1, nested(2, mutation) + _CLEAR_ROUTE_CACHE))
 
 
+@dataclass(eq=False)
 class ModelService:
     """The gRPC service. `base_models` gives the newest mapping of model to base model for a Gateway; None: which one is
     not known."""
 
-    def __init__(self, base_models: Callable[[GatewayKey | None], Mapping[str, str]], metrics: Metrics) -> None:
-        self._base_models = base_models
-        self._metrics = metrics
+    base_models: Callable[[GatewayKey | None], Mapping[str, str]]
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
         self._reading = asyncio.Semaphore(_BODIES_AT_A_TIME)
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -108,18 +111,18 @@ class ModelService:
         return grpc.method_handlers_generic_handler(rpc.EXT_PROC_SERVICE, {"Process": method})
 
     async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
-        stream = ModelStream(self._base_models(_gateway_of(context)))
+        stream = ModelStream(self.base_models(_gateway_of(context)))
         try:
             await self._turn(stream, context)
             if not stream.done:
                 async with self._reading:
                     await self._turn(stream, context)
         except MalformedMessage as error:
-            self._metrics.model_requests.labels("malformed").inc()
+            self.metrics.model_requests.labels("malformed").inc()
             logger.warning("body-based routing: the gateway broke the protocol: %s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         result = "named" if stream.model else "refused" if stream.refused else "none"
-        self._metrics.model_requests.labels(result).inc()
+        self.metrics.model_requests.labels(result).inc()
 
     async def _turn(self, stream: ModelStream, context: Any) -> None:
         raw = await context.read()
@@ -128,7 +131,7 @@ class ModelService:
             return
         started = time.perf_counter()
         answer = stream.feed(raw)
-        self._metrics.model_seconds.inc(time.perf_counter() - started)
+        self.metrics.model_seconds.inc(time.perf_counter() - started)
         await context.write(answer)
 
 

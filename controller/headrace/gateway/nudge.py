@@ -12,18 +12,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from headrace.core import GA_GROUP
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
-from headrace.gateway.snapshot import POOL_KIND, Snapshot
-from headrace.gateway.status import GatewayKey
-from headrace.gateway.watch import REFERENCE_GRANTS
+from headrace.gateway.snapshot import POOL_KIND, GatewayKey, Snapshot
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError
-from headrace.kube.patch import apply
+from headrace.kube.kinds import REFERENCE_GRANTS
+from headrace.kube.objects import apply
 from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.protocol.translated import RouteKey
 
@@ -51,37 +50,32 @@ class _Spell:
     attempts: int = 0
 
 
+@dataclass(eq=False)
 class Nudge:
     """Call `changed` after changes, `translated` after translations; `run` causes calls.
 
     `said` waits until the pools' status is written. `compare` has Envoy Gateway compare, see `touch_grant`."""
 
-    def __init__(
-        self,
-        in_effect: InEffect,
-        said: Callable[[], Awaitable[None]],
-        compare: Callable[[], Awaitable[None]],
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._in_effect = in_effect
-        self._said = said
-        self._compare = compare
-        self._metrics = metrics
-        self._clock = clock
+    in_effect: InEffect
+    said: Callable[[], Awaitable[None]]
+    compare: Callable[[], Awaitable[None]]
+    metrics: Metrics
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._spells: dict[GatewayKey, _Spell] = {}
         self._due = asyncio.Event()
 
     def changed(self) -> None:
         """Something that a translation depends on may have changed. Not to be called before everything has been
         listed."""
-        self._in_effect.start()
+        self.in_effect.start()
         self._due.set()
 
     def translated(self, named: Mapping[str, frozenset[RuleName]], snapshot: Snapshot) -> None:
         """A hook call about these rules of these route configurations was answered from this snapshot."""
-        self._in_effect.translated(named, snapshot)
+        self.in_effect.translated(named, snapshot)
         self._due.set()
 
     async def run(self) -> None:
@@ -100,12 +94,12 @@ class Nudge:
 
     async def step(self) -> float | None:
         """Do what is due now. The seconds until something is due next; None: nothing is."""
-        stale, now = self._in_effect.stale(), self._clock()
+        stale, now = self.in_effect.stale(), self.clock()
         self._spells = {gateway: spell for gateway, spell in self._spells.items() if gateway in stale}
         for gateway, routes in stale.items():
             spell = self._spells.get(gateway)
             if spell is None or spell.routes != routes:
-                asked = self._in_effect.is_asked(gateway)
+                asked = self.in_effect.is_asked(gateway)
                 due = now + (_PATIENCE_SECONDS if asked else _PATIENCE_FOR_OTHERS_SECONDS)
                 # Changes that go on must not put it off for ever.
                 self._spells[gateway] = _Spell(routes, due if spell is None else min(due, spell.due))
@@ -113,38 +107,38 @@ class Nudge:
         if overdue:
             await self._retranslate(overdue)
         waiting = [spell.due for spell in self._spells.values()]
-        return max(0.01, min(waiting) - self._clock()) if waiting else None
+        return max(0.01, min(waiting) - self.clock()) if waiting else None
 
     async def _retranslate(self, due: Mapping[GatewayKey, _Spell]) -> None:
         tried: list[GatewayKey] = []
         for gateway, spell in due.items():
             if spell.attempts >= _ATTEMPTS:
-                if self._in_effect.is_asked(gateway):
+                if self.in_effect.is_asked(gateway):
                     logger.info("Envoy Gateway asks here for no translation of Gateway %s", "/".join(gateway))
-                    self._in_effect.forget(gateway)
+                    self.in_effect.forget(gateway)
                     spell.attempts = 0
-                elif untold := self._in_effect.untold(gateway, spell.routes):
+                elif untold := self.in_effect.untold(gateway, spell.routes):
                     logger.info("taking %d routes of Gateway %s for translated", len(untold), "/".join(gateway))
-                    self._in_effect.assume(gateway, untold)
+                    self.in_effect.assume(gateway, untold)
                     continue
             tried.append(gateway)
             spell.attempts += 1
-            spell.due = self._clock() + min(2.0**spell.attempts, _LONGEST_PAUSE_SECONDS)
-            if not self._in_effect.retranslate(gateway, spell.routes, spell.attempts):
+            spell.due = self.clock() + min(2.0**spell.attempts, _LONGEST_PAUSE_SECONDS)
+            if not self.in_effect.retranslate(gateway, spell.routes, spell.attempts):
                 logger.warning("Gateway %s is out of date, and no pool gets requests by it", "/".join(gateway))
         if not tried:
             return
-        await self._said()
+        await self.said()
         for gateway in tried:
-            self._in_effect.retranslation_is_said(gateway)
-        await self._compare()
-        self._metrics.nudges.inc()
+            self.in_effect.retranslation_is_said(gateway)
+        await self.compare()
+        self.metrics.nudges.inc()
 
 
 async def touch_grant(client: Any, namespace: str) -> None:
     """Change the controller's own ReferenceGrant, which is kept in `namespace`. A failure is logged."""
     grant = {
-        "apiVersion": f"{REFERENCE_GRANTS.group}/{REFERENCE_GRANTS.version}",
+        "apiVersion": REFERENCE_GRANTS.api_version,
         "kind": "ReferenceGrant",
         "metadata": {"name": GRANT_NAME, "namespace": namespace},
         "spec": {

@@ -18,7 +18,7 @@ from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.gateway.base_models import BaseModels, Problem
 from headrace.gateway.discovery import Discovery, SnapshotSource
-from headrace.gateway.events import Events, Subject
+from headrace.gateway.events import Events
 from headrace.gateway.handshakes import Handshakes
 from headrace.gateway.hook import Hook
 from headrace.gateway.in_effect import InEffect
@@ -36,6 +36,7 @@ from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
 from headrace.gateway.xds_names import RuleName, untested_version
 from headrace.kube.client import ConfigurationError, Resource, connect, request
+from headrace.kube.events import Subject
 from headrace.kube.reflector import check_metadata
 from headrace.protocol import rpc
 from headrace.protocol.objects import GATEWAY_GROUP
@@ -138,24 +139,23 @@ class Process:
 
     def _build(self, client: Any) -> None:
         options = self._options
-        self._watch = Watch(client, self._changed, lambda kind: self._metrics.malformed_objects.labels(kind).inc())
+        self._watch = Watch(
+            client,
+            self._changed,
+            lambda kind: self._metrics.malformed_objects.labels(kind).inc(),
+            controller_name=options.controller_name,
+            verify_by_default=options.verify_by_default,
+        )
         self._knowledge = Knowledge(self._watch, lambda resource: _listed(client, resource), self._metrics)
         self._events = Events(client, self._object)
-        self._handshakes = Handshakes(
-            lambda: self._watch.snapshot, lambda: self._writer.changed(), verify_by_default=options.verify_by_default
-        )
+        self._handshakes = Handshakes(lambda: self._watch.snapshot, lambda: self._writer.changed())
         in_effect = InEffect(
-            lambda: self._watch.snapshot,
-            lambda: {key: pool for key, (_, pool) in self._writer.pools().items()},
-            options.controller_name,
-            verify_by_default=options.verify_by_default,
+            lambda: self._watch.snapshot, lambda: {key: pool for key, (_, pool) in self._writer.pools().items()}
         )
         self._writer = StatusWriter(
             client,
             self._watch,
             self._metrics,
-            options.controller_name,
-            verify_by_default=options.verify_by_default,
             translated=in_effect.condition,
             untrusted=self._handshakes.problem,
             on_written=self._warn_of_trust,
@@ -163,18 +163,11 @@ class Process:
         self._nudge = Nudge(
             in_effect, self._writer.written, lambda: touch_grant(client, options.namespace), self._metrics
         )
-        source = SnapshotSource(
-            lambda: self._watch.snapshot, verify_by_default=options.verify_by_default, nothing=certificate_of_nobody()
-        )
-        base_models = BaseModels(lambda: self._watch.snapshot, options.controller_name, self._base_model_problem)
+        source = SnapshotSource(lambda: self._watch.snapshot, certificate_of_nobody())
+        base_models = BaseModels(lambda: self._watch.snapshot, self._base_model_problem)
         self._models = ModelService(base_models, self._metrics)
-        self._discovery = Discovery(source, self._metrics, self._watch.settled)
-        self._hook = Hook(
-            self._newest,
-            self._metrics,
-            verify_by_default=options.verify_by_default,
-            on_translated=self._translated,
-        )
+        self._discovery = Discovery(source.resource, self._metrics, self._watch.settled)
+        self._hook = Hook(self._newest, self._metrics, self._translated)
 
     def _changed(self) -> None:
         self._discovery.changed()
@@ -190,7 +183,7 @@ class Process:
             return found[1] if found is not None else None
         if subject.kind == "ConfigMap":
             return self._watch.snapshot.base_model_config_maps.get((subject.namespace, subject.name))
-        return self._watch.snapshot.route(subject.kind.lower(), subject.namespace, subject.name)
+        return self._watch.snapshot.routes.get((subject.kind, subject.namespace, subject.name))
 
     def _warn_of_trust(self, key: PoolKey, status: Mapping[str, Any]) -> None:
         subject = _pool_subject(key)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,9 @@ from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerRef
 from headrace.core.fields import mapping as mapping
 from headrace.core.fields import mappings as mappings
 from headrace.gateway.names import PoolKey
-from headrace.protocol.objects import GATEWAY_GROUP, PICKER_ANNOTATION, PICKER_ANNOTATION_OURS
+from headrace.kube.routes import is_granted, refs_of
+from headrace.protocol.objects import PICKER_ANNOTATION, PICKER_ANNOTATION_OURS
+from headrace.protocol.translated import RouteKey
 
 POOL_KIND = "InferencePool"
 # Of a backendRef, says the Gateway API.
@@ -21,6 +23,8 @@ _MAX_WEIGHT = 1_000_000
 Object = Mapping[str, Any]
 # Objects of one kind by (namespace, name).
 Objects = Mapping[tuple[str, str], Object]
+# (namespace, name) of a Gateway.
+GatewayKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,16 @@ class PickerService:
     cleartext: bool
 
 
-class UnresolvedPicker(Exception):  # noqa: N818
-    """A pool's endpoint picker reference that leads nowhere; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """Objects as the API server gave them, keyed by (namespace, name); pools parsed.
+    """Objects as the API server gave them, keyed by (namespace, name), routes by their kind too; pools parsed.
 
-    `bad_pools` holds what cannot be used, and why."""
+    `bad_pools` holds what cannot be used, and why. Gateways are ours whose class names `controller_name`.
+    `verify_by_default`: an endpoint picker without a BackendTLSPolicy is not trusted."""
 
-    http_routes: Objects = field(default_factory=dict)
-    grpc_routes: Objects = field(default_factory=dict)
+    controller_name: str = ""
+    verify_by_default: bool = True
+    routes: Mapping[RouteKey, Object] = field(default_factory=dict)
     gateways: Objects = field(default_factory=dict)
     gateway_classes: Objects = field(default_factory=dict)
     reference_grants: Objects = field(default_factory=dict)
@@ -82,56 +84,46 @@ class Snapshot:
     pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
     bad_pools: Mapping[PoolKey, InvalidPool] = field(default_factory=dict)
 
-    def route(self, kind: str, namespace: str, name: str) -> Object | None:
-        """The route of Envoy Gateway's kind name, `httproute` or `grpcroute`."""
-        kinds = {"httproute": self.http_routes, "grpcroute": self.grpc_routes}
-        return kinds.get(kind, {}).get((namespace, name))
+    def pools_of(self, route: RouteKey, rules: Iterable[Object]) -> Iterator[Backend]:
+        """The backends of some rules of a route that are pools it may refer to."""
+        for rule in rules:
+            for backend in backends_of(rule, route[1]):
+                if backend.is_pool and self.permits(route, backend):
+                    yield backend
 
-    def permits(self, route_kind: str, route_namespace: str, backend: Backend) -> bool:
-        """Whether a route may refer to this backend: the same namespace, or a ReferenceGrant there says so."""
-        if backend.namespace == route_namespace:
-            return True
-        for (namespace, _), grant in self.reference_grants.items():
-            if namespace != backend.namespace:
-                continue
-            spec = mapping(grant.get("spec"))
-            granted = any(
-                peer.get("group") == GATEWAY_GROUP
-                and peer.get("kind") == route_kind
-                and peer.get("namespace") == route_namespace
-                for peer in mappings(spec.get("from"))
-            )
-            if granted and any(
-                (target.get("group") or "") == backend.group
-                and target.get("kind") == backend.kind
-                and target.get("name") in (None, "", backend.name)
-                for target in mappings(spec.get("to"))
-            ):
-                return True
-        return False
+    def permits(self, route: RouteKey, backend: Backend) -> bool:
+        """Whether a route may refer to this backend."""
+        grants = self.reference_grants.values()
+        return is_granted(grants, route, backend.group, backend.kind, backend.namespace, backend.name)
 
-    def picker_service(self, pool: Pool) -> PickerService:
-        """The Service of a pool's endpoint picker. Raises UnresolvedPicker."""
-        picker = pool.picker
-        if picker is None:
-            raise UnresolvedPicker("the pool names no endpoint picker: set endpointPickerRef")
+    def picker_service(self, pool: Pool) -> tuple[PickerService, str]:
+        """The Service of a pool's endpoint picker, and ""; where it leads nowhere, one that nothing stands behind, and
+        why it does and what to do."""
+        picker = pool.picker or PickerReference("", 0)
+        nobody = PickerService(picker.name, pool.namespace, picker.port or 0, "", is_ours=False, cleartext=False)
+        if pool.picker is None:
+            return nobody, "the pool names no endpoint picker: set endpointPickerRef"
         if picker.kind != "Service" or picker.group:
             kind = f"{picker.group}/{picker.kind}" if picker.group else picker.kind
-            raise UnresolvedPicker(f"endpoint picker of kind {kind} is not supported: name a Service")
+            return nobody, f"endpoint picker of kind {kind} is not supported: name a Service"
+        where = f"Service {pool.namespace}/{picker.name}"
         service = self.services.get((pool.namespace, picker.name))
         if service is None:
-            raise UnresolvedPicker(f"there is no Service {pool.namespace}/{picker.name}: create it, or name another")
-        return _resolve(service, picker, pool.namespace)
-
-    def picker_or_none(self, pool: Pool) -> tuple[PickerService, str]:
-        """The Service of a pool's endpoint picker; where there is none, one that nothing stands behind, and why."""
-        try:
-            return self.picker_service(pool), ""
-        except UnresolvedPicker as error:
-            picker = pool.picker or PickerReference("", 0)
-            return PickerService(
-                picker.name, pool.namespace, picker.port or 0, "", is_ours=False, cleartext=False
-            ), str(error)
+            return nobody, f"there is no {where}: create it, or name another"
+        spec = mapping(service.get("spec"))
+        if spec.get("type") == "ExternalName":
+            return nobody, f"{where} is an ExternalName Service, which an endpoint picker must not be"
+        port = next((port for port in mappings(spec.get("ports")) if port.get("port") == picker.port), None)
+        if port is None:
+            return nobody, f"{where} has no port {picker.port}: add it, or name another port"
+        annotations = mapping(mapping(service.get("metadata")).get("annotations"))
+        found = replace(
+            nobody,
+            port_name=str(port.get("name") or ""),
+            is_ours=annotations.get(PICKER_ANNOTATION) == PICKER_ANNOTATION_OURS,
+            cleartext=port.get("appProtocol") == H2C,
+        )
+        return found, ""
 
     def pods_of(self, pool: Pool) -> Iterable[Object]:
         """The Pods that may belong to a pool: every one that does is among them."""
@@ -161,36 +153,25 @@ class Snapshot:
                     found.setdefault(key, []).append((policy, str(target.get("sectionName") or "")))
         return found
 
-    def is_ours(self, gateway: Object, controller_name: str) -> bool:
-        """Whether a Gateway's class belongs to the controller of that name."""
-        class_name = str(mapping(gateway.get("spec")).get("gatewayClassName") or "")
-        found = self.gateway_classes.get(("", class_name))
-        return found is not None and mapping(found.get("spec")).get("controllerName") == controller_name
-
-
-def _resolve(service: Object, picker: PickerReference, namespace: str) -> PickerService:
-    spec = mapping(service.get("spec"))
-    where = f"Service {namespace}/{picker.name}"
-    if spec.get("type") == "ExternalName":
-        raise UnresolvedPicker(f"{where} is an ExternalName Service, which an endpoint picker must not be")
-    for port in mappings(spec.get("ports")):
-        if port.get("port") == picker.port:
-            annotations = mapping(mapping(service.get("metadata")).get("annotations"))
-            return PickerService(
-                name=picker.name,
-                namespace=namespace,
-                port=int(picker.port or 0),
-                port_name=str(port.get("name") or ""),
-                is_ours=annotations.get(PICKER_ANNOTATION) == PICKER_ANNOTATION_OURS,
-                cleartext=port.get("appProtocol") == H2C,
-            )
-    raise UnresolvedPicker(f"{where} has no port {picker.port}: add it, or name another port")
+    @cached_property
+    def our_gateways(self) -> frozenset[GatewayKey]:
+        """The Gateways whose class belongs to our controller."""
+        classes = {
+            name
+            for (_, name), found in self.gateway_classes.items()
+            if mapping(found.get("spec")).get("controllerName") == self.controller_name
+        }
+        return frozenset(
+            key
+            for key, found in self.gateways.items()
+            if str(mapping(found.get("spec")).get("gatewayClassName")) in classes
+        )
 
 
 def backends_of(rule: Object, route_namespace: str) -> tuple[Backend, ...]:
     """The backendRefs of a route's rule, with the API's defaults filled in."""
     found = []
-    for index, reference in enumerate(mappings(rule.get("backendRefs"))):
+    for index, reference in enumerate(refs_of(rule)):
         weight = reference.get("weight", 1)
         found.append(
             Backend(
@@ -210,11 +191,6 @@ def _filters_of(reference: Object) -> tuple[Object, ...]:
     """Every filter, unreadable ones as empty: none may get lost, as a request would pass without it."""
     found = reference.get("filters") or ()
     return tuple(mapping(entry) for entry in found) if isinstance(found, list | tuple) else ({},)
-
-
-def rules_of(route: Object) -> list[Object]:
-    """The rules of a route."""
-    return list(mappings(mapping(route.get("spec")).get("rules")))
 
 
 def parse_pools(objects: Iterable[Object]) -> tuple[dict[PoolKey, Pool], dict[PoolKey, InvalidPool]]:

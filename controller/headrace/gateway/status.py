@@ -13,28 +13,26 @@ from typing import Any
 from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, Pool
 from headrace.core.fields import has_condition
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
+from headrace.gateway.filters import plan_pick
 from headrace.gateway.names import PoolKey
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import (
     Backend,
+    GatewayKey,
     Object,
     Snapshot,
-    UnresolvedPicker,
     backends_of,
     mapping,
     mappings,
-    rules_of,
 )
 from headrace.gateway.trust import find_trust
+from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ACCEPTED, FILTERS_ACCEPTED, GATEWAY_GROUP, RESOLVED_REFS, ROUTES_TRANSLATED
+from headrace.protocol.translated import RouteKey
 
 # The reason of ResolvedRefs where the picker is there and its certificate is not trusted.
 PICKER_NOT_TRUSTED = "EndpointPickerNotTrusted"
 _MAX_MESSAGE = 1000
 _MAX_PARENTS = 32
-
-# (namespace, name) of a Gateway.
-GatewayKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -47,42 +45,33 @@ class Condition:
     message: str
 
 
-def parents_of_pools(snapshot: Snapshot, controller_name: str) -> dict[PoolKey, dict[GatewayKey, bool]]:
+def parents_of_pools(snapshot: Snapshot) -> dict[PoolKey, dict[GatewayKey, bool]]:
     """The Gateways of ours that routes lead to each pool from; the value is whether a route of them was accepted."""
     found: dict[PoolKey, dict[GatewayKey, bool]] = {}
-    for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
-        for (namespace, _), route in routes.items():
-            keys = {
-                backend.pool_key
-                for rule in rules_of(route)
-                for backend in backends_of(rule, namespace)
-                if backend.is_pool and snapshot.permits(kind, namespace, backend)
-            }
-            if not keys:
-                continue
-            for gateway, accepted in parents_of_route(route, namespace, snapshot, controller_name):
-                for key in keys:
-                    parents = found.setdefault(key, {})
-                    parents[gateway] = parents.get(gateway, False) or accepted
+    for key, route in snapshot.routes.items():
+        pools = {backend.pool_key for backend in snapshot.pools_of(key, rules_of(route))}
+        for gateway, accepted in parents_of_route(key, snapshot) if pools else ():
+            for pool in pools:
+                parents = found.setdefault(pool, {})
+                parents[gateway] = parents.get(gateway, False) or accepted
     return found
 
 
-def filter_problems(snapshot: Snapshot, controller_name: str) -> dict[PoolKey, dict[GatewayKey, list[str]]]:
+def filter_problems(snapshot: Snapshot) -> dict[PoolKey, dict[GatewayKey, list[str]]]:
     """What is wrong with filters of backendRefs to each pool, for each Gateway of ours. Their share is answered 500."""
     found: dict[PoolKey, dict[GatewayKey, list[str]]] = {}
-    for kind, routes in (("HTTPRoute", snapshot.http_routes), ("GRPCRoute", snapshot.grpc_routes)):
-        for (namespace, name), route in routes.items():
-            for number, rule in enumerate(rules_of(route)):
-                # Few have any, and this is asked after each change of anything.
-                if not any(reference.get("filters") for reference in mappings(rule.get("backendRefs"))):
+    for key, route in snapshot.routes.items():
+        for number, rule in enumerate(rules_of(route)):
+            # Few have any, and this is asked after each change of anything.
+            if not any(reference.get("filters") for reference in mappings(rule.get("backendRefs"))):
+                continue
+            for backend in backends_of(rule, key[1]):
+                problem = _filter_problem(backend)
+                if not problem:
                     continue
-                for backend in backends_of(rule, namespace):
-                    problem = _filter_problem(backend)
-                    if not problem:
-                        continue
-                    text = f"{kind} {namespace}/{name}, rule {number}, backend {backend.index}: {problem}"
-                    for gateway, _ in parents_of_route(route, namespace, snapshot, controller_name):
-                        found.setdefault(backend.pool_key, {}).setdefault(gateway, []).append(text)
+                text = f"{key[0]} {key[1]}/{key[2]}, rule {number}, backend {backend.index}: {problem}"
+                for gateway, _ in parents_of_route(key, snapshot):
+                    found.setdefault(backend.pool_key, {}).setdefault(gateway, []).append(text)
     return found
 
 
@@ -95,28 +84,26 @@ def _filter_problem(backend: Backend) -> str:
     return ""
 
 
-def parents_of_route(
-    route: Object, namespace: str, snapshot: Snapshot, controller_name: str
-) -> Iterator[tuple[GatewayKey, bool]]:
+def parents_of_route(key: RouteKey, snapshot: Snapshot) -> Iterator[tuple[GatewayKey, bool]]:
     """The Gateways of ours that a route names, each with whether it accepted the route, as far as is known."""
+    route = snapshot.routes.get(key, {})
     statuses = list(mappings(mapping(route.get("status")).get("parents")))
     for reference in mappings(mapping(route.get("spec")).get("parentRefs")):
         if reference.get("group", GATEWAY_GROUP) != GATEWAY_GROUP or reference.get("kind", "Gateway") != "Gateway":
             continue
-        key = (str(reference.get("namespace") or namespace), str(reference.get("name") or ""))
-        gateway = snapshot.gateways.get(key)
-        if gateway is None or not snapshot.is_ours(gateway, controller_name):
+        gateway = (str(reference.get("namespace") or key[1]), str(reference.get("name") or ""))
+        if gateway not in snapshot.our_gateways:
             continue
         refused = any(
             has_condition(entry, ACCEPTED, "False")
             for entry in statuses
-            if entry.get("controllerName") == controller_name and entry.get("parentRef") == dict(reference)
+            if entry.get("controllerName") == snapshot.controller_name and entry.get("parentRef") == dict(reference)
         )
-        yield key, not refused
+        yield gateway, not refused
 
 
 def conditions_of(
-    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, verify_by_default: bool = True, untrusted: str = ""
+    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, untrusted: str = ""
 ) -> tuple[Condition, ...]:
     """Accepted and ResolvedRefs of a pool for a Gateway. `untrusted`: why its picker's certificate is not trusted."""
     pool = snapshot.pools.get(key)
@@ -132,17 +119,30 @@ def conditions_of(
     else:
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
         accepted = _condition(ACCEPTED, False, "HTTPRouteNotAccepted", message)
-    return (accepted, _resolved(snapshot, pool, verify_by_default, untrusted))
+    return (accepted, _resolved(snapshot, pool, untrusted))
 
 
-def _resolved(snapshot: Snapshot, pool: Pool, verify_by_default: bool, untrusted: str) -> Condition:
-    try:
-        service = snapshot.picker_service(pool)
-    except UnresolvedPicker as error:
-        return _condition(RESOLVED_REFS, False, "InvalidExtensionRef", str(error))
-    plan = pool_plan(snapshot, pool, verify_by_default=verify_by_default)
+def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
+    """How a pool's requests are picked for, in one line. Equal lines are equal translations of the pool and its picker.
+
+    It says all that a translation takes from objects whose changes Envoy Gateway does not tell the hook of: annotations
+    of the pool, the picker's Service, its BackendTLSPolicy."""
+    service, _ = snapshot.picker_service(pool)
+    plan = plan_pick(pool, service)
+    transport = "cleartext"
+    if not service.cleartext:
+        transport = f"TLS as {find_trust(snapshot, service).hostname}"
+    streams = f"a stream of its own, observation {plan.observation}" if service.is_ours else "one stream both ways"
+    return f"{plan.pool.failure_mode}, {transport}, request bodies {plan.body_mode}, responses in {streams}"
+
+
+def _resolved(snapshot: Snapshot, pool: Pool, untrusted: str) -> Condition:
+    service, unresolved = snapshot.picker_service(pool)
+    if unresolved:
+        return _condition(RESOLVED_REFS, False, "InvalidExtensionRef", unresolved)
+    plan = pool_plan(snapshot, pool)
     message = f"the endpoint picker is Service {service.namespace}/{service.name}, port {service.port}: {plan}"
-    trust = find_trust(snapshot, service, verify_by_default=verify_by_default)
+    trust = find_trust(snapshot, service)
     if service.cleartext or not (trust.problem or untrusted):
         return _condition(RESOLVED_REFS, True, RESOLVED_REFS, message)
     problem = trust.problem or (
@@ -168,11 +168,9 @@ def wanted_status(
     key: PoolKey,
     snapshot: Snapshot,
     parents: Mapping[GatewayKey, bool],
-    controller_name: str,
     now: str,
     written: frozenset[GatewayKey] = frozenset(),
     *,
-    verify_by_default: bool = True,
     translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
     filter_problems: Mapping[GatewayKey, Sequence[str]] = MappingProxyType({}),
     untrusted: str = "",
@@ -191,7 +189,7 @@ def wanted_status(
     ours: dict[GatewayKey, Mapping[str, Any]] = {}
     for entry in old:
         gateway = gateway_of(entry, key[1])
-        if gateway is not None and _is_ours(entry, key[0], gateway, snapshot, controller_name, written):
+        if gateway is not None and _is_ours(entry, key[0], gateway, snapshot, written):
             ours[gateway] = entry
         elif not (key[0] == EXTENSION_GROUP and parents and _is_placeholder(entry)):
             kept.append(dict(entry))
@@ -206,13 +204,7 @@ def wanted_status(
             },
             "conditions": _stamped(
                 (
-                    *conditions_of(
-                        snapshot,
-                        key,
-                        route_accepted=parents[gateway],
-                        verify_by_default=verify_by_default,
-                        untrusted=untrusted,
-                    ),
+                    *conditions_of(snapshot, key, route_accepted=parents[gateway], untrusted=untrusted),
                     *_of_filters(filter_problems.get(gateway, ())),
                     *filter(None, (translated(key, gateway),)),
                 ),
@@ -222,7 +214,7 @@ def wanted_status(
             ),
         }
         if key[0] == GA_GROUP:
-            entry["controllerName"] = controller_name
+            entry["controllerName"] = snapshot.controller_name
         wanted.append(entry)
     if _same(wanted, [dict(entry) for entry in old]):
         return None
@@ -252,17 +244,11 @@ def gateway_of(entry: Object, pool_namespace: str) -> GatewayKey | None:
 
 
 def _is_ours(
-    entry: Object,
-    group: str,
-    gateway: GatewayKey,
-    snapshot: Snapshot,
-    controller_name: str,
-    written: frozenset[GatewayKey],
+    entry: Object, group: str, gateway: GatewayKey, snapshot: Snapshot, written: frozenset[GatewayKey]
 ) -> bool:
     if group == GA_GROUP and entry.get("controllerName"):
-        return bool(entry.get("controllerName") == controller_name)
-    found = snapshot.gateways.get(gateway)
-    return snapshot.is_ours(found, controller_name) if found is not None else gateway in written
+        return bool(entry.get("controllerName") == snapshot.controller_name)
+    return gateway in (snapshot.our_gateways if gateway in snapshot.gateways else written)
 
 
 def _is_placeholder(entry: Object) -> bool:

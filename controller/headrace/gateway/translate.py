@@ -22,9 +22,10 @@ from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
 from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
-from headrace.gateway.snapshot import Backend, Snapshot, backends_of, rules_of
+from headrace.gateway.snapshot import Backend, Snapshot, backends_of
 from headrace.gateway.trust import find_trust
-from headrace.gateway.xds_names import KINDS, RuleName, parse_route_name
+from headrace.gateway.xds_names import RuleName, parse_route_name
+from headrace.kube.routes import rules_of
 from headrace.protocol.translated import RouteKey
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_components_pb2, listener_pb2
@@ -63,14 +64,12 @@ def named_rules(request: PostTranslateModifyRequest) -> dict[str, frozenset[Rule
     return found
 
 
-def translate(
-    request: PostTranslateModifyRequest, snapshot: Snapshot, *, verify_by_default: bool = True
-) -> Translation:
+def translate(request: PostTranslateModifyRequest, snapshot: Snapshot) -> Translation:
     """Build the response to Envoy Gateway's PostTranslateModify.
 
     A resource that cannot be parsed, and a route whose object is unknown, pass as they are and are noted: nothing
     here fails as a whole."""
-    work = _Work(request, snapshot, verify_by_default)
+    work = _Work(request, snapshot)
     routes = [work.route_configuration(content) for content in request.routes]
     listeners = [work.listener(content) for content in request.listeners]
     clusters = [*request.clusters, *work.clusters()]
@@ -83,10 +82,9 @@ def translate(
 class _Work:
     """The state of one translation."""
 
-    def __init__(self, request: PostTranslateModifyRequest, snapshot: Snapshot, verify_by_default: bool) -> None:
+    def __init__(self, request: PostTranslateModifyRequest, snapshot: Snapshot) -> None:
         self.result = Translation(PostTranslateModifyResponse())
         self._snapshot = snapshot
-        self._verify_by_default = verify_by_default
         self._listeners = request.listeners
         self._templates: dict[str, cluster_pb2.Cluster] = {}
         for content in request.clusters:
@@ -136,7 +134,7 @@ class _Work:
         rule_name = parse_route_name(route.name)
         if rule_name is None or route.WhichOneof("action") not in ("route", "direct_response"):
             return False
-        found = self._snapshot.route(rule_name.kind, rule_name.namespace, rule_name.name)
+        found = self._snapshot.routes.get(rule_name.route)
         if found is None:
             self.result.notes.append(f"route {route.name} is left as it is: its object is not known")
             return False
@@ -144,17 +142,16 @@ class _Work:
         if rule_name.rule >= len(rules):
             self.result.notes.append(f"route {route.name} is left as it is: the object known has {len(rules)} rules")
             return False
-        backends = backends_of(rules[rule_name.rule], rule_name.namespace)
+        backends = backends_of(rules[rule_name.rule], rule_name.route[1])
         if not any(backend.is_pool for backend in backends):
             return False
         old = {weight.name: weight for weight in route.route.weighted_clusters.clusters}
         plans: list[filters.PickPlan] = []
         weights: list[_Weight] = []
-        sampled = any(self._samples(backend) for backend in backends)
+        factor = filters.SAMPLE_OF if any(map(self._samples, backends)) else 1
         for backend in backends:
-            if backend.weight == 0:
-                continue
-            weights += self._weights(rule_name, backend, old, plans, filters.SAMPLE_OF if sampled else 1)
+            if backend.weight:
+                weights += self._weights(rule_name, backend, old, plans, factor)
         if route.WhichOneof("action") == "direct_response":
             # Envoy Gateway answers 500 by itself where it found no valid backend, and so it should.
             if not plans:
@@ -202,13 +199,8 @@ class _Work:
             name = self._other_cluster(rule, backend, old)
             if name is None:
                 return invalid
-            weight = _Weight()
-            if name in old:
-                weight.CopyFrom(old[name])
-            weight.name = name
-            weight.weight.value = share
-            return [weight]
-        if not self._snapshot.permits(KINDS[rule.kind], rule.namespace, backend):
+            return [_weighted(old.get(name, _Weight()), name, share)]
+        if not self._snapshot.permits(rule.route, backend):
             return invalid
         try:
             changes = header_changes(backend.filters)
@@ -226,19 +218,14 @@ class _Work:
             parts = [(plan.observation is filters.Observation.ALL, share)]
         weights = []
         for bodies, part in parts:
-            weight = _Weight()
-            weight.CopyFrom(self._switched_on(plan, bodies))
-            weight.name = name
-            weight.weight.value = part
-            changes.apply(weight)
-            weights.append(weight)
+            weights.append(_weighted(self._switched_on(plan, bodies), name, part))
+            changes.apply(weights[-1])
         return weights
 
     def _refuse(self, rule: RuleName, backend: Backend, error: InvalidFilter) -> None:
         problem = f"rule {rule.rule}, backend {backend.index}: its share is answered 500: {error}"
-        route = (KINDS[rule.kind], rule.namespace, rule.name)
-        self.result.refused.setdefault(route, problem)
-        note = f"{'/'.join(route)}, {problem}"
+        self.result.refused.setdefault(rule.route, problem)
+        note = f"{'/'.join(rule.route)}, {problem}"
         if note not in self.result.notes:
             self.result.notes.append(note)
 
@@ -276,30 +263,22 @@ class _Work:
         plan = None
         pool = self._snapshot.pools.get(key)
         if pool is None:
-            why = self._snapshot.bad_pools.get(key, "there is no such pool")
-            self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: {why}")
+            notes = [f"its share is answered 500: {self._snapshot.bad_pools.get(key, 'there is no such pool')}"]
         elif pool.picker is None:
-            self.result.notes.append(f"InferencePool {'/'.join(key)}: its share is answered 500: it names no picker")
+            notes = ["its share is answered 500: it names no picker"]
         else:
-            service, problem = self._snapshot.picker_or_none(pool)
+            # While the picker is missing, the failure mode decides what becomes of requests.
+            service, problem = self._snapshot.picker_service(pool)
             plan = filters.plan_pick(pool, service)
-            if problem:
-                # The failure mode decides what becomes of requests while the picker is missing.
-                self.result.notes.append(f"InferencePool {'/'.join(key)}: {problem}")
-            self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in plan.notes]
-            self._picker_cluster(plan)
+            trust = find_trust(self._snapshot, service)
+            if trust.unverified and not service.cleartext:
+                self.result.unverified.add(key)
+            notes = [problem, *plan.notes, "" if service.cleartext else trust.problem]
+            cluster = picker_cluster(pool, service, trust.hostname)
+            self._made[cluster.name] = cluster
+        self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in notes if note]
         self._plans[key] = plan
         return plan
-
-    def _picker_cluster(self, plan: filters.PickPlan) -> None:
-        trust = find_trust(self._snapshot, plan.service, verify_by_default=self._verify_by_default)
-        if not plan.service.cleartext:
-            if trust.unverified:
-                self.result.unverified.add(names.pool_key(plan.pool))
-            if trust.problem:
-                self.result.notes.append(f"InferencePool {'/'.join(names.pool_key(plan.pool))}: {trust.problem}")
-        cluster = picker_cluster(plan.pool, plan.service, trust.hostname)
-        self._made[cluster.name] = cluster
 
     def _template(self, rule: RuleName, backend: Backend) -> cluster_pb2.Cluster | None:
         own = self._templates.get(f"{rule.destination}/backend/{backend.index}")
@@ -353,10 +332,8 @@ class _Work:
         except DecodeError as error:
             self.result.notes.append(f"a listener cannot be read: {error}")
             return content
-        changed = False
-        for network_filter in _network_filters(listener):
-            changed = self._network_filter(network_filter) or changed
-        return bytes(listener.SerializeToString(deterministic=True)) if changed else content
+        changed = [self._network_filter(network_filter) for network_filter in _network_filters(listener)]
+        return bytes(listener.SerializeToString(deterministic=True)) if any(changed) else content
 
     def _network_filter(self, network_filter: listener_components_pb2.Filter) -> bool:
         manager = _Manager()
@@ -373,13 +350,21 @@ class _Work:
             return False
         if manager.rds.route_config_name in self._by_model:
             model_routing.prepare_manager(manager)
-            network_filter.typed_config.Pack(manager, deterministic=True)
-            return True
-        del manager.http_filters[:]
-        # The router is the last; nothing may come between the pick and it, or it would see no picked header.
-        manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
+        else:
+            del manager.http_filters[:]
+            # The router is the last; nothing may come between the pick and it, or it would see no picked header.
+            manager.http_filters.extend([*kept[:-1], *filters.listener_filters(), kept[-1]])
         network_filter.typed_config.Pack(manager, deterministic=True)
         return True
+
+
+def _weighted(like: _Weight, name: str, share: int) -> _Weight:
+    """A copy with another name and share."""
+    weight = _Weight()
+    weight.CopyFrom(like)
+    weight.name = name
+    weight.weight.value = share
+    return weight
 
 
 def _network_filters(listener: listener_pb2.Listener) -> Iterable[listener_components_pb2.Filter]:

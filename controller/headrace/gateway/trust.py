@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.core import Pool
-from headrace.gateway.snapshot import Object, PickerService, Snapshot, UnresolvedPicker, mapping, mappings
+from headrace.gateway.snapshot import Object, PickerService, Snapshot, mapping, mappings
 from headrace.xds.envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2
 
 _SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -51,12 +51,12 @@ def find_policy(snapshot: Snapshot, service: PickerService) -> Object | None:
     return min(found, key=lambda entry: entry[0])[1] if found else None
 
 
-def find_trust(snapshot: Snapshot, service: PickerService, *, verify_by_default: bool) -> Trust:
+def find_trust(snapshot: Snapshot, service: PickerService) -> Trust:
     """How to verify the picker behind a Service."""
     default_name = f"{service.name}.{service.namespace}.svc"
     policy = find_policy(snapshot, service)
     if policy is None:
-        if not verify_by_default:
+        if not snapshot.verify_by_default:
             return Trust(hostname=default_name, unverified=True)
         problem = (
             f"no BackendTLSPolicy names Service {service.namespace}/{service.name}: write one with the picker's CA"
@@ -82,13 +82,10 @@ def find_trust(snapshot: Snapshot, service: PickerService, *, verify_by_default:
     return Trust(hostname, ca="\n".join(parts) + "\n", alternative_names=alternatives)
 
 
-def pool_trust(snapshot: Snapshot, pool: Pool, *, verify_by_default: bool) -> Trust:
+def pool_trust(snapshot: Snapshot, pool: Pool) -> Trust:
     """How to verify a pool's picker; of a picker that cannot be resolved nothing is trusted."""
-    try:
-        service = snapshot.picker_service(pool)
-    except UnresolvedPicker as error:
-        return Trust(hostname="", problem=str(error))
-    return find_trust(snapshot, service, verify_by_default=verify_by_default)
+    service, problem = snapshot.picker_service(pool)
+    return Trust(hostname="", problem=problem) if problem else find_trust(snapshot, service)
 
 
 def trust_secret(name: str, trust: Trust, nothing: str) -> secret_pb2.Secret:

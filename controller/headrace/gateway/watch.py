@@ -7,47 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP
-from headrace.core.pool import VERSION_OF_GROUP
 from headrace.gateway.snapshot import Object, Snapshot, mapping, parse_pools
 from headrace.gateway.trust import config_maps_of
+from headrace.kube import kinds
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
-from headrace.protocol.objects import BASE_MODEL_SELECTOR, GATEWAY_GROUP, POOL_ANNOTATIONS
+from headrace.protocol.objects import BASE_MODEL_SELECTOR, POOL_ANNOTATIONS
 from headrace.tasks import forever
 
-HTTP_ROUTES = Resource(GATEWAY_GROUP, "v1", "httproutes", True)
-GRPC_ROUTES = Resource(GATEWAY_GROUP, "v1", "grpcroutes", True)
-GATEWAYS = Resource(GATEWAY_GROUP, "v1", "gateways", True)
-GATEWAY_CLASSES = Resource(GATEWAY_GROUP, "v1", "gatewayclasses", False)
-REFERENCE_GRANTS = Resource(GATEWAY_GROUP, "v1beta1", "referencegrants", True)
-BACKEND_TLS_POLICIES = Resource(GATEWAY_GROUP, "v1", "backendtlspolicies", True)
-GA_POOLS = Resource(GA_GROUP, VERSION_OF_GROUP[GA_GROUP], "inferencepools", True)
-EXTENSION_POOLS = Resource(EXTENSION_GROUP, VERSION_OF_GROUP[EXTENSION_GROUP], "inferencepools", True)
-POOLS = (GA_POOLS, EXTENSION_POOLS)
-PODS = Resource("", "v1", "pods", True)
-SERVICES = Resource("", "v1", "services", True)
-ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", True)
-CONFIG_MAPS = Resource("", "v1", "configmaps", True)
-
-_EVERYWHERE = (
-    HTTP_ROUTES,
-    GRPC_ROUTES,
-    GATEWAYS,
-    GATEWAY_CLASSES,
-    REFERENCE_GRANTS,
-    BACKEND_TLS_POLICIES,
-    *POOLS,
-)
-_BESIDE_POOLS = (PODS, SERVICES, ENDPOINT_SLICES)
+_BESIDE_POOLS = (kinds.PODS, kinds.SERVICES, kinds.ENDPOINT_SLICES)
 # What a translation is made of, besides what stands beside the pools.
-TRANSLATED = (HTTP_ROUTES, GRPC_ROUTES, REFERENCE_GRANTS, *POOLS)
+TRANSLATED = (*kinds.ROUTES.values(), kinds.REFERENCE_GRANTS, *kinds.POOLS.values())
+_EVERYWHERE = (*TRANSLATED, kinds.GATEWAYS, kinds.GATEWAY_CLASSES, kinds.BACKEND_TLS_POLICIES)
 
 # Resource, namespace, name; of the ConfigMaps in the whole cluster those with the label of base models.
 _Key = tuple[Resource, str, str]
-_BASE_MODELS: _Key = (CONFIG_MAPS, "", "")
+_BASE_MODELS: _Key = (kinds.CONFIG_MAPS, "", "")
 
 
 class Watch:
@@ -58,9 +36,16 @@ class Watch:
     changes that a translation depends on."""
 
     def __init__(
-        self, client: Any, on_change: Callable[[], None], on_malformed: Callable[[str], None] = lambda kind: None
+        self,
+        client: Any,
+        on_change: Callable[[], None],
+        on_malformed: Callable[[str], None] = lambda kind: None,
+        *,
+        controller_name: str = "",
+        verify_by_default: bool = True,
     ) -> None:
         self._client = client
+        self._nothing = Snapshot(controller_name=controller_name, verify_by_default=verify_by_default)
         self._on_malformed = on_malformed
         self._on_change = on_change
         self._reflectors: dict[_Key, Reflector] = {}
@@ -115,7 +100,9 @@ class Watch:
 
     def _check_settled(self) -> None:
         # Without Pods or pools that exist but may not be read, an answer would empty clusters: not ready until then.
-        needed = [found for (kind, _, _), found in self._reflectors.items() if kind in (*POOLS, *_BESIDE_POOLS)]
+        needed = [
+            found for (kind, _, _), found in self._reflectors.items() if kind in (*kinds.POOLS.values(), *_BESIDE_POOLS)
+        ]
         if all(found.synced or found.absent for found in needed):
             self.settled.set()
             self._on_change()
@@ -130,7 +117,7 @@ class Watch:
             if resource in TRANSLATED and self._is_news(resource):
                 self.news += 1
                 self._fresh_news.set()
-            if resource in (*POOLS, BACKEND_TLS_POLICIES):
+            if resource in (*kinds.POOLS.values(), kinds.BACKEND_TLS_POLICIES):
                 self._reshape.set()
             if self.settled.is_set():
                 self._on_change()
@@ -159,11 +146,11 @@ class Watch:
 
     def _follow_what_is_named(self, tasks: asyncio.TaskGroup) -> None:
         """Start and stop informers so that they are those that pools and policies call for."""
-        namespaces = {namespace for resource in POOLS for namespace, _ in self.objects(resource)}
+        namespaces = {namespace for resource in kinds.POOLS.values() for namespace, _ in self.objects(resource)}
         wanted: set[_Key] = {(kind, namespace, "") for kind in _BESIDE_POOLS for namespace in namespaces}
-        for (namespace, _), policy in self.objects(BACKEND_TLS_POLICIES).items():
+        for (namespace, _), policy in self.objects(kinds.BACKEND_TLS_POLICIES).items():
             if namespace in namespaces:
-                wanted |= {(CONFIG_MAPS, *found) for found in config_maps_of(policy)}
+                wanted |= {(kinds.CONFIG_MAPS, *found) for found in config_maps_of(policy)}
         running = {key for key in self._reflectors if key[1]}
         for key in wanted - running:
             self._follow(tasks, key)
@@ -187,18 +174,20 @@ class Watch:
             listed = fresh.get(resource)
             return self.objects(resource) if listed is None else {key_of(found): found for found in listed}
 
-        pools, bad = parse_pools(found for resource in POOLS for found in _typed(resource, objects(resource)))
-        return Snapshot(
-            http_routes=objects(HTTP_ROUTES),
-            grpc_routes=objects(GRPC_ROUTES),
-            gateways=objects(GATEWAYS),
-            gateway_classes=objects(GATEWAY_CLASSES),
-            reference_grants=objects(REFERENCE_GRANTS),
-            backend_tls_policies=objects(BACKEND_TLS_POLICIES),
-            services=objects(SERVICES),
-            endpoint_slices=objects(ENDPOINT_SLICES),
-            pods=objects(PODS),
-            config_maps=objects(CONFIG_MAPS),
+        pools, bad = parse_pools(
+            found for resource in kinds.POOLS.values() for found in _typed(resource, objects(resource))
+        )
+        return replace(
+            self._nothing,
+            routes={(kind, *key): found for kind, of in kinds.ROUTES.items() for key, found in objects(of).items()},
+            gateways=objects(kinds.GATEWAYS),
+            gateway_classes=objects(kinds.GATEWAY_CLASSES),
+            reference_grants=objects(kinds.REFERENCE_GRANTS),
+            backend_tls_policies=objects(kinds.BACKEND_TLS_POLICIES),
+            services=objects(kinds.SERVICES),
+            endpoint_slices=objects(kinds.ENDPOINT_SLICES),
+            pods=objects(kinds.PODS),
+            config_maps=objects(kinds.CONFIG_MAPS),
             base_model_config_maps=dict(self._reflectors[_BASE_MODELS].objects)
             if _BASE_MODELS in self._reflectors
             else {},
@@ -217,4 +206,4 @@ def mark_of(found: Object) -> object:
 def _typed(resource: Resource, objects: Mapping[tuple[str, str], Object]) -> Iterable[Object]:
     # The items of a list come without kind and version.
     for found in objects.values():
-        yield {"apiVersion": f"{resource.group}/{resource.version}", "kind": "InferencePool", **found}
+        yield {"apiVersion": resource.api_version, "kind": "InferencePool", **found}

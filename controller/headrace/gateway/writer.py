@@ -7,16 +7,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import Object, Snapshot
-from headrace.gateway.status import Condition, GatewayKey, filter_problems, parents_of_pools, wanted_status
-from headrace.gateway.watch import POOLS
+from headrace.gateway.snapshot import GatewayKey, Object, Snapshot
+from headrace.gateway.status import Condition, filter_problems, parents_of_pools, wanted_status
 from headrace.kube.client import ApiError, Resource
-from headrace.kube.patch import patch_status
+from headrace.kube.kinds import POOLS
+from headrace.kube.objects import patch_status
 
 logger = logging.getLogger(__name__)
 
@@ -39,34 +40,23 @@ class Pools(Protocol):
         """The newest known objects of a kind, by (namespace, name)."""
 
 
+@dataclass(eq=False)
 class StatusWriter:
     """Keeps the pools' status. Call `changed` after changes; `run` writes.
 
     `translated` gives the condition of a pool and a Gateway that says which routes are translated, or None;
     `untrusted` why a picker's certificate is not trusted. `on_written` is told of each status that was written."""
 
-    def __init__(
-        self,
-        client: Any,
-        watch: Pools,
-        metrics: Metrics,
-        controller_name: str,
-        *,
-        verify_by_default: bool,
-        translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
-        untrusted: Callable[[PoolKey], str] = lambda key: "",
-        on_written: Callable[[PoolKey, Mapping[str, Any]], None] = lambda key, status: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client = client
-        self._watch = watch
-        self._metrics = metrics
-        self._controller_name = controller_name
-        self._verify_by_default = verify_by_default
-        self._translated = translated
-        self._untrusted = untrusted
-        self._on_written = on_written
-        self._clock = clock
+    client: Any
+    watch: Pools
+    metrics: Metrics
+    _: KW_ONLY
+    translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None
+    untrusted: Callable[[PoolKey], str] = lambda key: ""
+    on_written: Callable[[PoolKey, Mapping[str, Any]], None] = lambda key, status: None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._due = asyncio.Event()
         self._wanted_passes, self._passes = 0, 0
         self._passed = asyncio.Event()
@@ -108,8 +98,8 @@ class StatusWriter:
         """The newest pool objects: the informers', or what our own last writes made of them."""
         found = {
             (resource.group, namespace, name): (resource, pool)
-            for resource in POOLS
-            for (namespace, name), pool in self._watch.objects(resource).items()
+            for resource in POOLS.values()
+            for (namespace, name), pool in self.watch.objects(resource).items()
         }
         for key in list(self._answers):
             known = found.get(key)
@@ -121,9 +111,9 @@ class StatusWriter:
 
     async def _write_all(self) -> bool:
         """Write every status that is not as it should be. False: something has to be tried again."""
-        snapshot = self._watch.snapshot
-        parents = parents_of_pools(snapshot, self._controller_name)
-        problems = filter_problems(snapshot, self._controller_name)
+        snapshot = self.watch.snapshot
+        parents = parents_of_pools(snapshot)
+        problems = filter_problems(snapshot)
         all_done = True
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for key, (resource, pool) in self.pools().items():
@@ -134,13 +124,11 @@ class StatusWriter:
                     key,
                     snapshot,
                     own,
-                    self._controller_name,
                     now,
                     self._written.get(key, frozenset()),
-                    verify_by_default=self._verify_by_default,
-                    translated=self._translated,
+                    translated=self.translated,
                     filter_problems=problems.get(key, {}),
-                    untrusted=self._untrusted(key),
+                    untrusted=self.untrusted(key),
                 )
             except (ValueError, TypeError, KeyError, AttributeError, IndexError):
                 # An object that nobody foresaw is no reason to leave the others without a status.
@@ -154,7 +142,7 @@ class StatusWriter:
     def _is_disputed(self, key: PoolKey, status: Mapping[str, Any]) -> bool:
         """Whether somebody has just replaced the very status that is wanted. It is written later."""
         content, until = self._last.get(key, (None, 0.0))
-        pause = until - self._clock()
+        pause = until - self.clock()
         if content != _without_times(status) or pause <= 0:
             return False
         asyncio.get_running_loop().call_later(pause, self._due.set)
@@ -162,18 +150,18 @@ class StatusWriter:
 
     async def _write(self, resource: Resource, pool: Object, key: PoolKey, status: dict[str, Any]) -> bool:
         try:
-            self._answers[key] = await patch_status(self._client, resource, pool, status)
+            self._answers[key] = await patch_status(self.client, resource, pool, status)
         except ApiError as error:
             if error.status == 404:  # The pool is gone.
                 return True
             result = "conflict" if error.status == 409 else "failed"
-            self._metrics.status_writes.labels(result).inc()
+            self.metrics.status_writes.labels(result).inc()
             if error.status != 409:
                 logger.warning("the status of %s %s is not written: %s", resource, pool["metadata"].get("name"), error)
             return False
-        self._last[key] = (_without_times(status), self._clock() + _DISAGREEMENT_SECONDS)
-        self._metrics.status_writes.labels("ok").inc()
-        self._on_written(key, status)
+        self._last[key] = (_without_times(status), self.clock() + _DISAGREEMENT_SECONDS)
+        self.metrics.status_writes.labels("ok").inc()
+        self.on_written(key, status)
         return True
 
 

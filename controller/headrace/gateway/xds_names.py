@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from headrace.protocol.translated import RouteKey
+
 # The versions whose output the translation is tested against. Others may name or nest things differently.
 TESTED_VERSIONS = ("v1.9.1",)
 
 # Envoy Gateway v1.9: irRouteName and irRouteDestinationName. Tested against its real output.
 _ROUTE_NAME = re.compile(r"((httproute|grpcroute)/([^/]+)/([^/]+)/rule/([0-9]{1,9}))/match/")
-KINDS = {"httproute": "HTTPRoute", "grpcroute": "GRPCRoute"}
+_KINDS = {"httproute": "HTTPRoute", "grpcroute": "GRPCRoute"}
 
 
 class RuleName(NamedTuple):
-    """A route's rule, as Envoy Gateway names it."""
+    """A rule of a route. `destination` is Envoy Gateway's name of it."""
 
     destination: str
-    kind: str
-    namespace: str
-    name: str
+    route: RouteKey
     rule: int
 
 
@@ -29,7 +29,7 @@ def parse_route_name(name: str) -> RuleName | None:
     if found is None:
         return None
     destination, kind, namespace, route, index = found.groups()
-    return RuleName(destination, kind, namespace, route, int(index))
+    return RuleName(destination, (_KINDS[kind], namespace, route), int(index))
 
 
 def untested_version(version: str) -> str:

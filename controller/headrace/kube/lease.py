@@ -11,17 +11,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from headrace.core.fields import mapping, number, text
-from headrace.kube.client import ApiError, Resource, request
-from headrace.protocol.objects import COORDINATION_GROUP
+from headrace.kube.client import ApiError
+from headrace.kube.kinds import LEASES
+from headrace.kube.objects import create, find, put
 
 logger = logging.getLogger(__name__)
-
-LEASES = Resource(COORDINATION_GROUP, "v1", "leases", namespaced=True)
 
 
 class LeaseHeld(Exception):  # noqa: N818
@@ -45,27 +44,21 @@ def _spec(lease: dict[str, Any] | None) -> Mapping[str, Any]:
     return mapping(mapping(lease).get("spec"))
 
 
+@dataclass(eq=False)
 class Lease:
     """One holder's view of a lease. `duration` in seconds."""
 
-    def __init__(
-        self,
-        client: Any,
-        namespace: str,
-        name: str,
-        identity: str,
-        *,
-        duration: float = 15.0,
-        labels: Mapping[str, str] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client = client
-        self._namespace = namespace
-        self.name = name
-        self.identity = identity
-        self._duration = duration
-        self._labels = dict(labels or {})
-        self._clock = clock
+    client: Any
+    namespace: str
+    name: str
+    identity: str
+    _: KW_ONLY
+    duration: float = 15.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._path = LEASES.path(self.namespace, self.name)
         # When the newest renewal of each holder was first seen here.
         self._seen: tuple[str, float] = ("", 0.0)
         # When this clock had the newest renewal asked for.
@@ -78,7 +71,7 @@ class Lease:
 
         Raises ApiError."""
         async with self._lock:
-            asked, found = self._clock(), await self._read()
+            asked, found = self.clock(), await find(self.client, self._path)
             holder = holder_of(found)
             if holder and holder != self.identity and not self._expired(found or {}):
                 return holder
@@ -95,23 +88,23 @@ class Lease:
 
     async def acquire(self, patience: float) -> None:
         """Take the lease, waiting up to `patience` seconds for it. Raises LeaseHeld, ApiError."""
-        deadline = self._clock() + patience
+        deadline = self.clock() + patience
         while holder := await self.try_acquire():
-            if self._clock() >= deadline:
+            if self.clock() >= deadline:
                 raise LeaseHeld(self.name, holder)
-            await asyncio.sleep(min(1.0, self._duration / 5))
+            await asyncio.sleep(min(1.0, self.duration / 5))
 
     async def ensure(self) -> None:
         """Return only if the lease is ours now: renews it when the last renewal is old.
 
         Raises LeaseLost; ApiError where the API server does not say."""
-        if self._clock() - self.renewed > self._duration / 3:
+        if self.clock() - self.renewed > self.duration / 3:
             await self.renew()
 
     async def renew(self) -> None:
         """Say that we are still there. Raises LeaseLost, ApiError."""
         async with self._lock:
-            asked, found = self._clock(), await self._read()
+            asked, found = self.clock(), await find(self.client, self._path)
             holder = holder_of(found)
             if found is not None and holder != self.identity:
                 raise LeaseLost(f"Lease {self.name} was taken over by {holder or 'nobody'}")
@@ -125,7 +118,7 @@ class Lease:
     async def keep(self) -> None:
         """Renew until cancelled. An API server that is away is waited for. Raises LeaseLost."""
         while True:
-            await asyncio.sleep(self._duration / 3)
+            await asyncio.sleep(self.duration / 3)
             try:
                 await self.renew()
             except ApiError as error:
@@ -134,11 +127,11 @@ class Lease:
     async def release(self) -> None:
         """Give the lease back, if it is ours. Failures are left to its expiry."""
         try:
-            found = await self._read()
+            found = await find(self.client, self._path)
             if found is None or holder_of(found) != self.identity:
                 return
             spec = {**_spec(found), "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
-            await self._put({**found, "spec": spec})
+            await put(self.client, self._path, {**found, "spec": spec})
         except ApiError as error:
             logger.warning("Lease %s is not given back: %s", self.name, error)
 
@@ -146,46 +139,33 @@ class Lease:
         spec = _spec(found)
         stamp = f"{spec.get('holderIdentity')} {spec.get('renewTime')}"
         if stamp != self._seen[0]:
-            self._seen = (stamp, self._clock())
+            self._seen = (stamp, self.clock())
             return False
-        return self._clock() - self._seen[1] > number(spec.get("leaseDurationSeconds"), self._duration)
-
-    async def _read(self) -> dict[str, Any] | None:
-        try:
-            return await request(self._client, "GET", LEASES.path(self._namespace, self.name))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        return self.clock() - self._seen[1] > number(spec.get("leaseDurationSeconds"), self.duration)
 
     async def _write(self, found: dict[str, Any] | None, transitions: int, asked: float) -> None:
         old = _spec(found)
         acquired = old.get("acquireTime") if old.get("holderIdentity") == self.identity else None
         spec = {
             "holderIdentity": self.identity,
-            "leaseDurationSeconds": max(1, round(self._duration)),
+            "leaseDurationSeconds": max(1, round(self.duration)),
             "acquireTime": acquired or _now(),
             "renewTime": _now(),
             "leaseTransitions": transitions,
         }
         if found is None:
             body = {
-                "apiVersion": f"{COORDINATION_GROUP}/v1",
+                "apiVersion": LEASES.api_version,
                 "kind": "Lease",
-                "metadata": {"name": self.name, "namespace": self._namespace, "labels": self._labels},
+                "metadata": {"name": self.name, "namespace": self.namespace, "labels": dict(self.labels)},
                 "spec": spec,
             }
-            path = LEASES.path(self._namespace)
-            await request(self._client, "POST", path, body=body, content_type="application/json")
+            await create(self.client, LEASES, body)
         else:
-            await self._put({**found, "spec": spec})
+            await put(self.client, self._path, {**found, "spec": spec})
         self.transitions = transitions
         # Others count from what they see of this, which is after it was asked for.
         self.renewed = asked
-
-    async def _put(self, body: dict[str, Any]) -> None:
-        path = LEASES.path(self._namespace, self.name)
-        await request(self._client, "PUT", path, body=body, content_type="application/json")
 
 
 def _now() -> str:
@@ -202,25 +182,23 @@ class LeaseSettings:
     retry: float = 2.0
 
 
+@dataclass(eq=False)
 class Elector:
     """One candidate. `leading` is whether it holds the Lease; `on_change` is told when that changes."""
 
-    def __init__(
-        self,
-        client: Any,
-        namespace: str,
-        name: str,
-        identity: str,
-        *,
-        clock: Callable[[], float],
-        on_change: Callable[[bool], None] = lambda leading: None,
-        settings: LeaseSettings = LeaseSettings(),
-    ) -> None:
-        self._lease = Lease(client, namespace, name, identity, duration=settings.duration, clock=clock)
-        self._name = name
-        self._clock = clock
-        self._on_change = on_change
-        self._settings = settings
+    client: Any
+    namespace: str
+    name: str
+    identity: str
+    _: KW_ONLY
+    clock: Callable[[], float]
+    on_change: Callable[[bool], None] = lambda leading: None
+    settings: LeaseSettings = LeaseSettings()
+
+    def __post_init__(self) -> None:
+        self._lease = Lease(
+            self.client, self.namespace, self.name, self.identity, duration=self.settings.duration, clock=self.clock
+        )
         self._complaint = ""
         self.leading = False
 
@@ -229,7 +207,7 @@ class Elector:
         try:
             while True:
                 await self._once()
-                await asyncio.sleep(self._settings.retry)
+                await asyncio.sleep(self.settings.retry)
         finally:
             if self.leading:
                 self._set(False)
@@ -247,32 +225,32 @@ class Elector:
             if text != self._complaint:
                 forbidden = isinstance(error, ApiError) and error.status == 403
                 fix = "; give it get, create and update on leases of coordination.k8s.io" if forbidden else ""
-                logger.warning("the Lease %s cannot be held: %s%s", self._name, text, fix)
+                logger.warning("the Lease %s cannot be held: %s%s", self.name, text, fix)
             self._complaint = text
             self._stop_if_late()
 
     def _patience(self) -> float:
         """How many seconds an attempt may take. A holder's ends when it has to stop: others count from its last
         renewal."""
-        half = self._settings.renew_deadline / 2
+        half = self.settings.renew_deadline / 2
         if not self.leading:
             return half
-        return max(0.0, min(half, self._lease.renewed + self._settings.renew_deadline - self._clock()))
+        return max(0.0, min(half, self._lease.renewed + self.settings.renew_deadline - self.clock()))
 
     def _stop_if_late(self) -> None:
-        if self.leading and self._clock() - self._lease.renewed >= self._settings.renew_deadline:
+        if self.leading and self.clock() - self._lease.renewed >= self.settings.renew_deadline:
             self._set(False)
 
     async def _release(self) -> None:
         """Give the Lease back, so that nobody has to wait for its end. What cannot be given back runs out."""
         try:
-            async with asyncio.timeout(self._settings.retry):
+            async with asyncio.timeout(self.settings.retry):
                 await self._lease.release()
         except TimeoutError:
-            logger.info("the Lease %s was not given back in time", self._name)
+            logger.info("the Lease %s was not given back in time", self.name)
 
     def _set(self, leading: bool) -> None:
         if leading != self.leading:
             self.leading = leading
-            logger.info("%s the Lease %s", "now holding" if leading else "no longer holding", self._name)
-            self._on_change(leading)
+            logger.info("%s the Lease %s", "now holding" if leading else "no longer holding", self.name)
+            self.on_change(leading)

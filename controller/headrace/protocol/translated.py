@@ -6,9 +6,12 @@ One entry of the condition's message is `HTTPRoute NAMESPACE/NAME generation N (
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from headrace.core.fields import mapping, mappings
+from headrace.protocol.objects import ROUTES_TRANSLATED
 
 UID_LENGTH = 8
 
@@ -48,6 +51,15 @@ def write_routes(routes: Iterable[TranslatedRoute]) -> str:
             break
         parts.append(entry)
     return ", ".join(parts)
+
+
+def published_routes(pool: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], dict[RouteKey, TranslatedRoute]]]:
+    """The entries in a pool's status, of either version, each with the parent that it is about."""
+    status = mapping(pool.get("status"))
+    for parent in (*mappings(status.get("parents")), *mappings(status.get("parent"))):
+        for condition in mappings(parent.get("conditions")):
+            if condition.get("type") == ROUTES_TRANSLATED:
+                yield parent, read_routes(condition.get("message"))
 
 
 def read_routes(text: object) -> dict[RouteKey, TranslatedRoute]:

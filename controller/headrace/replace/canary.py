@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from headrace.protocol.objects import HOLD_LABEL
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef
-from headrace.replace.routes import RouteRecord, hold_label
+from headrace.replace.routes import RouteRecord, hold_label, key_of
 
 # Routes of our own in a namespace, at most.
 MOST = 8
@@ -39,7 +39,7 @@ class ParentRef:
 
 def parents_of(route: Object) -> tuple[ParentRef, ...]:
     """What a route is attached to, each once."""
-    own = str((route.get("metadata") or {}).get("namespace") or "default")
+    own = key_of(route)[1]
     found: dict[tuple[str, str, str], ParentRef] = {}
     for parent in (route.get("spec") or {}).get("parentRefs") or ():
         kind, namespace = str(parent.get("kind") or "Gateway"), str(parent.get("namespace") or own)

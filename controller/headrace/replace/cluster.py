@@ -9,20 +9,22 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
+from headrace.kube.events import Subject, write_event
+from headrace.kube.kinds import GATEWAYS, POOLS, REFERENCE_GRANTS, ROUTES
 from headrace.kube.lease import Lease
+from headrace.kube.objects import create, delete, find, list_all
 from headrace.protocol import http
 from headrace.protocol.objects import REPLACEMENT
 from headrace.replace.canary import best_first, free_names, is_ours, parents_of
 from headrace.replace.machine import Abort, Discovered, Event, Finalised, Found, Refused, Removed, Restored, WarmedUp
 from headrace.replace.machine import Written as WrittenEvent
-from headrace.replace.measure import Measure, pools_resource
-from headrace.replace.objects import GATEWAYS, REFERENCE_GRANTS, ROUTES, delete, exists, key_of, list_all, path_of
+from headrace.replace.measure import Measure
 from headrace.replace.ownership import FIELD_MANAGER, Object, Operation, gitops_owner
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.preflight import of_pools
@@ -33,6 +35,7 @@ from headrace.replace.routes import (
     give_back,
     granted,
     hold,
+    key_of,
     leading_to,
     records,
     restore_patch,
@@ -45,23 +48,27 @@ from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of,
 
 logger = logging.getLogger(__name__)
 
-EVENTS = Resource("", "v1", "events", True)
+# What to change of a route, of which this is recorded. May raise Foreign.
+Operations = Callable[[Object, RouteRecord], list[Operation]]
+
 _PATCH_TRIES = 8
 _DELETED_SECONDS = 120.0
 # Envoys have taken a new route by then.
 _TAKEN_SECONDS = 3.0
 
 
+@dataclass(eq=False)
 class Cluster:
     """The cluster, as far as one replacement reaches."""
 
-    def __init__(self, client: Any, session: aiohttp.ClientSession, plan: Plan, lease: Lease, measure: Measure) -> None:
-        self._client = client
-        self._session = session
-        self._plan = plan
-        self._lease = lease
-        self._measure = measure
-        self._translations = Translations(client, (plan.old, plan.new))
+    client: Any
+    session: aiohttp.ClientSession
+    plan: Plan
+    lease: Lease
+    measure: Measure
+
+    def __post_init__(self) -> None:
+        self._translations = Translations(self.client, (self.plan.old, self.plan.new))
 
     # ---- reading
 
@@ -70,7 +77,7 @@ class Cluster:
         found: list[Object] = []
         for kind, resource in ROUTES.items():
             try:
-                found += [{**route, "kind": kind} for route in await list_all(self._client, resource)]
+                found += [{**route, "kind": kind} for route in await list_all(self.client, resource)]
             except ApiError as error:
                 # A cluster need not serve GRPCRoutes.
                 if error.status != 404 or kind == "HTTPRoute":
@@ -81,8 +88,8 @@ class Cluster:
         """Whether the replacement can begin, and with which routes. Changes nothing. Raises ApiError.
 
         With `new_is_made` whoever asks makes the new pool next: what it lacks is told, and is in nobody's way."""
-        plan = self._plan
-        problems, facts = await of_pools(plan, self._measure, new_is_made=new_is_made)
+        plan = self.plan
+        problems, facts = await of_pools(plan, self.measure, new_is_made=new_is_made)
         routes = await self.routes()
         found = records(routes, plan)
         problems += await self._of_routes(routes, found)
@@ -92,22 +99,17 @@ class Cluster:
 
     async def uid_of(self, pool: PoolRef) -> str:
         """The uid of the pool that has this name now; "" where there is none. Raises ApiError."""
-        try:
-            found = await request(self._client, "GET", pools_resource(pool.group).path(pool.namespace, pool.name))
-        except ApiError as error:
-            if error.status == 404:
-                return ""
-            raise
-        return str((found.get("metadata") or {}).get("uid") or "")
+        found = await find(self.client, POOLS[pool.group].path(pool.namespace, pool.name))
+        return str(((found or {}).get("metadata") or {}).get("uid") or "")
 
     async def _of_routes(self, routes: list[Object], found: tuple[RouteRecord, ...]) -> list[str]:
-        plan, problems = self._plan, list[str]()
+        plan, problems = self.plan, list[str]()
         if not found:
             return [f"no route leads to {plan.old}: there is nothing to move"]
         problems += unsplittable(found, plan)
         grants: list[Object] = []
         if any(record.namespace != plan.new.namespace for record in found):
-            grants = await list_all(self._client, REFERENCE_GRANTS)
+            grants = await list_all(self.client, REFERENCE_GRANTS)
         by_key = {key_of(route): route for route in routes}
         for record in found:
             if not granted(record, plan, grants):
@@ -133,9 +135,8 @@ class Cluster:
         if event := await self._late(state, routes):
             return event
         await self._hold(state, routes)
-        foreign = await self._patch_all(state, lambda route, record: shift_patch(route, record, self._plan, percent))
-        if foreign:
-            return Abort(foreign)
+        if event := await self._patch_all(state, lambda route, known: shift_patch(route, known, self.plan, percent)):
+            return event
         return WrittenEvent(percent) if await self._translations.complete() else None
 
     async def finalise(self, state: State) -> Event | None:
@@ -145,9 +146,8 @@ class Cluster:
         routes = await self.routes()
         if event := await self._late(state, routes):
             return event
-        foreign = await self._patch_all(state, lambda route, record: final_patch(route, record, self._plan))
-        if foreign:
-            return Abort(foreign)
+        if event := await self._patch_all(state, lambda route, known: final_patch(route, known, self.plan)):
+            return event
         if not await self._translations.complete():
             return None
         await self._release(routes)
@@ -168,7 +168,7 @@ class Cluster:
 
         def operations(route: Object, record: RouteRecord) -> list[Operation]:
             try:
-                return restore_patch(route, record, self._plan)
+                return restore_patch(route, record, self.plan)
             except Foreign as error:
                 logger.warning("left as it is: %s", error)
                 left.append(str(error))
@@ -189,7 +189,7 @@ class Cluster:
         """Whoever applied a route finds it as if they had applied it so. Raises ApiError, LeaseLost.
 
         What the API server refuses is logged and left: whose the rules are is no reason to move traffic."""
-        for record, error in await self._patch_each(state, lambda route, known: give_back(route, known, self._plan)):
+        for record, error in await self._patch_each(state, lambda route, known: give_back(route, known, self.plan)):
             logger.warning("the rules of %s stay the field manager %s's: %s", record, FIELD_MANAGER, error)
 
     async def discover(self, state: State) -> Discovered | Abort | None:
@@ -198,7 +198,7 @@ class Cluster:
 
     async def _late(self, state: State, routes: list[Object]) -> Discovered | Abort | None:
         known = {record.key for record in state.records}
-        found = tuple(record for record in records(routes, self._plan) if record.key not in known)
+        found = tuple(record for record in records(routes, self.plan) if record.key not in known)
         if not found:
             return None
         problems = await self._of_routes(routes, found)
@@ -208,18 +208,16 @@ class Cluster:
         """(kind, namespace, name) of all routes that name one of the pools. Raises ApiError."""
         return leading_to(await self.routes(), *pools)
 
-    async def _patch_all(self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]) -> str:
-        """Patch every recorded route. Returns what somebody else changed, "" for nothing."""
+    async def _patch_all(self, state: State, operations: Operations) -> Abort | None:
+        """Patch every recorded route, unless somebody else changed one."""
         for record in state.records:
             try:
                 await self._patch(record, operations)
             except Foreign as error:
-                return str(error)
-        return ""
+                return Abort(str(error))
+        return None
 
-    async def _patch_each(
-        self, state: State, operations: Callable[[Object, RouteRecord], list[Operation]]
-    ) -> list[tuple[RouteRecord, ApiError]]:
+    async def _patch_each(self, state: State, operations: Operations) -> list[tuple[RouteRecord, ApiError]]:
         """Patch every recorded route, whatever becomes of the others. Returns those that the API server refused."""
         refused = []
         for record in state.records:
@@ -231,16 +229,13 @@ class Cluster:
                 refused.append((record, error))
         return refused
 
-    async def _patch(self, record: RouteRecord, operations: Callable[[Object, RouteRecord], list[Operation]]) -> None:
-        path = path_of(record)
+    async def _patch(self, record: RouteRecord, operations: Operations) -> None:
+        path = ROUTES[record.kind].path(record.namespace, record.name)
         for attempt in range(_PATCH_TRIES):
-            try:
-                route = await request(self._client, "GET", path)
-            except ApiError as error:
-                if error.status == 404:
-                    logger.warning("%s is gone, there is nothing to change", record)
-                    return
-                raise
+            route = await find(self.client, path)
+            if route is None:
+                logger.warning("%s is gone, there is nothing to change", record)
+                return
             if record.uid and (route.get("metadata") or {}).get("uid") != record.uid:
                 logger.warning("%s is another route than the one recorded: left as it is", record)
                 return
@@ -248,10 +243,10 @@ class Cluster:
             if not wanted:
                 self._translations.note(record.key, route)
                 return
-            await self._lease.ensure()
+            await self.lease.ensure()
             try:
                 query = {"fieldManager": FIELD_MANAGER}
-                route = await request(self._client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
+                route = await request(self.client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
             except ApiError as error:
                 if error.status not in (404, 409, 422) or attempt == _PATCH_TRIES - 1:
                     raise
@@ -264,14 +259,13 @@ class Cluster:
 
     async def warm_up(self, state: State) -> Event:
         """Ask the new pool alone, through each Gateway by a route of its own. Raises ApiError, LeaseLost."""
-        plan = self._plan
+        plan = self.plan
         if plan.warmup_requests == 0:
             return WarmedUp("no warm-up was asked for")
         try:
             addresses, without = await self._addresses(await self._hold(state, await self.routes()))
             done = [
-                await warm_up(self._session, address, plan.warmup_requests, plan.warmup_timeout)
-                for address in addresses
+                await warm_up(self.session, address, plan.warmup_requests, plan.warmup_timeout) for address in addresses
             ]
         except WarmUpFailed as error:
             return Abort(f"the warm-up failed: {error}")
@@ -286,28 +280,27 @@ class Cluster:
         for route in held:
             for ref in parents_of(route) if route["kind"] == "HTTPRoute" else ():
                 # A given URL leads to one of them.
-                key = self._plan.gateway_url or ref.key
+                key = self.plan.gateway_url or ref.key
                 if key in addresses:
                     continue
-                gateway: Object = {}
+                gateway: Object | None = {}
+                if not self.plan.gateway_url and ref.kind == "Gateway":
+                    gateway = await find(self.client, GATEWAYS.path(ref.namespace, ref.name))
+                if gateway is None:
+                    without.append(f"there is no {ref}")
+                    continue
                 try:
-                    if not self._plan.gateway_url:
-                        if ref.kind != "Gateway":
-                            raise NoWarmUp("set gateway_url to where it is reached")
-                        gateway = await request(self._client, "GET", GATEWAYS.path(ref.namespace, ref.name))
-                    addresses[key] = address_of(route, gateway, ref.section, self._plan.gateway_url)
+                    if not self.plan.gateway_url and ref.kind != "Gateway":
+                        raise NoWarmUp("set gateway_url to where it is reached")
+                    addresses[key] = address_of(route, gateway, ref.section, self.plan.gateway_url)
                 except NoWarmUp as error:
                     without.append(f"{ref}: {error}")
-                except ApiError as error:
-                    if error.status != 404:
-                        raise
-                    without.append(f"there is no {ref}")
         return list(addresses.values()), without
 
     async def _hold(self, state: State, routes: list[Object]) -> list[Object]:
         """Our own routes to both pools, so many that each Gateway has one: those that are there, and new ones, which
         Envoys get a moment to take. `routes` are all of the cluster."""
-        pool = self._plan.old
+        pool = self.plan.old
         held = [route for route in routes if is_ours(route, pool)]
         covered = {parent.key for route in held for parent in parents_of(route)}
         by_key = {key_of(route): route for route in routes}
@@ -319,14 +312,13 @@ class Cluster:
             if route is None or parents <= covered:
                 continue
             names = free_names(pool, {name for kind, namespace, name in by_key if (kind, namespace) == record.key[:2]})
-            wanted = hold(route, record, self._plan, next(names, ""), http.CANARY, secrets.token_hex(16))
+            wanted = hold(route, record, self.plan, next(names, ""), http.CANARY, secrets.token_hex(16))
             if wanted is None or not wanted["metadata"]["name"]:
                 continue
-            await self._lease.ensure()
+            await self.lease.ensure()
             try:
                 # Made, never applied: what has this name already is not ours to change.
-                where = ROUTES[record.kind].path(record.namespace)
-                made.append(await request(self._client, "POST", where, body=wanted, content_type="application/json"))
+                made.append(await create(self.client, ROUTES[record.kind], wanted))
             except ApiError as error:
                 # A route that came since, in a namespace where we may make none.
                 if error.status != 403:
@@ -344,9 +336,9 @@ class Cluster:
 
     async def _release(self, routes: list[Object]) -> None:
         """Remove our own among all routes of the cluster, wherever they were made."""
-        for kind, namespace, name in [key_of(route) for route in routes if is_ours(route, self._plan.old)]:
+        for kind, namespace, name in [key_of(route) for route in routes if is_ours(route, self.plan.old)]:
             try:
-                await delete(self._client, ROUTES[kind].path(namespace, name))
+                await delete(self.client, ROUTES[kind].path(namespace, name))
             except ApiError as error:
                 # Where we may not make one there is none of ours.
                 if error.status != 403:
@@ -358,43 +350,21 @@ class Cluster:
         """Delete objects and wait until they are gone. Raises ApiError, LeaseLost."""
         paths: dict[str, str] = {}
         for found in objects:
-            await self._lease.ensure()
+            await self.lease.ensure()
             resource = Resource(found.group, found.version, found.plural, bool(found.namespace))
             path = resource.path(found.namespace or None, found.name)
-            if await delete(self._client, path):
+            if await delete(self.client, path):
                 logger.info("removed %s", found)
             paths[path] = str(found)
         count, deadline = len(paths), asyncio.get_running_loop().time() + _DELETED_SECONDS
         while paths and asyncio.get_running_loop().time() < deadline:
-            paths = {path: name for path, name in paths.items() if await exists(self._client, path)}
+            paths = {path: name for path, name in paths.items() if await find(self.client, path)}
             if paths:
                 await asyncio.sleep(1.0)
         return Removed(count - len(paths), left=tuple(paths.values()))
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """An event on the old pool, for `kubectl describe`. A failure is logged and nothing else."""
-        plan, now = self._plan, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        resource = pools_resource(plan.old.group)
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{plan.old.name[:200]}.", "namespace": plan.old.namespace},
-            "involvedObject": {
-                "apiVersion": f"{resource.group}/{resource.version}",
-                "kind": "InferencePool",
-                "namespace": plan.old.namespace,
-                "name": plan.old.name,
-            },
-            "type": "Warning" if warning else "Normal",
-            "reason": reason,
-            "message": message[:1000],
-            "source": {"component": REPLACEMENT},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        try:
-            path = EVENTS.path(plan.old.namespace)
-            await request(self._client, "POST", path, body=body, content_type="application/json")
-        except ApiError as error:
-            logger.warning("no event %s: %s", reason, error)
+        pool = self.plan.old
+        subject = Subject(POOLS[pool.group].api_version, "InferencePool", pool.namespace, pool.name)
+        await write_event(self.client, REPLACEMENT, subject, reason, message, warning=warning)

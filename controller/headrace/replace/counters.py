@@ -199,13 +199,6 @@ class RowsReader:
             self._rows.setdefault(name, []).append((dict(read_labels(labels)), value))
 
 
-def read_rows(page: bytes) -> Rows:
-    """The samples of a whole page that are counted, by metric name. Raises CostlyPage."""
-    reader = RowsReader()
-    reader.feed(page)
-    return reader.end()
-
-
 def picker_counters(rows: Rows) -> Counters:
     """Requests and errors of an endpoint picker's page."""
     errors = _first(rows, ERRORS)

@@ -10,20 +10,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import aiohttp
 
-from headrace.config.pools import parse_pool
 from headrace.core import endpoint_key, fields
 from headrace.core.bounded_json import load
-from headrace.core.fields import mapping, mappings, text
-from headrace.core.pool import VERSION_OF_GROUP, Pool
+from headrace.core.fields import mapping, text
 from headrace.datalayer.engines import engine_of
 from headrace.datalayer.exposition import CostlyPage
-from headrace.kube.client import ApiError, Resource, open_response, request
+from headrace.kube.client import ApiError, open_response, request
+from headrace.kube.kinds import POOLS
+from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
 from headrace.protocol import http
 from headrace.protocol.objects import READY
 from headrace.replace.counters import (
@@ -40,20 +40,11 @@ from headrace.replace.prometheus import NoAnswer, Prometheus
 
 logger = logging.getLogger(__name__)
 
-PODS = Resource("", "v1", "pods", True)
-SERVICES = Resource("", "v1", "services", True)
-PICKER_METRICS_PORT = 9090
-_METRICS_PORT_NAMES = ("http-metrics", "metrics")
 _PAGE_SECONDS = 3.0
 _LIST_SECONDS = 3.0
 _TEXT_BYTES = 1 << 20
 # Pages asked for at once; a pool of hundreds of Pods must not open hundreds of connections in one moment.
 _AT_ONCE = 16
-
-
-def pools_resource(group: str) -> Resource:
-    """InferencePools of a group, in its served version."""
-    return Resource(group, VERSION_OF_GROUP[group], "inferencepools", True)
 
 
 @dataclass(frozen=True)
@@ -100,63 +91,32 @@ class PoolReading:
     in_flight: float | None = 0.0
 
 
+@dataclass(eq=False)
 class Measure:
     """Looks at pools. `via` is `pod` or `proxy`; with a `prometheus`, counts come from there."""
 
-    def __init__(
-        self, client: Any, session: aiohttp.ClientSession, *, via: str, prometheus: Prometheus | None = None
-    ) -> None:
-        self._client = client
-        self._session = session
-        self._via = via
-        self._prometheus = prometheus
+    client: Any
+    session: aiohttp.ClientSession
+    _: KW_ONLY
+    via: str
+    prometheus: Prometheus | None = None
+
+    def __post_init__(self) -> None:
         self._known: dict[PoolRef, Members] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
-    async def pool(self, ref: PoolRef) -> Pool:
-        """The pool. Raises ApiError, InvalidPool."""
-        resource = pools_resource(ref.group)
-        found = await request(self._client, "GET", resource.path(ref.namespace, ref.name))
-        return parse_pool({"apiVersion": f"{ref.group}/{resource.version}", **found})
-
     async def members(self, ref: PoolRef) -> Members:
         """The processes of a pool as the API server has them now. Raises ApiError, InvalidPool."""
-        pool = await self.pool(ref)
-        if not pool.selector:
-            return Members()
-        listed = await self._pods(pool.namespace, pool.label_selector)
+        found = await request(self.client, "GET", POOLS[ref.group].path(ref.namespace, ref.name))
+        pool = read_pool(ref.group, found)
         servers = [
             _target(pod, port, engine_of(mapping(mapping(pod.get("metadata")).get("labels"))).path)
-            for pod in listed
+            for pod in await pods_of(self.client, pool)
             for port in pool.target_ports
         ]
-        return Members(tuple(found for found in servers if found), await self._pickers(pool))
-
-    async def _pickers(self, pool: Pool) -> tuple[Target, ...]:
-        if pool.picker is None:
-            return ()
-        try:
-            service = await request(self._client, "GET", SERVICES.path(pool.namespace, pool.picker.name))
-        except ApiError as error:
-            if error.status == 404:
-                return ()
-            raise
-        spec = mapping(service.get("spec"))
-        selector = mapping(spec.get("selector"))
-        if not selector:
-            return ()
-        port = PICKER_METRICS_PORT
-        for entry in mappings(spec.get("ports")):
-            if entry.get("name") in _METRICS_PORT_NAMES:
-                wanted = entry.get("targetPort", entry.get("port"))
-                port = wanted if isinstance(wanted, int) else port
-        labels = ",".join(f"{name}={value}" for name, value in sorted(selector.items()))
-        found = [_target(pod, port, "/metrics") for pod in await self._pods(pool.namespace, labels)]
-        return tuple(target for target in found if target)
-
-    async def _pods(self, namespace: str, labels: str) -> list[Mapping[str, Any]]:
-        found = await request(self._client, "GET", PODS.path(namespace), query={"labelSelector": labels})
-        return list(mappings(found.get("items")))
+        behind = await pickers_of(self.client, pool)
+        pickers = [_target(pod, behind.metrics_port, "/metrics") for pod in behind.pods]
+        return Members(tuple(filter(None, servers)), tuple(filter(None, pickers)))
 
     async def read(self, ref: PoolRef) -> PoolReading:
         """One look at a pool. Never raises for Pods that do not answer or an API server that is away.
@@ -175,8 +135,8 @@ class Measure:
             if members is None:
                 raise
         assert members is not None
-        if self._prometheus is not None:
-            return await self._from_prometheus(ref, members, self._prometheus)
+        if self.prometheus is not None:
+            return await self._from_prometheus(ref, members, self.prometheus)
         targets = [target for target in (*members.pickers, *members.servers) if target.ready]
         pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
         return reading(ref, members, {target: rows for target, rows in pages.items() if rows is not None})
@@ -262,11 +222,11 @@ class Measure:
     @contextlib.asynccontextmanager
     async def _open(self, target: Target, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a GET; closed at the end, for whatever is left of it is not wanted. Raises ApiError."""
-        if self._via == "proxy":
-            where = f"{PODS.path(target.namespace, f'{target.pod}:{target.port}')}/proxy{path}"
-            response = await open_response(self._client, "GET", where)
+        if self.via == "proxy":
+            where = proxy_path(target.namespace, target.pod, target.port, path)
+            response = await open_response(self.client, "GET", where)
         else:
-            response = await self._session.get(
+            response = await self.session.get(
                 f"http://{endpoint_key(target.address, target.port)}{path}",
                 headers={http.ACCEPT_ENCODING: "identity"},
                 allow_redirects=False,

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -18,9 +18,6 @@ from headrace.core import GA_GROUP
 from headrace.core.invalid import InvalidField
 from headrace.core.pool import VERSION_OF_GROUP
 
-GATES = ("errors", "ttft", "tpot")
-INSUFFICIENT = ("rollback", "pass")
-GITOPS = ("refuse", "paused")
 DEFAULT_STEPS = (1, 5, 25, 50, 100)
 # Kubernetes' own rules: names become parts of the API server's paths and of the Job's rights.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -78,7 +75,7 @@ class Plan:
     steps: tuple[int, ...] = DEFAULT_STEPS
     # Steps (their percent) after whose gate somebody has to approve.
     manual: tuple[int, ...] = ()
-    gates: tuple[str, ...] = GATES
+    gates: tuple[Literal["errors", "ttft", "tpot"], ...] = ("errors", "ttft", "tpot")
     interval: Annotated[float, Meta(ge=1, le=86400)] = 60.0
     gate_timeout: Annotated[float, Meta(ge=1, le=604_800)] = 600.0
     # Requests that the new pool must have answered in a window before a gate says anything.
@@ -96,7 +93,7 @@ class Plan:
     max_tpot: Annotated[float, Meta(ge=0, le=86400)] = 0.0
     max_tpot_ratio: Annotated[float, Meta(ge=0, le=1e6)] = 1.5
     # What a window with too few requests comes to, once `gate_timeout` is over.
-    insufficient: str = "rollback"
+    insufficient: Literal["rollback", "pass"] = "rollback"
     warmup_requests: Annotated[int, Meta(ge=0, le=100_000)] = 20
     warmup_timeout: Annotated[float, Meta(ge=1, le=86400)] = 180.0
     # Ready endpoints that the new pool must have for each one of the old pool's.
@@ -106,7 +103,7 @@ class Plan:
     drain_timeout: Annotated[float, Meta(ge=0, le=604_800)] = 600.0
     approval_timeout: Annotated[float, Meta(ge=1, le=2_592_000)] = 86400.0
     timeout: Annotated[float, Meta(ge=1, le=2_592_000)] = 14400.0
-    gitops: str = "refuse"
+    gitops: Literal["refuse", "paused"] = "refuse"
     # Where the Gateway is reached for the warm-up. Empty: the address in its status.
     gateway_url: str = ""
     # The Prometheus that gates measure with, and label matchers for all that it is asked. Empty: the Pods' own pages.
@@ -150,11 +147,6 @@ def _check(plan: Plan) -> None:
         raise InvalidPlan("steps", list(steps), "give rising percentages of 1 to 100, the last one 100")
     if unknown := set(plan.manual) - set(steps):
         raise InvalidPlan("manual", sorted(unknown), "name percentages that are among steps")
-    if unknown_gates := set(plan.gates) - set(GATES):
-        raise InvalidPlan("gates", sorted(unknown_gates), f"choose from {', '.join(GATES)}")
-    for field, choices in (("insufficient", INSUFFICIENT), ("gitops", GITOPS)):
-        if getattr(plan, field) not in choices:
-            raise InvalidPlan(field, getattr(plan, field), f"use {' or '.join(choices)}")
     for field in ("gateway_url", "prometheus_url"):
         url = getattr(plan, field)
         if url and not url.startswith(("http://", "https://")):

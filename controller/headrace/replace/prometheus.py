@@ -128,23 +128,21 @@ def _trusting(authority: Path, _: int) -> ssl.SSLContext:
         raise ValueError(f"{authority}: no certificate in it ({error.reason or error})") from None
 
 
+@dataclass(eq=False)
 class Prometheus:
     """A Prometheus by its URL, or anything that has its HTTP API."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, match: str = "", credentials: Credentials | None = None
-    ) -> None:
-        self._session = session
-        self._url = url.rstrip("/")
-        self._match = match
-        self._credentials = credentials
+    session: aiohttp.ClientSession
+    url: str
+    match: str = ""
+    credentials: Credentials | None = None
 
     async def rows(self, namespace: str, pods: Iterable[str]) -> dict[Source, Rows]:
         """The newest samples of some Pods. Raises NoAnswer."""
         wanted = sorted(set(pods))
         if not wanted:
             return {}
-        answers = await asyncio.gather(*(self._ask(query) for query in queries(namespace, wanted, self._match)))
+        answers = await asyncio.gather(*(self._ask(query) for query in queries(namespace, wanted, self.match)))
         found: dict[Source, Rows] = {}
         for answer in answers:
             for source, rows in answer.items():
@@ -152,11 +150,11 @@ class Prometheus:
         return found
 
     async def _ask(self, query: str) -> dict[Source, Rows]:
-        url = f"{self._url}/api/v1/query"
+        url = f"{self.url.rstrip('/')}/api/v1/query"
         try:
-            headers = self._credentials.headers() if self._credentials else {}
-            trusted = self._credentials.context() if self._credentials else True
-            asked = self._session.post(url, data={"query": query}, headers=headers, ssl=trusted)
+            headers = self.credentials.headers() if self.credentials else {}
+            trusted = self.credentials.context() if self.credentials else True
+            asked = self.session.post(url, data={"query": query}, headers=headers, ssl=trusted)
             async with asyncio.timeout(_SECONDS), asked as answer:
                 status, body = answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from headrace.kube.client import ApiError, Resource
+from headrace.kube.objects import delete
 from headrace.replace.canary import stem
-from headrace.replace.objects import delete
 from headrace.replace.plan import PoolRef
 from headrace.replace.store import object_name
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.kube.routes import is_granted, refs_of, rules_of
 from headrace.protocol.objects import GATEWAY_GROUP, HOLD_LABEL, PART_OF_LABEL
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
 from headrace.replace.plan import Plan, PoolRef
@@ -69,30 +70,28 @@ class RouteRecord:
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
+def key_of(route: Object) -> tuple[str, str, str]:
+    """(kind, namespace, name) of a route; an HTTPRoute, where it does not say its kind."""
+    metadata = route.get("metadata") or {}
+    kind, name = route.get("kind") or KINDS[0], metadata.get("name") or ""
+    return (str(kind), str(metadata.get("namespace") or "default"), str(name))
+
+
+def _is_held(route: Object) -> bool:
+    """Whether a route is one of a replacement's own."""
+    return HOLD_LABEL in ((route.get("metadata") or {}).get("labels") or {})
+
+
 def swap_of(plan: Plan, route_namespace: str) -> Swap:
     """The plan's pools, seen from a namespace."""
     return Swap(plan.old, plan.new, route_namespace)
 
 
-def rules_of(route: Object) -> list[Mapping[str, Any]]:
-    """The rules of a route; unreadable ones as empty, so that places stay right."""
-    spec = route.get("spec")
-    rules = spec.get("rules") if isinstance(spec, Mapping) else None
-    return [rule if isinstance(rule, Mapping) else {} for rule in rules] if isinstance(rules, list) else []
-
-
-def refs_of(rule: Object) -> Refs:
-    """The backendRefs of a rule."""
-    refs = rule.get("backendRefs")
-    return tuple(ref for ref in refs if isinstance(ref, Mapping)) if isinstance(refs, list) else ()
-
-
 def record(route: Object, plan: Plan) -> RouteRecord | None:
     """What has to be remembered of a route; None if it does not lead to the old pool."""
-    metadata = route.get("metadata") or {}
-    if HOLD_LABEL in (metadata.get("labels") or {}):
+    if _is_held(route):
         return None
-    namespace = str(metadata.get("namespace") or "default")
+    kind, namespace, name = key_of(route)
     swap = swap_of(plan, namespace)
     rules = tuple(
         RuleRecord(index, str(rule.get("name") or ""), rule.get("matches"), refs_of(rule))
@@ -101,10 +100,8 @@ def record(route: Object, plan: Plan) -> RouteRecord | None:
     )
     if not rules:
         return None
-    kind = str(route.get("kind") or KINDS[0])
-    name, uid = str(metadata.get("name") or ""), str(metadata.get("uid") or "")
     rest = _rest(route, [rule.index for rule in rules])
-    return RouteRecord(namespace, name, uid, rules, kind, owners_of(route), rest)
+    return RouteRecord(namespace, name, str(route["metadata"].get("uid") or ""), rules, kind, owners_of(route), rest)
 
 
 def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:
@@ -117,12 +114,10 @@ def leading_to(routes: Iterable[Object], *pools: PoolRef) -> tuple[tuple[str, st
     """(kind, namespace, name) of all routes that name one of the pools, with whatever weight; ours aside."""
     found = []
     for route in routes:
-        metadata = route.get("metadata") or {}
-        namespace = str(metadata.get("namespace") or "default")
+        key = key_of(route)
         refs = [ref for rule in rules_of(route) for ref in refs_of(rule)]
-        named = any(names(ref, pool, namespace) for pool in pools for ref in refs)
-        if named and HOLD_LABEL not in (metadata.get("labels") or {}):
-            found.append((str(route.get("kind") or KINDS[0]), namespace, str(metadata.get("name") or "")))
+        if any(names(ref, pool, key[1]) for pool in pools for ref in refs) and not _is_held(route):
+            found.append(key)
     return tuple(sorted(found))
 
 
@@ -137,26 +132,9 @@ def unsplittable(found: Iterable[RouteRecord], plan: Plan) -> Iterator[str]:
                 yield f"{route}, rule {rule.index}: {error}"
 
 
-def granted(record_: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
-    """Whether a route may refer to the new pool: the same namespace, or a ReferenceGrant there says so."""
-    if record_.namespace == plan.new.namespace:
-        return True
-    for grant in grants:
-        if (grant.get("metadata") or {}).get("namespace") != plan.new.namespace:
-            continue
-        spec = grant.get("spec") or {}
-        from_here = any(
-            (peer.get("group"), peer.get("kind"), peer.get("namespace"))
-            == (GATEWAY_GROUP, record_.kind, record_.namespace)
-            for peer in spec.get("from") or ()
-        )
-        if from_here and any(
-            (target.get("group"), target.get("kind")) == (plan.new.group, "InferencePool")
-            and target.get("name") in (None, "", plan.new.name)
-            for target in spec.get("to") or ()
-        ):
-            return True
-    return False
+def granted(known: RouteRecord, plan: Plan, grants: Iterable[Object]) -> bool:
+    """Whether a route may refer to the new pool."""
+    return is_granted(grants, known.key, plan.new.group, "InferencePool", plan.new.namespace, plan.new.name)
 
 
 # ---- patches ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from headrace.core import InvalidPool
@@ -84,35 +84,24 @@ class Keeper(Protocol):
     async def clear_request(self) -> None: ...
 
 
+@dataclass(eq=False)
 class Runner:
     """One replacement, from whatever state it is in. Times in seconds.
 
     `may_remove` is what whoever started this process named for removal. The plan may come from the record, which others
     can write: of what it lists, nothing else is removed."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        world: World,
-        reader: Reader,
-        keeper: Keeper,
-        *,
-        may_remove: Collection[ObjectRef] = (),
-        epoch: Callable[[], int] = lambda: 0,
-        poll_interval: float = 2.0,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._plan = plan
-        self._world = world
-        self._reader = reader
-        self._keeper = keeper
-        self._may_remove = frozenset(may_remove)
-        self._epoch = epoch
-        self._poll = poll_interval
-        self._clock = clock
-        self._sleep = sleep
-        self._dead_since: float | None = None
+    plan: Plan
+    world: World
+    reader: Reader
+    keeper: Keeper
+    _: KW_ONLY
+    may_remove: Collection[ObjectRef] = ()
+    epoch: Callable[[], int] = lambda: 0
+    poll_interval: float = 2.0
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _dead_since: float | None = field(default=None, init=False)
 
     async def run(self, state: State) -> State:
         """Until finished. Raises LeaseLost; what is done is in the kept state, whatever ends this."""
@@ -139,12 +128,12 @@ class Runner:
             if event is not None:
                 state = await self._take(state, event)
             else:
-                await self._sleep(delay * random.uniform(0.5, 1.0))
+                await self.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, _BACKOFF_SECONDS[1])
         return state
 
     async def _take(self, state: State, event: Event) -> State:
-        after = advance(state, event, self._plan, self._clock())
+        after = advance(state, event, self.plan, self.clock())
         if after == state:
             return state
         await self._save(after)
@@ -155,13 +144,13 @@ class Runner:
                 logger.info("%s", line)
         if after.phase is not state.phase:
             back = after.phase in (Phase.RESTORE, Phase.ROLLED_BACK, Phase.FAILED)
-            await self._world.event(after.phase.value, after.log[-1].message, warning=back)
+            await self.world.event(after.phase.value, after.log[-1].message, warning=back)
         if isinstance(event, RollbackAsked | Approved):
-            await self._insist(self._keeper.clear_request)
+            await self._insist(self.keeper.clear_request)
         return after
 
     async def _save(self, state: State) -> None:
-        await self._insist(lambda: self._keeper.save(self._plan, state, self._epoch()))
+        await self._insist(lambda: self.keeper.save(self.plan, state, self.epoch()))
 
     async def _insist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Try until it works: nothing may go on before what was decided is written down."""
@@ -171,11 +160,11 @@ class Runner:
                 return await attempt()
             except ApiError as error:
                 logger.warning("trying again: %s", error)
-            await self._sleep(delay * random.uniform(0.5, 1.0))
+            await self.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _act(self, state: State) -> Event | None:
-        plan, world = self._plan, self._world
+        plan, world = self.plan, self.world
         match state.phase:
             case Phase.PREFLIGHT:
                 return await world.preflight()
@@ -200,17 +189,17 @@ class Runner:
 
     async def _clean_up(self, state: State) -> Event | None:
         removed = Removed()
-        if self._plan.remove_old:
+        if self.plan.remove_old:
             # No route may be left leading to a pool that is gone: not one that came after the last look, nor one that
             # somebody has put back.
-            event = await self._world.finalise(state)
+            event = await self.world.finalise(state)
             if event is None or isinstance(event, Discovered):
                 return event
             if isinstance(event, Abort):
                 removed = Removed(kept=event.reason)
             else:
-                removed = await self._remove(self._plan.old, self._plan.remove_old, state.old_uid)
-        await self._world.give_back(state)
+                removed = await self._remove(self.plan.old, self.plan.remove_old, state.old_uid)
+        await self.world.give_back(state)
         return removed
 
     async def _remove(self, pool: PoolRef, objects: tuple[ObjectRef, ...], uid: str) -> Removed:
@@ -218,22 +207,22 @@ class Runner:
         and so is one that was made anew since the start."""
         if not objects:
             return Removed()
-        if routes := await self._world.leading_to(pool):
+        if routes := await self.world.leading_to(pool):
             names = ", ".join(f"{kind} {namespace}/{name}" for kind, namespace, name in routes)
             return Removed(kept=f"{names} {'leads' if len(routes) == 1 else 'lead'} to it")
-        if uid and await self._world.uid_of(pool) not in ("", uid):
+        if uid and await self.world.uid_of(pool) not in ("", uid):
             return Removed(kept="it was made anew since the replacement began")
-        allowed = tuple(found for found in objects if found in self._may_remove)
+        allowed = tuple(found for found in objects if found in self.may_remove)
         if not allowed:
             return Removed(kept="the process that ended the replacement was not asked to remove it")
-        return await self._world.remove(allowed)
+        return await self.world.remove(allowed)
 
     # ---- what stops a phase
 
     async def _interruption(self, state: State) -> Event | None:
         """What people ask for, and the total time. None while there is nothing."""
-        if state.phase in _TIMED and self._clock() > state.started + state.waited + self._plan.timeout:
-            return Abort(f"not finished after {self._plan.timeout:g} s")
+        if state.phase in _TIMED and self.clock() > state.started + state.waited + self.plan.timeout:
+            return Abort(f"not finished after {self.plan.timeout:g} s")
         return await self._asked(state)
 
     async def _asked(self, state: State) -> Event | None:
@@ -241,12 +230,12 @@ class Runner:
         if asked is None:
             return None
         if asked.action == "rollback":
-            if may_roll_back(state, self._plan):
+            if may_roll_back(state, self.plan):
                 return RollbackAsked(asked.by)
             logger.info("asked to roll back, which is done already or can no longer be done (%s)", state.phase.value)
-            await self._insist(self._keeper.clear_request)
+            await self._insist(self.keeper.clear_request)
             return None
-        percent = percent_of(state, self._plan)
+        percent = percent_of(state, self.plan)
         if state.phase is Phase.APPROVAL and asked.percent in (0, percent):
             return Approved(asked.by)
         return None
@@ -254,7 +243,7 @@ class Runner:
     async def _request(self) -> Request | None:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                stored = await self._keeper.load()
+                stored = await self.keeper.load()
         except (ApiError, TimeoutError):
             return None
         except (Unreadable, ValueError) as error:
@@ -263,48 +252,46 @@ class Runner:
             return None
         return stored.request if stored is not None else None
 
-    async def _new_pool(self) -> tuple[PoolReading | None, Abort | None]:
-        """A look at the new pool, and whether it has been dead for too long."""
+    async def _read(self, which: str, pool: PoolRef) -> PoolReading | None:
         try:
-            reading = await self._reader.read(self._plan.new)
+            return await self.reader.read(pool)
         except (ApiError, InvalidPool) as error:
-            logger.warning("the new pool cannot be looked at: %s", error)
-            return None, None
-        now = self._clock()
-        if not reading.dead:
-            self._dead_since = None
-        elif self._dead_since is None:
-            self._dead_since = now
-        elif now - self._dead_since >= self._plan.dead_after:
-            return reading, Abort(f"the new pool is dead: {reading.dead}")
-        return reading, None
-
-    async def _old_pool(self) -> PoolReading | None:
-        try:
-            return await self._reader.read(self._plan.old)
-        except (ApiError, InvalidPool) as error:
-            logger.warning("the old pool cannot be looked at: %s", error)
+            logger.warning("the %s pool cannot be looked at: %s", which, error)
             return None
+
+    def _death(self, new: PoolReading | None) -> Abort | None:
+        """Whether the new pool has been dead for too long."""
+        if new is None:
+            return None
+        since, now = self._dead_since, self.clock()
+        self._dead_since = (now if since is None else since) if new.dead else None
+        is_over = new.dead and since is not None and now - since >= self.plan.dead_after
+        return Abort(f"the new pool is dead: {new.dead}") if is_over else None
+
+    async def _stopped(self, state: State) -> Event | None:
+        """What ends a wait: an interruption, or the new pool's death."""
+        return await self._interruption(state) or self._death(await self._read("new", self.plan.new))
 
     # ---- the phases that wait
 
     async def _gate(self, state: State) -> Event:
         """Measure both pools over one window. A gate that was interrupted begins its window anew."""
-        plan, percent = self._plan, percent_of(state, self._plan)
-        first = began = self._clock()
+        plan, percent = self.plan, percent_of(state, self.plan)
+        first = began = self.clock()
         old, new = Window(), Window()
         while True:
             if (event := await self._interruption(state)) is not None:
                 return event
-            (reading, dead), old_reading = await asyncio.gather(self._new_pool(), self._old_pool())
-            if dead is not None:
+            looks = self._read("new", plan.new), self._read("old", plan.old)
+            new_reading, old_reading = await asyncio.gather(*looks)
+            if (dead := self._death(new_reading)) is not None:
                 return dead
-            new, old = _advanced(new, reading, began), _advanced(old, old_reading, began)
-            seconds = self._clock() - began
+            new, old = _advanced(new, new_reading, began), _advanced(old, old_reading, began)
+            seconds = self.clock() - began
             if reason := hopeless(plan, new.total):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(_failed(result, reason))
-            late = self._clock() - first >= plan.gate_timeout
+            late = self.clock() - first >= plan.gate_timeout
             reason = not_taken(percent, old.total, new.total) if old.is_apart_from(new) else ""
             if seconds >= plan.interval and reason:
                 # A route that came since gives the old pool all that it gets.
@@ -313,51 +300,45 @@ class Runner:
                 if late:
                     return Abort(reason)
                 logger.warning("%s: looking on", reason)
-                began, old, new = self._clock(), replace(old, total=Counters()), replace(new, total=Counters())
+                began, old, new = self.clock(), replace(old, total=Counters()), replace(new, total=Counters())
             elif seconds >= plan.interval and (enough(plan, new.total) or late):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(result, old.total if enough(plan, old.total) else None)
-            await self._sleep(min(self._poll, max(0.05, plan.interval - seconds)))
+            await self.sleep(min(self.poll_interval, max(0.05, plan.interval - seconds)))
 
     async def _latecomers(self, state: State) -> Event | None:
         try:
-            return await self._world.discover(state)
+            return await self.world.discover(state)
         except ApiError as error:
             logger.warning("routes cannot be looked for: %s", error)
             return None
 
     async def _approval(self, state: State) -> Event:
         while True:
-            if (event := await self._interruption(state)) is not None:
+            if (event := await self._stopped(state)) is not None:
                 return event
-            if self._clock() > state.since + self._plan.approval_timeout:
-                return Abort(f"nobody approved within {self._plan.approval_timeout:g} s")
-            _, dead = await self._new_pool()
-            if dead is not None:
-                return dead
-            await self._sleep(self._poll)
+            if self.clock() > state.since + self.plan.approval_timeout:
+                return Abort(f"nobody approved within {self.plan.approval_timeout:g} s")
+            await self.sleep(self.poll_interval)
 
     async def _drain(self, state: State) -> Event:
-        deadline, idle = state.since + self._plan.drain_timeout, 0
+        deadline, idle = state.since + self.plan.drain_timeout, 0
         left: float | None = None
         while True:
-            if (event := await self._interruption(state)) is not None:
+            if (event := await self._stopped(state)) is not None:
                 return event
-            _, dead = await self._new_pool()
-            if dead is not None:
-                return dead
-            reading = await self._old_pool()
+            reading = await self._read("old", self.plan.old)
             if reading is not None:
                 # Nobody says anything: that is not idle.
                 left = reading.in_flight
                 idle = idle + 1 if left == 0 else 0
-            waited = self._clock() - state.since
+            waited = self.clock() - state.since
             if idle >= _IDLE_LOOKS and waited >= _SETTLE_SECONDS:
                 return Drained(f"the old pool is idle after {waited:.0f} s")
-            if self._clock() >= deadline:
+            if self.clock() >= deadline:
                 known = "an unknown number of" if left is None else f"{left:.0f}"
                 return Drained(f"the drain's deadline is over with {known} requests in flight at the old pool")
-            await self._sleep(min(self._poll, 1.0))
+            await self.sleep(min(self.poll_interval, 1.0))
 
 
 def _refusal(state: State, error: ApiError) -> Event | None:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from headrace.core.fields import mapping, number
-from headrace.kube.client import ApiError, request
-from headrace.kube.lease import LEASES, holder_of
+from headrace.kube.kinds import LEASES
+from headrace.kube.lease import holder_of
+from headrace.kube.objects import find
 from headrace.replace.gates import table
 from headrace.replace.machine import Found, Refused, old_is_kept, percent_of
 from headrace.replace.plan import Plan, PoolRef
@@ -49,13 +50,8 @@ async def read(client: Any, pool: PoolRef) -> dict[str, Any]:
 
 
 async def _holder(client: Any, pool: PoolRef) -> str:
-    try:
-        lease = await request(client, "GET", LEASES.path(pool.namespace, object_name(pool)))
-    except ApiError as error:
-        if error.status == 404:
-            return ""
-        raise
-    spec = mapping(lease.get("spec"))
+    lease = await find(client, LEASES.path(pool.namespace, object_name(pool)))
+    spec = mapping(mapping(lease).get("spec"))
     try:
         renewed = datetime.fromisoformat(str(spec.get("renewTime")))
     except ValueError:

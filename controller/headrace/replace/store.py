@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.core.fields import mapping
-from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, Resource, request
+from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, request
+from headrace.kube.kinds import CONFIG_MAPS
 from headrace.kube.lease import LeaseLost
+from headrace.kube.objects import create, find
 from headrace.protocol.objects import COMPONENT_LABEL, PART_OF_LABEL
 from headrace.replace.plan import Plan, PoolRef, parse_plan
 from headrace.replace.state import State, parse_state, state_as_json
 
-CONFIG_MAPS = Resource("", "v1", "configmaps", True)
 LABELS = {PART_OF_LABEL: "headrace", COMPONENT_LABEL: "pool-replacement"}
 ACTIONS = ("approve", "rollback")
 _MAX_NAME = 253
@@ -76,13 +77,10 @@ class Store:
 
     async def load(self) -> Record | None:
         """What is stored; None if nothing is. Raises ApiError, InvalidPlan, InvalidState, Unreadable."""
-        try:
-            found = await request(self._client, "GET", CONFIG_MAPS.path(self._namespace, self.name))
-        except ApiError as error:
-            if error.status == 404:
-                self._version, self._asked = "", None
-                return None
-            raise
+        found = await find(self._client, CONFIG_MAPS.path(self._namespace, self.name))
+        if found is None:
+            self._version, self._asked = "", None
+            return None
         data = mapping(found.get("data"))
         self._version = str(found["metadata"].get("resourceVersion") or "")
         self._asked = data.get("request")
@@ -125,8 +123,7 @@ class Store:
         metadata: dict[str, Any] = {"name": self.name, "namespace": self._namespace, "labels": LABELS}
         if not self._version:
             body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-            path = CONFIG_MAPS.path(self._namespace)
-            found = await request(self._client, "POST", path, body=body, content_type="application/json")
+            found = await create(self._client, CONFIG_MAPS, body)
         else:
             body = {"metadata": {"resourceVersion": self._version, "labels": LABELS}, "data": data}
             path = CONFIG_MAPS.path(self._namespace, self.name)

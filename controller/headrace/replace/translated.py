@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from headrace.kube.client import ApiError, request
-from headrace.protocol.objects import ROUTES_TRANSLATED
-from headrace.protocol.translated import RouteKey, read_routes, uid_of
-from headrace.replace.measure import pools_resource
+from headrace.kube.kinds import POOLS
+from headrace.kube.objects import find
+from headrace.protocol.translated import RouteKey, published_routes, uid_of
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef
 
@@ -27,23 +27,17 @@ _LOOKS = 8
 _LOOK_SECONDS = 0.25
 
 
+@dataclass(eq=False)
 class Translations:
     """Asks the status of `pools`. `note` takes routes as the API server has them after a change."""
 
-    def __init__(
-        self,
-        client: Any,
-        pools: Iterable[PoolRef],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._client = client
-        self._pools = tuple(pools)
-        self._clock = clock
-        self._sleep = sleep
-        self._routes: dict[RouteKey, Object] = {}
-        self._since: float | None = None
+    client: Any
+    pools: Sequence[PoolRef]
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _routes: dict[RouteKey, Object] = field(default_factory=dict, init=False)
+    _since: float | None = field(default=None, init=False)
 
     def note(self, key: RouteKey, route: Object) -> None:
         """This is how a route is now. Another generation has its own time to be translated."""
@@ -57,16 +51,17 @@ class Translations:
 
         Raises ApiError."""
         for _ in range(_LOOKS):
-            old = behind(self._routes, [await self._pool(ref) for ref in self._pools])
+            paths = [POOLS[ref.group].path(ref.namespace, ref.name) for ref in self.pools]
+            old = behind(self._routes, [await find(self.client, path) or {} for path in paths])
             if not old or self._is_too_late(old):
                 self._routes.clear()
                 self._since = None
                 return True
-            await self._sleep(_LOOK_SECONDS)
+            await self.sleep(_LOOK_SECONDS)
         return False
 
     def _is_too_late(self, old: tuple[str, ...]) -> bool:
-        now = self._clock()
+        now = self.clock()
         if self._since is None:
             self._since = now
         if now < self._since + _PATIENCE_SECONDS:
@@ -74,26 +69,10 @@ class Translations:
         logger.warning("going on, though the gateway has not translated %s yet", ", ".join(old))
         return True
 
-    async def _pool(self, ref: PoolRef) -> Object:
-        try:
-            path = pools_resource(ref.group).path(ref.namespace, ref.name)
-            found: Object = await request(self._client, "GET", path)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return {}
-        return found
-
 
 def behind(routes: Mapping[RouteKey, Object], pools: Iterable[Object]) -> tuple[str, ...]:
     """The routes of which some gateway says in these pools' status that it has translated an older generation."""
-    entries = [
-        read_routes(condition.get("message"))
-        for pool in pools
-        for parent in _listed(pool.get("status"), "parents") + _listed(pool.get("status"), "parent")
-        for condition in _listed(parent, "conditions")
-        if condition.get("type") == ROUTES_TRANSLATED
-    ]
+    entries = [routes for pool in pools for _, routes in published_routes(pool)]
     found = set()
     for key, route in routes.items():
         metadata = route.get("metadata") or {}
@@ -105,8 +84,3 @@ def behind(routes: Mapping[RouteKey, Object], pools: Iterable[Object]) -> tuple[
 
 def _generation(route: Object) -> int:
     return int((route.get("metadata") or {}).get("generation") or 0)
-
-
-def _listed(value: Any, field: str) -> list[Mapping[str, Any]]:
-    found = value.get(field) if isinstance(value, Mapping) else None
-    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []

@@ -19,7 +19,6 @@ from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.model_service import ModelService
-from headrace.gateway.snapshot import Snapshot
 from headrace.gateway.tls import certificate_of_nobody
 from headrace.gateway.translate import Translation, translate
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
@@ -51,18 +50,18 @@ class Cluster:
         self.pools: list[Mapping[str, Any]] = []
         self.kinds: dict[str, list[Mapping[str, Any]]] = {}
         self.verify = verify
-        self.snapshot = Snapshot()
+        self.snapshot = o.snapshot(verify_by_default=verify)
         ready = asyncio.Event()
         ready.set()
         self.metrics = Metrics()
-        source = SnapshotSource(lambda: self.snapshot, verify_by_default=verify, nothing=certificate_of_nobody())
-        self.discovery = Discovery(source, self.metrics, ready)
+        source = SnapshotSource(lambda: self.snapshot, certificate_of_nobody())
+        self.discovery = Discovery(source.resource, self.metrics, ready)
 
     def update(self, pools: Iterable[Mapping[str, Any]] | None = None, **kinds: Iterable[Mapping[str, Any]]) -> None:
         if pools is not None:
             self.pools = list(pools)
         self.kinds |= {kind: list(found) for kind, found in kinds.items()}
-        self.snapshot = o.snapshot(self.pools, **self.kinds)
+        self.snapshot = o.snapshot(self.pools, verify_by_default=self.verify, **self.kinds)
         self.discovery.changed()
 
 
@@ -152,10 +151,8 @@ async def run_stack(
 
     A `patient` Envoy has longer time limits than the translation's: what is slow because the machine is busy has not
     failed."""
-    translation = translate(
-        o.hook_input(routes, clusters, http_filters), cluster.snapshot, verify_by_default=cluster.verify
-    )
-    models = ModelService(BaseModels(lambda: cluster.snapshot, o.CONTROLLER), cluster.metrics)
+    translation = translate(o.hook_input(routes, clusters, http_filters), cluster.snapshot)
+    models = ModelService(BaseModels(lambda: cluster.snapshot), cluster.metrics)
     servers, listening = [], []
     for _ in range(max(1, controllers)):
         server = grpc.aio.server(options=_GRPC_OPTIONS)

@@ -12,7 +12,7 @@ import pytest
 
 from headrace.datalayer.engines import ENGINES
 from headrace.datalayer.exposition import PageReader, read_labels
-from headrace.replace.counters import in_flight_at_server, read_rows, server_counters
+from headrace.replace.counters import RowsReader, in_flight_at_server, server_counters
 
 from .process import simulator
 
@@ -85,7 +85,9 @@ async def test_its_metrics_are_what_pickers_and_gates_read(sglang: str, session:
         await generate(session, sglang, {"text": "once", "sampling_params": {"max_new_tokens": 5}})
     async with session.get(f"{sglang}/metrics") as answer:
         page = await answer.read()
-    rows = read_rows(page)
+    reader = RowsReader()
+    reader.feed(page)
+    rows = reader.end()
     counted = server_counters(rows)
     assert counted.ttft is not None and counted.ttft.count >= 3
     assert counted.tpot is not None and counted.tpot.count >= 12

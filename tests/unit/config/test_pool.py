@@ -38,7 +38,7 @@ V1: dict[str, Any] = {
 
 def test_the_pages_example() -> None:
     pool = parse_pool(PAGE)
-    assert (pool.group, pool.version) == (EXTENSION_GROUP, "v1alpha2")
+    assert pool.group == EXTENSION_GROUP
     assert (pool.namespace, pool.name) == ("default", "vllm-llama3-8b-instruct")
     assert pool.target_ports == (8000,)
     assert pool.picker == PickerReference(name="vllm-llama3-8b-instruct-epp", port=9002)
@@ -50,7 +50,7 @@ def test_the_pages_example() -> None:
 
 def test_a_v1_pool() -> None:
     pool = parse_pool(V1)
-    assert (pool.group, pool.version, pool.namespace) == (GA_GROUP, "v1", "models")
+    assert (pool.group, pool.namespace) == (GA_GROUP, "models")
     assert pool.target_ports == (8000, 8001)
     assert pool.app_protocol == "kubernetes.io/h2c"
     assert pool.picker == PickerReference(name="qwen-epp", port=9010, failure_mode=FailureMode.OPEN)

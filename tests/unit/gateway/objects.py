@@ -130,9 +130,30 @@ def keyed(objects: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping
     return {(found["metadata"].get("namespace", ""), found["metadata"]["name"]): found for found in objects}
 
 
-def snapshot(pools: Iterable[Mapping[str, Any]] = (), **kinds: Iterable[Mapping[str, Any]]) -> Snapshot:
+def keyed_routes(
+    http_routes: Iterable[Mapping[str, Any]] = (), grpc_routes: Iterable[Mapping[str, Any]] = ()
+) -> dict[tuple[str, str, str], Mapping[str, Any]]:
+    kinds = {"HTTPRoute": keyed(http_routes), "GRPCRoute": keyed(grpc_routes)}
+    return {(kind, *key): found for kind, routes in kinds.items() for key, found in routes.items()}
+
+
+def snapshot(
+    pools: Iterable[Mapping[str, Any]] = (),
+    *,
+    http_routes: Iterable[Mapping[str, Any]] = (),
+    grpc_routes: Iterable[Mapping[str, Any]] = (),
+    verify_by_default: bool = True,
+    **kinds: Iterable[Mapping[str, Any]],
+) -> Snapshot:
     good, bad = parse_pools(pools)
-    return Snapshot(pools=good, bad_pools=bad, **{kind: keyed(found) for kind, found in kinds.items()})
+    return Snapshot(
+        controller_name=CONTROLLER,
+        verify_by_default=verify_by_default,
+        routes=keyed_routes(http_routes, grpc_routes),
+        pools=good,
+        bad_pools=bad,
+        **{kind: keyed(found) for kind, found in kinds.items()},
+    )
 
 
 def xds_route(name: str, *, prefix: str = "/", cluster: str = "invalid-backend-cluster") -> route_components_pb2.Route:

@@ -8,7 +8,6 @@ from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway import names
 from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.endpoints import assignment, picker_addresses, pool_addresses
-from headrace.gateway.snapshot import UnresolvedPicker
 from headrace.gateway.trust import pool_trust
 from headrace.protocol.rpc import EDS_TYPE, SDS_TYPE
 from tests.unit.gateway import objects as o
@@ -102,8 +101,9 @@ def test_addresses_as_eds_says_them():
 )
 def test_pickers_that_do_not_resolve(pool, service, words):
     found = o.snapshot([pool], services=[service])
-    with pytest.raises(UnresolvedPicker, match=words):
-        found.picker_service(found.pools[KEY])
+    service, problem = found.picker_service(found.pools[KEY])
+    assert words in problem
+    assert not service.is_ours
 
 
 def policy(name: str, *, section: str = "", created: str = "2026-01-01T00:00:00Z", **validation):
@@ -123,8 +123,8 @@ def config_map(name: str, text: str = "-----BEGIN CERTIFICATE-----\nx\n-----END 
 
 
 def trust(verify: bool = True, **kinds):
-    found = o.snapshot([o.pool()], services=[o.service()], **kinds)
-    return pool_trust(found, found.pools[KEY], verify_by_default=verify)
+    found = o.snapshot([o.pool()], services=[o.service()], verify_by_default=verify, **kinds)
+    return pool_trust(found, found.pools[KEY])
 
 
 def test_trust_comes_from_the_policy():
@@ -152,12 +152,12 @@ def test_without_a_policy_the_default_decides():
     assert trust(False).unverified
 
 
-def source(found, *, verify: bool = True) -> SnapshotSource:
-    return SnapshotSource(lambda: found, verify_by_default=verify, nothing="NOBODY")
+def source(found) -> SnapshotSource:
+    return SnapshotSource(lambda: found, "NOBODY")
 
 
 def test_unknown_names_are_answered_empty_and_trust_nobody():
-    asked = source(o.snapshot([]), verify=False)
+    asked = source(o.snapshot([], verify_by_default=False))
     for name in (names.pool_cluster_name(KEY), names.picker_cluster_name(KEY), "nonsense"):
         found = asked.resource(EDS_TYPE, name)
         assert found.cluster_name == name

@@ -89,9 +89,7 @@ class Bench:
         self.answers: dict[str, Exception | None] = {}
         self.asked: list[str] = []
         self.changes = 0
-        self.handshakes = Handshakes(
-            lambda: self.snapshot, self.change, verify_by_default=True, attempt=self.attempt, clock=lambda: self.now
-        )
+        self.handshakes = Handshakes(lambda: self.snapshot, self.change, attempt=self.attempt, clock=lambda: self.now)
 
     def change(self) -> None:
         self.changes += 1

@@ -16,11 +16,15 @@ from headrace.gateway.knowledge import Knowledge
 from headrace.gateway.lacking import Missing, Recollection, lacking
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Object, Snapshot, parse_pools
-from headrace.gateway.watch import GA_POOLS, GRPC_ROUTES, HTTP_ROUTES, REFERENCE_GRANTS, mark_of
+from headrace.gateway.watch import mark_of
 from headrace.gateway.xds_names import TESTED_VERSIONS, RuleName, parse_route_name, untested_version
 from headrace.kube.client import ApiError, Resource
+from headrace.kube.kinds import POOLS, REFERENCE_GRANTS, ROUTES
 from tests.hang import HANG_SECONDS
 from tests.unit.gateway import objects as o
+
+GA_POOLS = POOLS[GA_GROUP]
+HTTP_ROUTES, GRPC_ROUTES = ROUTES.values()
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -62,7 +66,7 @@ class State:
     def snapshot_with(self, fresh: Mapping[Resource, Iterable[Object]]) -> Snapshot:
         found = self.snapshot
         if HTTP_ROUTES in fresh:
-            found = replace(found, http_routes=o.keyed(fresh[HTTP_ROUTES]))
+            found = replace(found, routes=o.keyed_routes(fresh[HTTP_ROUTES]))
         if GA_POOLS in fresh:
             pools, bad = parse_pools(fresh[GA_POOLS])
             found = replace(found, pools=pools, bad_pools=bad)
@@ -90,15 +94,15 @@ def test_what_is_lacking():
     )
     named = [rule("r"), rule("r", 1), rule("nope"), rule("g", kind="grpcroute")]
     assert lacking(named, found) == {
-        Missing("pool", "default", "b", GA_GROUP),
-        Missing("pool", "other", "c", GA_GROUP),
-        Missing("grant", "other"),
-        Missing("httproute", "default", "r"),
-        Missing("httproute", "default", "nope"),
-        Missing("grpcroute", "default", "g"),
+        Missing(GA_POOLS, (GA_GROUP, "default", "b")),
+        Missing(GA_POOLS, (GA_GROUP, "other", "c")),
+        Missing(REFERENCE_GRANTS, ("other",)),
+        Missing(HTTP_ROUTES, ("HTTPRoute", "default", "r")),
+        Missing(HTTP_ROUTES, ("HTTPRoute", "default", "nope")),
+        Missing(GRPC_ROUTES, ("GRPCRoute", "default", "g")),
     }
     old = o.snapshot(http_routes=[o.route("r", [o.pool_ref("a", group=EXTENSION_GROUP)])])
-    assert lacking([rule("r")], old) == {Missing("pool", "default", "a", EXTENSION_GROUP)}
+    assert lacking([rule("r")], old) == {Missing(POOLS[EXTENSION_GROUP], (EXTENSION_GROUP, "default", "a"))}
 
 
 def test_pools_that_cannot_be_used_and_services_are_not_lacking():
@@ -118,7 +122,7 @@ async def test_a_missing_route_is_listed_once_with_its_kind_only():
     state = State(o.snapshot([o.pool("a")]))
     state.server[HTTP_ROUTES] = [o.route("r", [o.pool_ref("a")])]
     found = await state.ask(rule("r"))
-    assert found.route("httproute", "default", "r") is not None
+    assert found.routes.get(("HTTPRoute", "default", "r")) is not None
     assert state.lists == [HTTP_ROUTES]
 
 
@@ -127,7 +131,7 @@ async def test_a_kind_without_an_open_watch_is_listed():
     state.server[HTTP_ROUTES] = [o.route("r", [o.pool_ref("a", 7)])]
     state.not_live = frozenset((HTTP_ROUTES,))
     found = await state.ask(rule("r"))
-    assert found.route("httproute", "default", "r") == o.route("r", [o.pool_ref("a", 7)])
+    assert found.routes.get(("HTTPRoute", "default", "r")) == o.route("r", [o.pool_ref("a", 7)])
     assert state.lists == [HTTP_ROUTES]
 
 
@@ -148,7 +152,7 @@ async def test_a_route_keeps_its_last_translation_when_it_cannot_be_read():
     state.change(o.snapshot())
     state.server |= {HTTP_ROUTES: ApiError(0, "Unreachable", "away"), GA_POOLS: ApiError(0, "Unreachable", "away")}
     found = await state.ask(rule("r"))
-    assert found.route("httproute", "default", "r") == o.route("r", [o.pool_ref("a")])
+    assert found.routes.get(("HTTPRoute", "default", "r")) == o.route("r", [o.pool_ref("a")])
     assert state.lists == [HTTP_ROUTES]
 
 
@@ -209,7 +213,7 @@ async def test_a_list_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch):
     state = State(o.snapshot())
     state.knowledge = Knowledge(state, hang, Metrics())
     async with asyncio.timeout(HANG_SECONDS):
-        assert not (await state.ask(rule("r"), rule("g", kind="grpcroute"))).http_routes
+        assert not (await state.ask(rule("r"), rule("g", kind="grpcroute"))).routes
 
 
 async def test_every_kind_has_its_list():
@@ -224,9 +228,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
     for number in range(6):
         name = f"r{number}"
         memory.keep([rule(name)], o.snapshot(http_routes=[o.route(name, [])]))
-    missing = [Missing("httproute", "default", f"r{number}") for number in range(6)]
+    missing = frozenset(Missing(HTTP_ROUTES, ("HTTPRoute", "default", f"r{number}")) for number in range(6))
     found = memory.complete(o.snapshot(), missing, frozenset())
-    assert {name for _, name in found.http_routes} == {"r3", "r4", "r5"}
+    assert {name for _, _, name in found.routes} == {"r3", "r4", "r5"}
 
 
 def test_versions_outside_the_tested_range_are_named():

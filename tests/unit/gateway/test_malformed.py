@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import GA_GROUP
-from headrace.gateway.base_models import base_models
+from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.lacking import lacking
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Snapshot, parse_pools
-from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.status import parents_of_pools, pool_plan, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.reflector import ObjectStore
@@ -87,16 +86,16 @@ def test_a_malformed_object_blocks_no_other(
     result = translate(request, found)
     assert o.shares(o.routes_in(result.response)[names[0]])[0] == (A, 1)
     raw = {(GA_GROUP, "default", "bad"): bad_pool}
-    in_effect = InEffect(lambda: found, lambda: raw, o.CONTROLLER, verify_by_default=True)
+    in_effect = InEffect(lambda: found, lambda: raw)
     in_effect.start()
     in_effect.translated(rules, found)
     assert in_effect.stale() == {}
     assert in_effect.retranslate(("default", "gateway"), [("HTTPRoute", "default", "bad")], 1)
     in_effect.forget(("default", "gateway"))
     in_effect.stale()
-    parents = parents_of_pools(found, o.CONTROLLER)
+    parents = parents_of_pools(found)
     assert (GA_GROUP, "default", "a") in parents
-    source = SnapshotSource(lambda: found, verify_by_default=True, nothing="NOBODY")
+    source = SnapshotSource(lambda: found, "NOBODY")
     for key, known in found.pools.items():
         pool_plan(found, known)
         wanted_status(
@@ -104,7 +103,6 @@ def test_a_malformed_object_blocks_no_other(
             key,
             found,
             parents.get(key, {}),
-            o.CONTROLLER,
             "2026-01-01T00:00:00Z",
             translated=in_effect.condition,
         )
@@ -116,7 +114,8 @@ def test_a_malformed_object_blocks_no_other(
     ]
     routes = [o.model_route("good", {"base": []}), made("bad", {"rules": [{"matches": route}]}, status=status)]
     routes.append(made("half", {"rules": [{"matches": [{"headers": route}]}]}))
-    base_models(o.snapshot([], http_routes=routes, base_model_config_maps=maps, gateways=[o.gateway()]), o.CONTROLLER)
+    based = o.snapshot([], http_routes=routes, base_model_config_maps=maps, gateways=[o.gateway()])
+    BaseModels(lambda: based)()
 
 
 POLICY = made(
@@ -174,23 +173,31 @@ def test_any_value_in_any_field_blocks_no_other(data: st.DataObject) -> None:
     raw = stores.pop("pools").objects
     pools, bad_pools = parse_pools(raw.values())
     models = stores.pop("base_models").objects
+    routes = o.keyed_routes(*(stores.pop(f"{kind}_routes").objects.values() for kind in ("http", "grpc")))
     known = {name: store.objects for name, store in stores.items()}
-    found = Snapshot(pools=pools, bad_pools=bad_pools, base_model_config_maps=models, **known)
+    found = Snapshot(
+        controller_name=o.CONTROLLER,
+        routes=routes,
+        pools=pools,
+        bad_pools=bad_pools,
+        base_model_config_maps=models,
+        **known,
+    )
     name = f"{RULE}/match/0/*"
     request = o.hook_input([o.xds_route(name), o.xds_route("httproute/default/b/rule/0/match/0/*")], [RULE])
     lacking(frozenset().union(*named_rules(request).values()), found)
     result = translate(request, found)
     assert o.shares(o.routes_in(result.response)[name])[0] == (A, 1)
-    parents = parents_of_pools(found, o.CONTROLLER)
-    source = SnapshotSource(lambda: found, verify_by_default=True, nothing="NOBODY")
+    parents = parents_of_pools(found)
+    source = SnapshotSource(lambda: found, "NOBODY")
     for key, pool in found.pools.items():
         pool_plan(found, pool)
-        wanted_status(raw.get(key[1:], {}), key, found, parents.get(key, {}), o.CONTROLLER, "2026-01-01T00:00:00Z")
+        wanted_status(raw.get(key[1:], {}), key, found, parents.get(key, {}), "2026-01-01T00:00:00Z")
         for suffix, type_url in (("", EDS_TYPE), ("/epp", EDS_TYPE), ("/epp/ca", SDS_TYPE)):
             source.resource(type_url, "/".join(("inferencepool", *key)) + suffix).SerializeToString()
     for policy in found.backend_tls_policies.values():
         list(config_maps_of(policy))
-    assert base_models(found, o.CONTROLLER)[0].get("base") == "base"
+    assert BaseModels(lambda: found)().get("base") == "base"
 
 
 def _slice_metadata() -> dict[str, Any]:

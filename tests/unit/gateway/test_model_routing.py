@@ -17,7 +17,7 @@ from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc import MalformedMessage
 from headrace.extproc.body import read_model
 from headrace.gateway import names
-from headrace.gateway.base_models import BaseModels, Problem, base_models, read_adapters
+from headrace.gateway.base_models import BaseModels, Problem, read_adapters
 from headrace.gateway.model_routing import BODY_LIMIT_BYTES
 from headrace.gateway.model_service import ModelStream, model_answer
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyResponse
@@ -248,7 +248,8 @@ def routed(*config_maps: dict, routes: Sequence[dict] = (), gateways: Sequence[s
 
 
 def known(*config_maps: dict, **more: Any) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
-    return base_models(routed(*config_maps, **more), o.CONTROLLER)[:2]
+    snapshot, problems = routed(*config_maps, **more), list[Problem]()
+    return BaseModels(lambda: snapshot, problems.append)(), tuple(problems)
 
 
 def test_base_models_from_config_maps():
@@ -316,7 +317,7 @@ def test_any_text_is_a_list_or_a_problem(text: str):
 
 
 def test_what_is_wrong_is_told_in_a_bounded_number_of_problems():
-    first = models("one", "base", "\n".join(f"- {'x' * 2000}{n}" for n in range(25)))
+    first = models("one", "base", "\n".join(f"- {n}{'x' * 2000}" for n in range(25)))
     second = models("two", "other", first["data"]["adapters"])
     _, problems = known(first, second)
     assert [key for key, _ in problems] == [("default", "two")] * 20
@@ -333,7 +334,7 @@ def test_an_adapter_of_two_base_models_is_of_the_first():
 def test_the_mapping_follows_the_config_maps():
     held, now = [routed(models("one", "base", "- a"))], [0.0]
     told: list[Problem] = []
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, told.append, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], told.append, clock=lambda: now[0])
     assert mapping()["a"] == mapping(("default", "gateway"))["a"] == "base"
     held[0] = routed(models("one", "base"), models("bad", "nowhere"))
     now[0] += 1.0
@@ -357,15 +358,15 @@ def test_only_a_change_of_what_is_read_is_read():
             return super().__iter__()
 
     first = routed(models("one", "base", "- a"))
-    rules = next(iter(first.http_routes.values()))["spec"]
+    rules = next(iter(first.routes.values()))["spec"]
     rules["rules"] = Counted(rules["rules"])
     held, now = [first], [0.0]
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], clock=lambda: now[0])
     assert mapping()["a"] == "base"
     once = seen
     assert once > 0
     # What the informers build after a Pod's change: other mappings of the same objects.
-    held[0] = replace(first, http_routes=dict(first.http_routes), pods=o.keyed([o.pod("p", "10.0.0.1")]))
+    held[0] = replace(first, routes=dict(first.routes), pods=o.keyed([o.pod("p", "10.0.0.1")]))
     now[0] += 1.0
     assert mapping(("default", "gateway"))["a"] == "base"
     assert seen == once
@@ -398,7 +399,7 @@ AGES = ["2025-01-01T00:00:00Z", "2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z"]
 def read_in_turn(*snapshots: Snapshot) -> list[Mapping[str, str]]:
     """What a Gateway's requests get after each change."""
     held, now = [snapshots[0]], [0.0]
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], clock=lambda: now[0])
     found = []
     for held[0] in snapshots:
         now[0] += 1.0
@@ -451,7 +452,7 @@ def test_a_base_model_takes_no_adapter_that_another_has(created: str):
 def test_a_gateway_that_nobody_asked_for_is_read_too():
     at = {"namespace": NEIGHBOURS[0], "created": AGES[0]}
     held, now = [beside_a_neighbour("", **at)], [0.0]
-    mapping = BaseModels(lambda: held[0], o.CONTROLLER, clock=lambda: now[0])
+    mapping = BaseModels(lambda: held[0], clock=lambda: now[0])
     assert mapping()["a1"] == "llama"
     held[0] = beside_a_neighbour("- a1", **at)
     now[0] += 1.0
@@ -471,8 +472,8 @@ def test_an_adapter_that_is_dropped_is_free():
 def test_an_adapter_is_kept_while_its_route_is_replaced():
     at = {"namespace": NEIGHBOURS[0], "created": AGES[0]}
     whole, taking = beside_a_neighbour("- e", **at), beside_a_neighbour("- a1", **at)
-    without = {key: route for key, route in taking.http_routes.items() if key != ("default", "llama")}
-    found = read_in_turn(whole, replace(taking, http_routes=without), taking)
+    without = {key: route for key, route in taking.routes.items() if key[1:] != ("default", "llama")}
+    found = read_in_turn(whole, replace(taking, routes=without), taking)
     assert [models.get("a1") for models in found] == ["llama", None, "llama"]
 
 
@@ -510,7 +511,7 @@ def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
     route = o.model_route("far", {"mistral": [o.pool_ref(namespace="far")]})
     beside = models("far", "mistral", "- m1", namespace="far")
     found = replace(routed(beside, routes=[route]), reference_grants=o.keyed([grant]))
-    assert base_models(found, o.CONTROLLER)[0]["m1"] == "mistral"
+    assert BaseModels(lambda: found)()["m1"] == "mistral"
     # A route that may not lead there says nothing of that namespace.
     assert "m1" not in known(beside, routes=[route])[0]
 
@@ -518,8 +519,8 @@ def test_a_config_map_beside_the_pool_of_another_namespaces_route_counts():
 def test_base_models_of_another_gateway_are_none_of_this_one():
     second = o.model_route("second", {"mistral": [o.pool_ref()]}, gateway="second")
     found = routed(models("m", "mistral", "- m1"), routes=[second], gateways=["gateway", "second"])
-    assert "m1" not in base_models(found, o.CONTROLLER, ("default", "gateway"))[0]
-    assert base_models(found, o.CONTROLLER, ("default", "second"))[0]["m1"] == "mistral"
+    assert "m1" not in BaseModels(lambda: found)(("default", "gateway"))
+    assert BaseModels(lambda: found)(("default", "second"))["m1"] == "mistral"
 
 
 def test_a_route_that_matches_base_models_by_an_expression_leads_to_each():

@@ -17,9 +17,8 @@ from headrace.core import GA_GROUP
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.nudge import _ATTEMPTS, Nudge
-from headrace.gateway.plans import pool_plan
 from headrace.gateway.snapshot import Snapshot
-from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.status import parents_of_pools, pool_plan, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.protocol.objects import ROUTES_TRANSLATED
 from headrace.protocol.translated import TranslatedRoute, read_routes, write_routes
@@ -90,16 +89,14 @@ class Replica:
     def __init__(self, snapshot: Snapshot, pool: dict[str, Any] | None = None) -> None:
         self.snapshot = snapshot
         self.pool = o.pool() if pool is None else pool
-        self.in_effect = InEffect(lambda: self.snapshot, lambda: {KEY: self.pool}, o.CONTROLLER, verify_by_default=True)
+        self.in_effect = InEffect(lambda: self.snapshot, lambda: {KEY: self.pool})
 
     def translate(self) -> None:
         self.in_effect.translated(named_rules(CALL), self.snapshot)
 
     def write(self) -> None:
-        parents = parents_of_pools(self.snapshot, o.CONTROLLER).get(KEY, {})
-        status = wanted_status(
-            self.pool, KEY, self.snapshot, parents, o.CONTROLLER, "t", translated=self.in_effect.condition
-        )
+        parents = parents_of_pools(self.snapshot).get(KEY, {})
+        status = wanted_status(self.pool, KEY, self.snapshot, parents, "t", translated=self.in_effect.condition)
         self.pool["status"] = {**self.pool.get("status", {}), **(status or {})}
 
     def condition(self) -> dict[str, Any]:
@@ -294,7 +291,7 @@ class Simulation:
         self.envoy_generation = 0
         self.calls = 0
         self.failing_calls = 0
-        self.in_effect = InEffect(self.snapshot, lambda: {KEY: self.known_pool}, o.CONTROLLER, verify_by_default=True)
+        self.in_effect = InEffect(self.snapshot, lambda: {KEY: self.known_pool})
         self.nudge = Nudge(self.in_effect, self.write, self.compare, Metrics(), clock=lambda: self.now)
         self.nudge.changed()
 
@@ -322,17 +319,15 @@ class Simulation:
         snapshot = self.snapshot()
         translate(CALL, snapshot)
         self.nudge.translated(named_rules(CALL), snapshot)
-        found = snapshot.route("httproute", "default", "r")
+        found = snapshot.routes.get(("HTTPRoute", "default", "r"))
         assert found is not None
         self.envoy_generation = found["metadata"]["generation"]
 
     async def write(self) -> None:
         """The writer knows what its own writes made of the pool."""
         snapshot = self.snapshot()
-        parents = parents_of_pools(snapshot, o.CONTROLLER).get(KEY, {})
-        status = wanted_status(
-            self.pool, KEY, snapshot, parents, o.CONTROLLER, str(self.now), translated=self.in_effect.condition
-        )
+        parents = parents_of_pools(snapshot).get(KEY, {})
+        status = wanted_status(self.pool, KEY, snapshot, parents, str(self.now), translated=self.in_effect.condition)
         if status is not None:
             self.pool = {**self.pool, "status": status}
             newest = self.pool

@@ -12,6 +12,7 @@ import yaml
 from headrace.gateway import watch
 from headrace.gateway.nudge import GRANT_NAME
 from headrace.gateway.options import add_arguments
+from headrace.kube import kinds
 from headrace.kube.client import Resource
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/envoy_gateway"
@@ -33,19 +34,19 @@ def may(found: list[dict[str, Any]], resource: Resource, *verbs: str, subresourc
 
 
 def test_the_cluster_role_lets_the_informers_read() -> None:
-    followed = [value for value in vars(watch).values() if isinstance(value, Resource)]
+    followed = (*watch._EVERYWHERE, *watch._BESIDE_POOLS, kinds.CONFIG_MAPS)
     assert len(followed) >= 12
     for resource in followed:
         assert may(rules("ClusterRole"), resource, "get", "list", "watch"), resource
-    for pools in watch.POOLS:
+    for pools in kinds.POOLS.values():
         assert may(rules("ClusterRole"), pools, "patch", subresource="/status")
         assert not may(rules("ClusterRole"), pools, "patch")
-    assert may(rules("ClusterRole"), Resource("", "v1", "events", True), "create")
+    assert may(rules("ClusterRole"), kinds.EVENTS, "create")
 
 
 def test_the_role_lets_it_write_its_own_grant_and_no_other() -> None:
     found = rules("Role")
-    assert may(found, watch.REFERENCE_GRANTS, "create")
+    assert may(found, kinds.REFERENCE_GRANTS, "create")
     (patching,) = [rule for rule in found if "patch" in rule["verbs"]]
     assert patching["resourceNames"] == [GRANT_NAME]
 

@@ -38,8 +38,8 @@ def world(pool, routes=None, **kinds):
 
 def status_of(pool, found, now: str = NOW, written: frozenset = frozenset()):
     key = (pool["apiVersion"].partition("/")[0], "default", "pool")
-    parents = parents_of_pools(found, o.CONTROLLER).get(key, {})
-    return wanted_status(pool, key, found, parents, o.CONTROLLER, now, written)
+    parents = parents_of_pools(found).get(key, {})
+    return wanted_status(pool, key, found, parents, now, written)
 
 
 def conditions(entry):
@@ -224,9 +224,9 @@ CA = {"metadata": o.metadata("ca"), "data": {"ca.crt": "-----BEGIN CERTIFICATE--
 def test_a_picker_that_is_not_trusted_is_not_resolved(make, kinds, verify, untrusted, resolved):
     pool = make()
     key = V1 if make is o.pool else V1ALPHA2
-    found = world(pool, **{"services": [o.service()], **kinds})
-    parents = parents_of_pools(found, o.CONTROLLER)[key]
-    status = wanted_status(pool, key, found, parents, o.CONTROLLER, NOW, verify_by_default=verify, untrusted=untrusted)
+    found = world(pool, **{"services": [o.service()], "verify_by_default": verify, **kinds})
+    parents = parents_of_pools(found)[key]
+    status = wanted_status(pool, key, found, parents, NOW, untrusted=untrusted)
     wanted = ("True", "ResolvedRefs") if resolved else ("False", PICKER_NOT_TRUSTED)
     (entry,) = status.get("parents") or status["parent"]
     assert conditions(entry) == {"Accepted": ("True", "Accepted"), "ResolvedRefs": wanted}
@@ -238,14 +238,14 @@ def test_a_filter_that_cannot_be_had_is_said_of_its_pool_and_gateway():
     pool = o.pool()
     refs = [o.pool_ref(filters=[rewrite]), o.pool_ref("other", filters=[fine]), {"name": "web", "filters": [rewrite]}]
     found = world(pool, [o.route("r", refs)])
-    problems = filter_problems(found, o.CONTROLLER)
+    problems = filter_problems(found)
     assert set(problems) == {V1}
     assert set(problems[V1]) == {("default", "gateway")}
-    parents = parents_of_pools(found, o.CONTROLLER)[V1]
-    status = wanted_status(pool, V1, found, parents, o.CONTROLLER, NOW, filter_problems=problems[V1])
+    parents = parents_of_pools(found)[V1]
+    status = wanted_status(pool, V1, found, parents, NOW, filter_problems=problems[V1])
     assert conditions(status["parents"][0]) == {**ACCEPTED, FILTERS_ACCEPTED: ("False", "UnsupportedValue")}
     # Mended, and gone with it.
     mended = world(pool, [o.route("r", [o.pool_ref(filters=[fine]), o.pool_ref(filters=[rewrite], weight=0)])])
-    assert filter_problems(mended, o.CONTROLLER) == {}
-    status = wanted_status(with_status(pool, status), V1, mended, parents, o.CONTROLLER, NOW)
+    assert filter_problems(mended) == {}
+    status = wanted_status(with_status(pool, status), V1, mended, parents, NOW)
     assert conditions(status["parents"][0]) == ACCEPTED

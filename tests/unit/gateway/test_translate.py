@@ -49,7 +49,7 @@ def weights(result: Translation):
 
 def test_route_names_of_envoy_gateway():
     found = parse_route_name("grpcroute/ns/my-route/rule/12/match/3/example_com")
-    assert found == ("grpcroute/ns/my-route/rule/12", "grpcroute", "ns", "my-route", 12)
+    assert found == ("grpcroute/ns/my-route/rule/12", ("GRPCRoute", "ns", "my-route"), 12)
     for other in ("httproute/ns/r", "", "tcproute/a/b/rule/0/match/0/*", "httproute/ns/r/rule/x/match/0"):
         assert parse_route_name(other) is None
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.kube import lease as lease_module
+from headrace.kube import objects
 from headrace.kube.client import ApiError
 from headrace.kube.lease import Elector, LeaseSettings
 
@@ -61,7 +61,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
-    monkeypatch.setattr(lease_module, "request", made.request)
+    monkeypatch.setattr(objects, "request", made.request)
     return made
 
 
@@ -194,8 +194,8 @@ def test_there_are_never_two(steps: list[tuple[str, int, bool]]) -> None:
     async def play() -> None:
         server = Lagging()
         clock = Clock()
-        original = lease_module.request
-        lease_module.request = server.request  # type: ignore[assignment]
+        original = objects.request
+        objects.request = server.request  # type: ignore[assignment]
         try:
             settings = LeaseSettings(duration=15, renew_deadline=10, retry=2)
             candidates = {
@@ -208,6 +208,6 @@ def test_there_are_never_two(steps: list[tuple[str, int, bool]]) -> None:
                 await asyncio.gather(*(c._once() for c in candidates.values()))
                 assert sum(c.leading for c in candidates.values()) <= 1
         finally:
-            lease_module.request = original
+            objects.request = original
 
     asyncio.run(play())

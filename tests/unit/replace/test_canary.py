@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from headrace.kube import objects
 from headrace.kube.client import ApiError
 from headrace.protocol.objects import HOLD_LABEL
-from headrace.replace import cluster, objects
+from headrace.replace import cluster
 from headrace.replace.canary import MOST, parents_of, stem
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import WarmedUp

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from headrace.kube import objects
 from headrace.kube.client import ApiError
 from headrace.protocol.objects import HOLD_LABEL
-from headrace.replace import cluster, objects, translated
+from headrace.replace import cluster
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import Abort, Discovered, Restored
 from headrace.replace.ownership import FIELD_MANAGER
@@ -50,7 +51,7 @@ async def test_a_refusal_to_give_rules_back_ends_nothing(
 
     async def no_wait(seconds: float) -> None: ...
 
-    for module in (cluster, objects, translated):
+    for module in (cluster, objects):
         monkeypatch.setattr(module, "request", request)
     monkeypatch.setattr(cluster.asyncio, "sleep", no_wait)
     state = State(run="1", started=0.0, since=0.0, records=records([owned_by("kubectl")], PLAN))
@@ -87,7 +88,7 @@ def world(
             raise ApiError(404, "NotFound", path)
         return {**found, "kind": "HTTPRoute"}
 
-    for module in (cluster, objects, translated):
+    for module in (cluster, objects):
         monkeypatch.setattr(module, "request", request)
     return Cluster(None, None, PLAN, _Lease(), None), written  # type: ignore[arg-type]
 

@@ -69,11 +69,11 @@ async def test_following_outlives_an_api_server_that_restarts(
 
     monkeypatch.setattr(command.status, "read", read)
     monkeypatch.setattr(command.asyncio, "sleep", no_wait)
-    assert await command._follow(options("--action=follow"), PLAN, None) == 0
+    assert await command.Command(options("--action=follow"), PLAN, None, None).follow() == 0  # type: ignore[arg-type]
     assert json.loads(capsys.readouterr().out)["finished"]
     answers.append(ApiError(403, "", "x"))
     with pytest.raises(ApiError):
-        await command._follow(options("--action=follow"), PLAN, None)
+        await command.Command(options("--action=follow"), PLAN, None, None).follow()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,6 @@ async def test_traffic_goes_back_to_none_but_a_pool_that_serves(
     monkeypatch.setattr(command.status, "read", read)
     monkeypatch.setattr(command.Store, "ask", ask)
     monkeypatch.setattr(command, "lacks_to_serve", lacking)
-    assert await command._ask(options("--action=rollback"), PLAN, None, None) == code  # type: ignore[arg-type]
+    assert await command.Command(options("--action=rollback"), PLAN, None, None).ask() == code  # type: ignore[arg-type]
     assert asked == ([] if code else ["rollback"])
     assert not code or "it has no ready endpoint: bring it up" in caplog.text

@@ -14,13 +14,20 @@ from headrace.epp.metrics import Metrics
 from headrace.replace.counters import (
     Counters,
     Histogram,
+    Rows,
+    RowsReader,
     Window,
     common,
     in_flight_at_server,
     picker_counters,
-    read_rows,
     server_counters,
 )
+
+
+def read_rows(page: bytes) -> Rows:
+    reader = RowsReader()
+    reader.feed(page)
+    return reader.end()
 
 
 def test_a_real_vllm_page(repository: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from headrace.kube import objects
 from headrace.kube.client import ApiError
-from headrace.replace import cluster, objects
 from headrace.replace.cluster import Cluster
 from headrace.replace.machine import Found, Refused
 from headrace.replace.measure import Measure, Members
@@ -84,8 +84,7 @@ async def test_a_route_of_argo_cd_is_refused_unless_it_is_paused(
     async def request(client: Any, method: str, path: str, **more: Any) -> Any:
         return {"items": [owned] if path.endswith("httproutes") else []}
 
-    for module in (cluster, objects):
-        monkeypatch.setattr(module, "request", request)
+    monkeypatch.setattr(objects, "request", request)
     plan: Plan = dataclasses.replace(PLAN, gitops=gitops)
     measure = Pools({PLAN.old: FULL, PLAN.new: FULL})
     found = await Cluster(None, None, plan, None, measure).preflight()  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from headrace.kube import objects
 from headrace.kube.client import ApiError
-from headrace.replace import objects
 from headrace.replace.canary import free_names
 from headrace.replace.rights import give_up
 

@@ -296,7 +296,7 @@ def test_plans_are_kept_whole_and_wrong_ones_name_the_field() -> None:
     assert parse_plan(full.as_json()) == full
     for wrong, message in (
         ({"steps": [5, 1, 100]}, "steps: "), ({"steps": [50]}, "the last one 100"), ({"alpha": 2}, "alpha: 2"),
-        ({"gates": ["x"]}, "errors, ttft, tpot"), ({"stepz": [1]}, "no such field"), ({"old": {}}, "old.name"),
+        ({"gates": ["x"]}, r"gates\[0\]: 'x'"), ({"stepz": [1]}, "no such field"), ({"old": {}}, "old.name"),
         ({"interval": "1m"}, "give a number"), ({"manual": [3]}, "among steps"), ({"new": "old"}, "another pool"),
         ({"gate_timeout": 2}, "at least interval"), ({"remove_old": [{}]}, r"remove_old\[0\]"),
     ):  # fmt: skip

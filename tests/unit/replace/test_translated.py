@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from headrace.kube import objects
 from headrace.kube.client import ApiError
 from headrace.protocol.objects import ROUTES_TRANSLATED
 from headrace.protocol.translated import TranslatedRoute, write_routes
-from headrace.replace import translated
 from headrace.replace.translated import Translations, behind
 
 from .test_routes import PLAN
@@ -72,7 +72,7 @@ class Bench:
                 raise ApiError(self.status, "Refused", "")
             return pool(7 if self.now >= self.at else 6)
 
-        monkeypatch.setattr(translated, "request", request)
+        monkeypatch.setattr(objects, "request", request)
         self.translations = Translations(None, (PLAN.old, PLAN.new), clock=lambda: self.now, sleep=self.sleep)
         self.translations.note(KEY, route(7))
 

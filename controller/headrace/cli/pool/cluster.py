@@ -11,16 +11,16 @@ from typing import Any
 
 import aiohttp
 
-from headrace.config.pools import parse_pool
 from headrace.core import InvalidPool, Pool
-from headrace.core.pool import VERSION_OF_GROUP
+from headrace.core.fields import mapping, mappings
 from headrace.datalayer.pods import is_ready
-from headrace.kube.client import ApiError, Resource, request
+from headrace.kube.client import ApiError, request
+from headrace.kube.kinds import POOLS
+from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
+from headrace.kube.objects import list_all
 from headrace.protocol import http
 from headrace.protocol.objects import RESOLVED_REFS
 
-_SERVICES = Resource("", "v1", "services", namespaced=True)
-_PODS = Resource("", "v1", "pods", namespaced=True)
 # What the gateway controller writes, see `gateway.status`.
 _NOT_TRUSTED = "EndpointPickerNotTrusted"
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
@@ -77,7 +77,7 @@ class PoolStatus:
         return {
             "namespace": self.namespace,
             "name": self.name,
-            "apiVersion": f"{self.group}/{VERSION_OF_GROUP[self.group]}",
+            "apiVersion": POOLS[self.group].api_version,
             "failureMode": pool.failure_mode.value if pool is not None else None,
             "pods": {"selected": self.pods, "ready": self.ready_pods},
             "pickers": {"pods": self.pickers, "ready": self.ready_pickers, "trusted": self.trusts_picker},
@@ -89,11 +89,7 @@ class PoolStatus:
 
 async def pool_statuses(client: Any, namespace: str | None, name: str, metrics_port: int) -> list[PoolStatus]:
     """The pools of a namespace (None: of all), or the one of that name, of either API group. Raises ApiError."""
-    found = [
-        (group, obj)
-        for group, obj in await _pool_objects(client, namespace)
-        if not name or (obj.get("metadata") or {}).get("name") == name
-    ]
+    found = await _pool_objects(client, namespace, name)
     return list(await asyncio.gather(*(_status(client, group, obj, metrics_port) for group, obj in found)))
 
 
@@ -103,25 +99,21 @@ async def decisions_of(
     """What the pools' pickers decided for a request, newest first, and why some could not be asked. Raises ApiError."""
     found: list[dict[str, Any]] = []
     trouble: list[str] = []
-    for group, obj in await _pool_objects(client, namespace):
-        metadata = obj.get("metadata") or {}
-        if name and metadata.get("name") != name:
-            continue
+    for group, obj in await _pool_objects(client, namespace, name):
         pool, complaint = _parse(group, obj)
         if pool is None:
             trouble.append(complaint)
             continue
-        pods, why = await _picker_pods(client, pool)
-        trouble += [why] if why else []
-        for pod in pods:
-            pod_name = pod["metadata"]["name"]
+        pickers = await pickers_of(client, pool)
+        trouble += filter(None, [pickers.trouble])
+        for pod in pickers.pods:
             asked = {"request_id": request_id}
             try:
-                page = await _ask_pod(client, pool.namespace, pod_name, metrics_port, "/debug/decisions", asked)
+                page = await _ask_pod(client, pod, metrics_port, "/debug/decisions", asked)
             except NotAnswered as error:
                 trouble.append(str(error))
                 continue
-            whose = {"pool": f"{pool.namespace}/{pool.name}", "picker": pod_name}
+            whose = {"pool": f"{pool.namespace}/{pool.name}", "picker": _key(pod)[1]}
             found += [{**whose, **decision} for decision in page.get("decisions") or []]
     found.sort(key=lambda decision: str(decision.get("time")), reverse=True)
     return found, trouble
@@ -147,34 +139,32 @@ async def ask_url(url: str, path: str, token: str = "") -> dict[str, Any]:
     return page
 
 
-async def _pool_objects(client: Any, namespace: str | None) -> list[tuple[str, Mapping[str, Any]]]:
-    """Group and object of every pool. A group whose CRD is not installed has none. Raises ApiError."""
+async def _pool_objects(client: Any, namespace: str | None, name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Group and object of every pool, or of those with a name. A group whose CRD is not installed has none. Raises
+    ApiError."""
     found: list[tuple[str, Mapping[str, Any]]] = []
-    absent: list[ApiError] = []
-    for group, version in VERSION_OF_GROUP.items():
-        resource = Resource(group, version, "inferencepools", namespaced=True)
+    absent = 0
+    for group, resource in POOLS.items():
         try:
-            page = await request(client, "GET", resource.path(namespace))
+            found += [(group, obj) for obj in await list_all(client, resource, namespace)]
         except ApiError as error:
             if error.status != 404:
                 raise
-            absent.append(error)
-            continue
-        found += [(group, obj) for obj in page.get("items") or []]
-    if len(absent) == len(VERSION_OF_GROUP):
+            absent += 1
+    if absent == len(POOLS):
         raise ApiError(404, "NotFound", "the cluster has no InferencePool CRD; run the role inference_crds")
-    return sorted(found, key=lambda entry: _key(entry[1]))
+    named = [(group, obj) for group, obj in found if name in ("", _key(obj)[1])]
+    return sorted(named, key=lambda entry: _key(entry[1]))
 
 
 def _key(obj: Mapping[str, Any]) -> tuple[str, str]:
-    metadata = obj.get("metadata") or {}
+    metadata = mapping(obj.get("metadata"))
     return str(metadata.get("namespace")), str(metadata.get("name"))
 
 
 def _parse(group: str, obj: Mapping[str, Any]) -> tuple[Pool | None, str]:
     try:
-        api_version = f"{group}/{VERSION_OF_GROUP[group]}"
-        return parse_pool({"apiVersion": api_version, "kind": "InferencePool", **obj}), ""
+        return read_pool(group, obj), ""
     except InvalidPool as error:
         return None, f"pool {'/'.join(_key(obj))} cannot be used: {error}"
 
@@ -187,16 +177,14 @@ async def _status(client: Any, group: str, obj: Mapping[str, Any], metrics_port:
     pickers: Sequence[Mapping[str, Any]] = ()
     view = None
     if pool is not None:
-        pods = await _pods(client, namespace, pool.label_selector)
+        pods, behind = await pods_of(client, pool), await pickers_of(client, pool)
         if not pods:
             trouble.append(f"no Pod has the labels {pool.label_selector}")
-        pickers, why = await _picker_pods(client, pool)
-        if why:
-            trouble.append(why)
-        complaints = []
+        trouble += filter(None, [behind.trouble])
+        pickers, complaints = behind.pods, []
         for pod in sorted(pickers, key=is_ready, reverse=True):
             try:
-                view = await _ask_pod(client, namespace, pod["metadata"]["name"], metrics_port, "/debug/endpoints")
+                view = await _ask_pod(client, pod, metrics_port, "/debug/endpoints")
                 break
             except NotAnswered as error:
                 complaints.append(str(error))
@@ -218,57 +206,39 @@ async def _status(client: Any, group: str, obj: Mapping[str, Any], metrics_port:
 
 def parents_of(obj: Mapping[str, Any]) -> tuple[Parent, ...]:
     """What gateways wrote into a pool's status, of either version; the placeholder without a gateway is left out."""
-    status = obj.get("status") or {}
+    status = mapping(obj.get("status"))
     found = []
-    for entry in status.get("parents") or status.get("parent") or []:
-        reference = entry.get("parentRef") or {}
+    for entry in mappings(status.get("parents") or status.get("parent")):
+        reference = mapping(entry.get("parentRef"))
         if reference.get("kind") == "Status":
             continue
-        conditions = {str(c.get("type")): str(c.get("status")) for c in entry.get("conditions") or []}
+        listed = list(mappings(entry.get("conditions")))
         reasons = tuple(
             f"{c.get('type')}={c.get('status')} ({c.get('reason')}: {c.get('message')})"
-            for c in entry.get("conditions") or []
+            for c in listed
             if c.get("status") != "True"
         )
-        resolved = [c.get("reason") for c in entry.get("conditions") or [] if c.get("type") == RESOLVED_REFS]
-        found.append(Parent(str(reference.get("name")), conditions, reasons, str(next(iter(resolved), ""))))
+        found.append(
+            Parent(
+                name=str(reference.get("name")),
+                conditions={str(c.get("type")): str(c.get("status")) for c in listed},
+                reasons=reasons,
+                resolved_reason=next((str(c.get("reason")) for c in listed if c.get("type") == RESOLVED_REFS), ""),
+            )
+        )
     return tuple(found)
 
 
-async def _picker_pods(client: Any, pool: Pool) -> tuple[list[Mapping[str, Any]], str]:
-    """The Pods behind the Service that the pool names, and what is wrong with it. Raises ApiError."""
-    if pool.picker is None:
-        return [], f"pool {pool.namespace}/{pool.name} names no endpoint picker"
-    if pool.picker.kind != "Service":
-        return [], f"its picker is a {pool.picker.kind}; only Services are followed"
-    try:
-        service = await request(client, "GET", _SERVICES.path(pool.namespace, pool.picker.name))
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return [], f"Service {pool.namespace}/{pool.picker.name}, its endpoint picker, does not exist"
-    labels = (service.get("spec") or {}).get("selector") or {}
-    if not labels:
-        return [], f"Service {pool.namespace}/{pool.picker.name} selects no Pods"
-    pods = await _pods(client, pool.namespace, ",".join(f"{k}={v}" for k, v in sorted(labels.items())))
-    return pods, "" if pods else f"no Pod is behind Service {pool.namespace}/{pool.picker.name}"
-
-
-async def _pods(client: Any, namespace: str, selector: str) -> list[Mapping[str, Any]]:
-    page = await request(client, "GET", _PODS.path(namespace), query={"labelSelector": selector})
-    return list(page.get("items") or [])
-
-
 async def _ask_pod(
-    client: Any, namespace: str, pod: str, port: int, path: str, query: Mapping[str, str] | None = None
+    client: Any, pod: Mapping[str, Any], port: int, path: str, query: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A page of a Pod, through the API server. Raises NotAnswered."""
-    proxied = f"{_PODS.path(namespace)}/{pod}:{port}/proxy{path}"
+    namespace, name = _key(pod)
     try:
-        return await request(client, "GET", proxied, query=query)
+        return await request(client, "GET", proxy_path(namespace, name, port, path), query=query)
     except ApiError as error:
         fix = {
             401: "it runs with --metrics-endpoint-auth, which the API server's proxy cannot pass: ask it with --url",
             403: "you need get on pods/proxy, or ask it with --url",
         }.get(error.status, "is it Headrace's, and is this its metrics port (--metrics-port)?")
-        raise NotAnswered(f"picker {namespace}/{pod} does not tell: {error}; {fix}") from None
+        raise NotAnswered(f"picker {namespace}/{name} does not tell: {error}; {fix}") from None

@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.verb == "migrate":
         return _migrate(args)
     if args.verb == "explain" and args.url:
-        return _failures(lambda: _explain_url(args))
-    return _failures(lambda: _with_client(args, _status if args.verb == "status" else _explain))
+        return _answered(_explain_url(args))
+    return _answered(_with_client(args, _status if args.verb == "status" else _explain))
 
 
 def _print(text: str) -> None:
@@ -96,16 +96,13 @@ def _migrate(args: argparse.Namespace) -> int:
     return 0 if result.pools else _FAILED
 
 
-def _failures(work: Callable[[], Awaitable[int]]) -> int:
+def _answered(work: Coroutine[Any, Any, int]) -> int:
     """Run it; what the cluster or a picker refuses is one line, not a traceback."""
     from headrace.cli.pool.cluster import NotAnswered
     from headrace.kube.client import ApiError, ConfigurationError
 
-    async def guarded() -> int:
-        return await work()
-
     try:
-        return asyncio.run(guarded())
+        return asyncio.run(work)
     except (ApiError, ConfigurationError, NotAnswered) as error:
         _complain(str(error))
         return _FAILED

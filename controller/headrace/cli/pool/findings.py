@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from headrace.cli.pool.manifests import Document
+from headrace.core.invalid import InvalidField, shown
 
 
 class Severity(StrEnum):
@@ -45,39 +48,25 @@ class Finding:
         }
 
 
-class Findings:
-    """Collects findings in the order of files and lines."""
+def finding(severity: Severity, document: Document, path: str, message: str) -> Finding:
+    """A finding about a field of a document."""
+    subject = f"{document.kind} {document.namespace}/{document.name}" if document.kind else ""
+    return Finding(severity, document.source, document.line_of(path), subject, path, message)
 
-    def __init__(self) -> None:
-        self._found: list[Finding] = []
 
-    def add(self, document: Document, severity: Severity, path: str, message: str) -> None:
-        """One finding about a field of a document."""
-        subject = f"{document.kind} {document.namespace}/{document.name}" if document.kind else ""
-        found = Finding(severity, document.source, document.line_of(path), subject, path, message)
-        if found not in self._found:
-            self._found.append(found)
+error = partial(finding, Severity.ERROR)
+warning = partial(finding, Severity.WARNING)
+info = partial(finding, Severity.INFO)
 
-    def error_at(self, document: Document, line: int, message: str) -> None:
-        """What does not work about a line."""
-        self._found.append(Finding(Severity.ERROR, document.source, line, "", "", message))
 
-    def error(self, document: Document, path: str, message: str) -> None:
-        """What does not work."""
-        self.add(document, Severity.ERROR, path, message)
+def invalid(document: Document, refusal: InvalidField, at: str = "") -> Finding:
+    """A field that cannot be used. `at` is where the value is that the refusal is about."""
+    where = f"{at}: {refusal.field}" if at else refusal.field
+    return error(document, where, f"{shown(refusal.value)}: {refusal.fix}")
 
-    def warning(self, document: Document, path: str, message: str) -> None:
-        """What may not work elsewhere, or not as it looks."""
-        self.add(document, Severity.WARNING, path, message)
 
-    def info(self, document: Document, path: str, message: str) -> None:
-        """What is good to know."""
-        self.add(document, Severity.INFO, path, message)
-
-    @property
-    def all(self) -> list[Finding]:
-        """All of them, by file and line."""
-        order: dict[str, int] = {}
-        for found in self._found:
-            order.setdefault(found.source, len(order))
-        return sorted(self._found, key=lambda f: (order[f.source], f.line, f.path))
+def in_order(found: Iterable[Finding]) -> list[Finding]:
+    """Each once, by file and line; the files in the order in which they came."""
+    once = list(dict.fromkeys(found))
+    files = list(dict.fromkeys(one.source for one in once))
+    return sorted(once, key=lambda one: (files.index(one.source), one.line, one.path))

@@ -5,23 +5,21 @@ What concerns several objects is in `links`."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from headrace.cli.pool.findings import Finding, Findings
+from headrace.cli.pool import findings
+from headrace.cli.pool.findings import Finding, Severity, in_order
 from headrace.cli.pool.links import check_links
 from headrace.cli.pool.manifests import Document, duplicate_keys, items
 from headrace.config.decode import InvalidConfig
 from headrace.config.policies import parse_model_rewrite, parse_objective
 from headrace.config.pools import parse_pool
-from headrace.core import (
-    EXTENSION_GROUP,
-    GA_GROUP,
-    InvalidObject,
-    InvalidPool,
-)
+from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidObject, InvalidPool
+from headrace.core.fields import mapping
+from headrace.core.invalid import shown
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.epp.config_file import read_document
 from headrace.scheduling.config import API_VERSIONS, KIND
@@ -56,94 +54,96 @@ _GOOD: dict[str, dict[str, Any]] = {
 
 def lint(documents: Sequence[Document]) -> list[Finding]:
     """Everything there is to say about manifests, by file and line. Kinds of other APIs pass."""
-    findings = Findings()
+    return in_order(_all(documents))
+
+
+def _all(documents: Sequence[Document]) -> Iterator[Finding]:
     for document in documents:
         for key, line in duplicate_keys(document):
-            findings.error_at(document, line, f"the key {key!r} is there twice; the last one counts, silently")
+            text = f"the key {key!r} is there twice; the last one counts, silently"
+            yield Finding(Severity.ERROR, document.source, line, "", "", text)
     objects = list(items(documents))
     for document in objects:
-        _check(document, findings)
-    check_links(objects, findings)
-    return findings.all
+        yield from _check(document)
+    yield from check_links(objects)
 
 
-def _check(document: Document, findings: Findings) -> None:
+def _check(document: Document) -> Iterator[Finding]:
     kind, value = document.kind, document.value
     if value is None:
         return
     if not isinstance(value, Mapping) or not kind:
-        findings.error(document, "", "this is no Kubernetes object: give apiVersion, kind and metadata")
+        yield findings.error(document, "", "this is no Kubernetes object: give apiVersion, kind and metadata")
     elif kind == "InferencePool":
-        _check_pool(document, findings)
+        yield from _check_pool(document)
     elif kind in ("InferenceObjective", "InferenceModelRewrite"):
         parse = parse_objective if kind == "InferenceObjective" else parse_model_rewrite
         try:
             parse(value)
         except InvalidObject as error:
-            findings.error(document, error.field, f"{_shown(error.value)}: {error.fix}")
+            yield findings.invalid(document, error)
     elif kind == "InferenceModel":
+        text = "InferenceModel is gone since the API's v1.0, and nothing reads it"
         fix = "write an InferenceObjective for its criticality and an InferenceModelRewrite for its targetModels"
-        findings.error(document, "kind", f"InferenceModel is gone since the API's v1.0, and nothing reads it: {fix}")
+        yield findings.error(document, "kind", f"{text}: {fix}")
     elif kind == KIND or value.get("apiVersion") in API_VERSIONS:
-        _check_config(document, "", value, findings)
+        yield from _check_config(document, "", value)
     elif kind == "ConfigMap" and document.group == "":
-        for name, text in (value.get("data") or {}).items() if isinstance(value.get("data"), Mapping) else ():
+        for name, text in mapping(value.get("data")).items():
             if isinstance(text, str) and KIND in text:
-                _check_config(document, f"data[{name}]", text, findings)
+                yield from _check_config(document, f"data[{name}]", text)
 
 
-def _check_config(document: Document, path: str, content: Any, findings: Findings) -> None:
+def _check_config(document: Document, path: str, content: Any) -> Iterator[Finding]:
     """An EndpointPickerConfig, decoded or as text."""
     if isinstance(content, str):
         try:
             content = yaml.safe_load(content)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            findings.error(document, path, f"this is not YAML: {' '.join(str(error).split())[:200]}")
+            yield findings.error(document, path, f"this is not YAML: {' '.join(str(error).split())[:200]}")
             return
         if not isinstance(content, Mapping) or content.get("kind") != KIND:
             return
     try:
         config = read_document(content)
     except InvalidConfig as error:
-        where = f"{path}: {error.field}" if path else error.field
-        findings.error(document, where, f"{_shown(error.value)}: {error.fix}")
+        yield findings.invalid(document, error, path)
         return
     for note in config.notes:
-        findings.info(document, path, note)
+        yield findings.info(document, path, note)
 
 
-def _check_pool(document: Document, findings: Findings) -> None:
+def _check_pool(document: Document) -> Iterator[Finding]:
     value, group = document.value, document.group
     version = VERSION_OF_GROUP.get(group)
     if version is None or value.get("apiVersion") != f"{group}/{version}":
         known = " or ".join(f"{g}/{v}" for g, v in VERSION_OF_GROUP.items())
-        findings.error(document, "apiVersion", f"{_shown(value.get('apiVersion'))}: use {known}")
+        yield findings.error(document, "apiVersion", f"{shown(value.get('apiVersion'))}: use {known}")
         return
     spec = value.get("spec")
     if not isinstance(spec, Mapping):
-        findings.error(document, "spec", f"{_shown(spec)}: give an object")
+        yield findings.error(document, "spec", f"{shown(spec)}: give an object")
         return
-    _check_fields(document, spec, _V1_FIELDS if group == GA_GROUP else _V1ALPHA2_FIELDS, findings)
-    for error in _errors(value, spec, group):
-        findings.error(document, error.field, f"{_shown(error.value)}: {error.fix}")
+    yield from _check_fields(document, spec, _V1_FIELDS if group == GA_GROUP else _V1ALPHA2_FIELDS)
+    yield from _errors(document, spec)
     if "status" in value:
-        findings.warning(document, "status", "leave it out: gateways write it, and applying it does nothing")
+        yield findings.warning(document, "status", "leave it out: gateways write it, and applying it does nothing")
     reference = spec.get("endpointPickerRef" if group == GA_GROUP else "extensionRef")
     if isinstance(reference, Mapping):
-        _check_reference(document, reference, group, findings)
+        yield from _check_reference(document, reference, group)
     elif group == GA_GROUP and reference is None:
         text = "a pool without an endpoint picker: not every gateway takes one, and Headrace's picks nothing for it"
-        findings.warning(document, "spec.endpointPickerRef", text)
+        yield findings.warning(document, "spec.endpointPickerRef", text)
     if group == EXTENSION_GROUP:
         text = "v1alpha2 is no longer part of the API since its v1.5.0; `headrace pool migrate` writes v1"
-        findings.info(document, "apiVersion", text)
+        yield findings.info(document, "apiVersion", text)
 
 
-def _check_reference(document: Document, reference: Mapping[str, Any], group: str, findings: Findings) -> None:
+def _check_reference(document: Document, reference: Mapping[str, Any], group: str) -> Iterator[Finding]:
     path = "spec.endpointPickerRef" if group == GA_GROUP else "spec.extensionRef"
     kind = reference.get("kind") or "Service"
     if kind != "Service":
-        findings.warning(document, f"{path}.kind", f"{_shown(kind)}: gateways know pickers that are Services only")
+        yield findings.warning(document, f"{path}.kind", f"{shown(kind)}: gateways know pickers that are Services only")
     if group == GA_GROUP:
         return
     if "port" in reference:
@@ -151,52 +151,42 @@ def _check_reference(document: Document, reference: Mapping[str, Any], group: st
             "`port` is not a field of this API, though its documentation's example has it: other API servers drop it "
             f"or refuse the object. Headrace reads it as portNumber. Write portNumber: {reference['port']}"
         )
-        findings.warning(document, f"{path}.port", text)
+        yield findings.warning(document, f"{path}.port", text)
     elif "portNumber" not in reference and kind == "Service":
         text = f"no portNumber: {DEFAULT_PICKER_PORT} is meant, and v1 will require it. Write it down"
-        findings.info(document, path, text)
+        yield findings.info(document, path, text)
 
 
 def _check_fields(
-    document: Document, spec: Mapping[str, Any], fields: Mapping[str, Sequence[str]], findings: Findings
-) -> None:
+    document: Document, spec: Mapping[str, Any], fields: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
     for path, known in fields.items():
         found: Any = {"spec": spec}
         for step in path.split("."):
-            found = found.get(step) if isinstance(found, Mapping) else None
-        for name in found if isinstance(found, Mapping) else ():
+            found = mapping(found).get(step)
+        for name in mapping(found):
             if name in known:
                 continue
             close = difflib.get_close_matches(str(name), known, 1, 0.75)
             meant = close[0] if close else _OTHER_NAMES.get(str(name), "")
             fix = f"{meant} is meant" if meant else f"known: {', '.join(known)}"
             text = f"unknown field: API servers drop it, or refuse the object; {fix}"
-            findings.error(document, f"{path}.{name}", text)
+            yield findings.error(document, f"{path}.{name}", text)
 
 
-def _errors(value: Mapping[str, Any], spec: Mapping[str, Any], group: str) -> list[InvalidPool]:
+def _errors(document: Document, spec: Mapping[str, Any]) -> Iterator[Finding]:
     """Every error of a pool, each found in an object that is right but for one part."""
-    good = _GOOD[group]
+    good = _GOOD[document.group]
     variants: list[Mapping[str, Any]] = [{**good, name: spec.get(name)} for name in good]
-    if group == GA_GROUP:
+    labels, is_v1 = mapping(spec.get("selector")), document.group == GA_GROUP
+    if is_v1:
+        labels = mapping(labels.get("matchLabels"))
         variants += [{**good, name: spec[name]} for name in ("appProtocol", "endpointPickerRef") if name in spec]
-    labels = spec.get("selector")
-    if group == GA_GROUP:
-        labels = labels.get("matchLabels") if isinstance(labels, Mapping) else None
-    for key, label in labels.items() if isinstance(labels, Mapping) else ():
-        one = {key: label}
-        variants.append({**good, "selector": one if group == EXTENSION_GROUP else {"matchLabels": one}})
-    found: list[InvalidPool] = []
-    objects = [{**value, "metadata": {"name": "x"}, "spec": variant} for variant in variants]
-    for candidate in ({**value, "spec": good}, *objects):
+    for one in ({key: label} for key, label in labels.items()):
+        variants.append({**good, "selector": {"matchLabels": one} if is_v1 else one})
+    changes: list[dict[str, Any]] = [{"metadata": {"name": "x"}, "spec": variant} for variant in variants]
+    for changed in ({"spec": good}, *changes):
         try:
-            parse_pool(candidate)
+            parse_pool({**document.value, **changed})
         except InvalidPool as error:
-            if all((error.field, error.value) != (other.field, other.value) for other in found):
-                found.append(error)
-    return found
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+            yield findings.invalid(document, error)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from headrace.core import fields
+from headrace.core.fields import mapping
 
 _MAX_BYTES = 16 << 20
 _STEP = re.compile(r"\[([^\]]*)\]|([^.\[\]]+)")
@@ -42,23 +45,22 @@ class Document:
     @property
     def kind(self) -> str:
         """The object's kind; "" for what is no object."""
-        return str(self.value.get("kind") or "") if isinstance(self.value, Mapping) else ""
+        return str(mapping(self.value).get("kind") or "")
 
     @property
     def group(self) -> str:
         """The object's API group; "" for the core group."""
-        version = self.value.get("apiVersion") if isinstance(self.value, Mapping) else ""
-        return version.rpartition("/")[0] if isinstance(version, str) else ""
+        return fields.text(mapping(self.value).get("apiVersion")).rpartition("/")[0]
 
     @property
     def name(self) -> str:
         """The object's name, "" without one."""
-        return str(_metadata(self.value).get("name") or "")
+        return str(mapping(mapping(self.value).get("metadata")).get("name") or "")
 
     @property
     def namespace(self) -> str:
         """Its namespace; the default one where it names none, as kubectl does without -n."""
-        return str(_metadata(self.value).get("namespace") or "default")
+        return str(mapping(mapping(self.value).get("metadata")).get("namespace") or "default")
 
     def line_of(self, path: str) -> int:
         """The line in the file of a field like `spec.targetPorts[0].number`, or of what is nearest above it."""
@@ -145,11 +147,6 @@ def _child(node: Any, step: str) -> tuple[Any, Any] | None:
     if isinstance(node, yaml.SequenceNode) and step.isascii() and step.isdigit() and int(step) < len(node.value):
         return node.value[int(step)], node.value[int(step)]
     return None
-
-
-def _metadata(value: Any) -> Mapping[str, Any]:
-    found = value.get("metadata") if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _content(path: str) -> str:

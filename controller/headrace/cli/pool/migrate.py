@@ -6,15 +6,16 @@ over as it is and named, so that a strict API server, or a reader, decides."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from headrace.cli.pool.manifests import Document
+from headrace.cli.pool.manifests import Document, items
 from headrace.config.pools import parse_pool
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidPool
+from headrace.core.fields import mapping, mappings
 from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.protocol.objects import LAST_APPLIED_ANNOTATION
 
@@ -43,63 +44,40 @@ def migrate(documents: Sequence[Document]) -> Migration:
     """Convert every v1alpha2 pool, and references to it. All other documents come out as they went in.
 
     Raises CannotMigrate."""
-    result = Migration()
-    known = _pools(documents)
-    parts = []
+    known = {(one.namespace, one.name) for one in items(documents) if _is_pool(one)}
+    result = Migration(pools=sum(map(_is_pool, items(documents))))
     for document in documents:
-        changed = _document(document, known, result)
-        if changed is None:
+        objects = list(items([document]))
+        changed = [_converted(one, known, result.notes) for one in objects]
+        if not any(changed):
             text = document.text if document.text.endswith("\n") or not document.text else document.text + "\n"
-            parts.append(text if text.startswith("---") else f"---\n{text}")
-        else:
-            parts.append("---\n" + yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, width=120))
-    result.text = "".join(parts)
+            result.text += text if text.startswith("---") else f"---\n{text}"
+            continue
+        value = changed[0]
+        if document.kind == "List":
+            listed = [one.value if new is None else new for one, new in zip(objects, changed, strict=True)]
+            value = {**document.value, "items": listed}
+        result.text += "---\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
     return result
 
 
-def _pools(documents: Sequence[Document]) -> frozenset[tuple[str, str]]:
-    """Namespace and name of the pools to convert."""
-    found = set()
-    for document in documents:
-        value = document.value
-        for one in value.get("items") or [] if document.kind == "List" else [value]:
-            if _is_pool(one):
-                metadata = one.get("metadata") or {}
-                found.add((str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")))
-    return frozenset(found)
+def _is_pool(document: Document) -> bool:
+    return document.kind == "InferencePool" and document.value.get("apiVersion") == _V1ALPHA2
 
 
-def _is_pool(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("apiVersion") == _V1ALPHA2 and value.get("kind") == "InferencePool"
-
-
-def _document(document: Document, known: frozenset[tuple[str, str]], result: Migration) -> Any:
-    """The document's new value; None where it stays as it is."""
-    if document.kind == "List" and isinstance(document.value.get("items"), list):
-        changed = [_object(document, one, known, result) for one in document.value["items"]]
-        if all(one is None for one in changed):
-            return None
-        old = document.value["items"]
-        return {**document.value, "items": [o if c is None else c for o, c in zip(old, changed, strict=True)]}
-    return _object(document, document.value, known, result)
-
-
-def _object(document: Document, value: Any, known: frozenset[tuple[str, str]], result: Migration) -> Any:
-    if _is_pool(value):
-        result.pools += 1
-        return _pool(document, value, result.notes)
-    if not isinstance(value, Mapping):
-        return None
-    kind = value.get("kind")
-    if kind in _REFERRERS:
-        return _referrer(document, value, known, result.notes)
-    if kind in ("HTTPRoute", "GRPCRoute"):
-        return _route(document, value, known, result.notes)
+def _converted(document: Document, known: Collection[tuple[str, str]], notes: list[str]) -> dict[str, Any] | None:
+    """An object's new value; None where it stays as it is. `known` are namespace and name of the pools to convert."""
+    where = f"{document.source}:{document.line}: {document.kind} {document.name}"
+    if _is_pool(document):
+        return _pool(document.value, where, notes)
+    if document.kind in _REFERRERS:
+        return _referrer(document, known, where, notes)
+    if document.kind in ("HTTPRoute", "GRPCRoute"):
+        return _route(document, known, where, notes)
     return None
 
 
-def _pool(document: Document, value: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    where = f"{document.source}:{document.line}: InferencePool {(value.get('metadata') or {}).get('name')}"
+def _pool(value: Mapping[str, Any], where: str, notes: list[str]) -> dict[str, Any]:
     try:
         pool = parse_pool(value)
     except InvalidPool as error:
@@ -132,11 +110,9 @@ def _pool(document: Document, value: Mapping[str, Any], notes: list[str]) -> dic
 
 def _metadata(value: Mapping[str, Any], where: str, notes: list[str]) -> dict[str, Any]:
     metadata = {name: entry for name, entry in value["metadata"].items() if name not in _SERVERS_OWN}
-    annotations = metadata.get("annotations")
-    if isinstance(annotations, Mapping) and LAST_APPLIED_ANNOTATION in annotations:
-        metadata["annotations"] = {
-            name: entry for name, entry in annotations.items() if name != LAST_APPLIED_ANNOTATION
-        }
+    if LAST_APPLIED_ANNOTATION in mapping(metadata.get("annotations")):
+        kept = {name: text for name, text in metadata["annotations"].items() if name != LAST_APPLIED_ANNOTATION}
+        metadata["annotations"] = kept
     if metadata.get("finalizers") or metadata.get("ownerReferences"):
         notes.append(f"{where}: metadata: its finalizers and ownerReferences are carried over; check that they fit")
     return metadata
@@ -148,37 +124,33 @@ def _carried(old: Mapping[str, Any], known: Sequence[str], where: str, notes: li
     return found
 
 
-def _referrer(document: Document, value: Mapping[str, Any], known: frozenset[tuple[str, str]], notes: list[str]) -> Any:
-    reference = (value.get("spec") or {}).get("poolRef") if isinstance(value.get("spec"), Mapping) else None
-    if not isinstance(reference, Mapping) or reference.get("group") != EXTENSION_GROUP:
+def _referrer(
+    document: Document, known: Collection[tuple[str, str]], where: str, notes: list[str]
+) -> dict[str, Any] | None:
+    reference = mapping(mapping(document.value.get("spec")).get("poolRef"))
+    if reference.get("group") != EXTENSION_GROUP:
         return None
-    metadata = value.get("metadata") or {}
-    where = f"{document.source}:{document.line}: {value['kind']} {metadata.get('name')}"
-    if (str(metadata.get("namespace") or "default"), reference.get("name")) not in known:
+    if (document.namespace, reference.get("name")) not in known:
         notes.append(f"{where}: spec.poolRef: left as it is; pool {reference.get('name')} is not in these files")
         return None
-    changed = copy.deepcopy(dict(value))
+    changed: dict[str, Any] = copy.deepcopy(document.value)
     changed["spec"]["poolRef"]["group"] = GA_GROUP
     return changed
 
 
-def _route(document: Document, value: Mapping[str, Any], known: frozenset[tuple[str, str]], notes: list[str]) -> Any:
-    changed = copy.deepcopy(dict(value))
-    metadata = value.get("metadata") or {}
-    spec = changed.get("spec")
-    rules = spec.get("rules") if isinstance(spec, Mapping) else None
+def _route(
+    document: Document, known: Collection[tuple[str, str]], where: str, notes: list[str]
+) -> dict[str, Any] | None:
+    changed: dict[str, Any] = copy.deepcopy(document.value)
     done = False
-    for rule in rules if isinstance(rules, list) else []:
-        for reference in rule.get("backendRefs") or [] if isinstance(rule, Mapping) else []:
+    for rule in mappings(mapping(changed.get("spec")).get("rules")):
+        for reference in mappings(rule.get("backendRefs")):
             if not isinstance(reference, dict) or reference.get("group") != EXTENSION_GROUP:
                 continue
-            namespace = str(reference.get("namespace") or metadata.get("namespace") or "default")
-            if (namespace, reference.get("name")) in known:
+            if (str(reference.get("namespace") or document.namespace), reference.get("name")) in known:
                 reference["group"] = GA_GROUP
                 done = True
             else:
-                where = f"{document.source}:{document.line}: {value['kind']} {metadata.get('name')}"
-                notes.append(
-                    f"{where}: its reference to pool {reference.get('name')}, not in these files, is left as it is"
-                )
+                name = reference.get("name")
+                notes.append(f"{where}: its reference to pool {name}, not in these files, is left as it is")
     return changed if done else None

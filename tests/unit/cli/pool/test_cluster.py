@@ -19,8 +19,11 @@ from .test_views import DECISION, VIEW
 SERVICE = {"spec": {"selector": {"app": "epp"}}}
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 PODS = {
-    "app=m": [{"metadata": {"name": "a"}, "status": READY}, {"metadata": {"name": "b"}}],
-    "app=epp": [{"metadata": {"name": "epp-0"}}, {"metadata": {"name": "epp-1"}, "status": READY}],
+    "app=m": [{"metadata": {"name": "a", "namespace": "n"}, "status": READY}, {"metadata": {"name": "b"}}],
+    "app=epp": [
+        {"metadata": {"name": "epp-0", "namespace": "n"}},
+        {"metadata": {"name": "epp-1", "namespace": "n"}, "status": READY},
+    ],
 }
 
 
