@@ -14,11 +14,11 @@ from prometheus_client.registry import Collector
 
 from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight, Ledger
-from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.flow_metrics import FlowControlMetrics
 from headrace.epp.plugin_metrics import PluginDurations
 from headrace.extproc import Usage
+from headrace.prefixes.approximate import PrefixIndex
 
 MAX_LABEL_VALUES = 1000
 OTHER = "other"

@@ -16,11 +16,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode, Pool, endpoint_key
-from headrace.datalayer.kv_events import Batch
-from headrace.datalayer.kv_settings import KvEventsSettings
-from headrace.datalayer.precise_prefix import PreciseIndex
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
-from headrace.datalayer.tokenizer import Tokenizer
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
 from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
@@ -30,17 +26,21 @@ from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health import Health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
-from headrace.epp.peer_metrics import PeerCollector, PeerMetrics
-from headrace.epp.peering import Peering, PeerSettings
 from headrace.epp.ports import CannotServe, Ports, bind, grpc_options, taken
 from headrace.epp.service import ExtProcService
 from headrace.epp.tls import server_credentials
+from headrace.prefixes.kv_events import Batch
+from headrace.prefixes.kv_settings import KvEventsSettings
+from headrace.prefixes.precise import PreciseIndex
+from headrace.prefixes.tokenizer import Tokenizer
+from headrace.replicas.metrics import PeerCollector, PeerMetrics
+from headrace.replicas.peering import Peering, PeerSettings
 from headrace.tasks import forever, log_failure
 
 if TYPE_CHECKING:
-    from headrace.datalayer.kv_subscriber import KvSubscriber
     from headrace.epp.tracing import Tracer
     from headrace.kube.lease import Elector
+    from headrace.prefixes.kv_subscriber import KvSubscriber
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,19 @@ class Process:
             own_address=options.own_address,
         )
         registry = self._metrics.registry
-        peering = Peering(self.director, settings, PeerMetrics(registry), rng)
+        director = self.director
+        peering = Peering(
+            director.store,
+            director.ledger,
+            director.index,
+            settings,
+            PeerMetrics(registry),
+            rng=rng,
+            clock=director.clock,
+            synced=director.wait_synced,
+            on_change=director.flow.changed,
+        )
+        director.join_peers(peering.journal, peering.accounts)
         registry.register(PeerCollector(peering))
         return peering
 
@@ -205,7 +217,7 @@ class Process:
 
     def _listen(self, settings: KvEventsSettings) -> KvSubscriber:
         # Imported here: ZeroMQ is loaded only where it is used.
-        from headrace.datalayer.kv_subscriber import KvSubscriber
+        from headrace.prefixes.kv_subscriber import KvSubscriber
 
         return KvSubscriber(
             settings,

@@ -13,9 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from headrace.core.fields import is_digits
 from headrace.epp.access_rules import Access, Open
 from headrace.epp.director import Director
-from headrace.epp.peer_metrics import peer_page
-from headrace.epp.peering import Peering
 from headrace.protocol import http
+from headrace.replicas.metrics import peer_page
+from headrace.replicas.peering import Peering
 
 _MOST_DECISIONS = 1000
 _FOR_ALL = ("/healthz", "/readyz")

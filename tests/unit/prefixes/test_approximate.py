@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.datalayer.prefix import PrefixIndex, block_hashes
+from headrace.prefixes.approximate import PrefixIndex, block_hashes
 from headrace.scheduling import PrefixSettings
 
 SETTINGS = PrefixSettings(block_bytes=4, max_blocks=6, blocks_per_endpoint=1000)

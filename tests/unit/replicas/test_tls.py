@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from headrace.certificates import InvalidCertificate
-from headrace.epp.peer_tls import read_certificate, server_credentials
 from headrace.epp.tls import self_signed
+from headrace.replicas.tls import read_certificate, server_credentials
 
 from ...certificates import Authority
 

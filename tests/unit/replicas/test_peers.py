@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.datalayer import peers_pb2 as messages
 from headrace.datalayer.ledger import UNOBSERVED_SECONDS, InFlight
 from headrace.datalayer.metrics_page import ServerMetrics
-from headrace.datalayer.peer_accounts import SILENT_SECONDS, OutOfStep, Peer, read_update
+from headrace.replicas import peers_pb2 as messages
+from headrace.replicas.peer_accounts import SILENT_SECONDS, OutOfStep, Peer, read_update
 
 from .replicas import KEYS, Fleet, Replica
 

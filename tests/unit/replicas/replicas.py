@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from headrace.core import Endpoint
-from headrace.datalayer.journal import KEPT_BYTES, FellBehind, Journal
 from headrace.datalayer.ledger import InFlight, Ledger
-from headrace.datalayer.peer_accounts import OutOfStep, PeerAccounts, read_update
-from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
+from headrace.prefixes.approximate import PrefixIndex
+from headrace.replicas.journal import KEPT_BYTES, FellBehind, Journal
+from headrace.replicas.peer_accounts import OutOfStep, PeerAccounts, read_update
 from headrace.scheduling import PrefixSettings
 
 KEYS = tuple(f"10.0.0.{n}:8000" for n in range(1, 4))

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from headrace.config.decode import InvalidConfig, decode
 from headrace.core import Request
-from headrace.datalayer.kv_events import (
+from headrace.prefixes.kv_events import (
     AllCleared,
     Batch,
     BlocksRemoved,
@@ -27,8 +27,8 @@ from headrace.datalayer.kv_events import (
     MalformedEvents,
     read_batch,
 )
-from headrace.datalayer.kv_settings import KvEventsParameters, KvEventsSettings
-from headrace.datalayer.precise_prefix import EXPECTED_SECONDS, PreciseIndex, in_common
+from headrace.prefixes.kv_settings import KvEventsParameters, KvEventsSettings
+from headrace.prefixes.precise import EXPECTED_SECONDS, PreciseIndex, in_common
 from headrace.scheduling.tokens import given_tokens
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from headrace.datalayer import peers_pb2 as messages
 from headrace.datalayer.ledger import InFlight, Ledger
-from headrace.datalayer.prefix import PrefixIndex
+from headrace.prefixes.approximate import PrefixIndex
+from headrace.replicas import peers_pb2 as messages
 
 # What is kept for followers. A change is about 100 bytes, and 8 for each block of a prompt.
 KEPT_BYTES = 8 << 20

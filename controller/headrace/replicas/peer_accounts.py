@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from headrace.core import Asked
-from headrace.datalayer import peers_pb2 as messages
 from headrace.datalayer.ledger import InFlight, Ledger
-from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
+from headrace.prefixes.approximate import PrefixIndex
+from headrace.replicas import peers_pb2 as messages
 
 # A replica with nothing to tell says so once a second.
 SILENT_SECONDS = 3.0

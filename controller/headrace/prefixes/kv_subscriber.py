@@ -14,8 +14,8 @@ import zmq
 import zmq.asyncio
 
 from headrace.core import Endpoint
-from headrace.datalayer.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
-from headrace.datalayer.kv_settings import KvEventsSettings
+from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
+from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.tasks import forever, restarted
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import zmq
 import zmq.asyncio
 
 from headrace.core import Endpoint
-from headrace.datalayer.kv_settings import KvEventsSettings
-from headrace.datalayer.kv_subscriber import KvSubscriber
-from headrace.datalayer.precise_prefix import PreciseIndex
+from headrace.prefixes.kv_settings import KvEventsSettings
+from headrace.prefixes.kv_subscriber import KvSubscriber
+from headrace.prefixes.precise import PreciseIndex
 
 from ...hang import HANG_SECONDS
 

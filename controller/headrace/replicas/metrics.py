@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from headrace.epp.peering import Peering
+    from headrace.replicas.peering import Peering
 
 _OWN = "headrace_epp"
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import xxhash
 
-from headrace.datalayer.kv_events import AllCleared, Batch, BlockHash, BlocksRemoved, BlocksStored
+from headrace.prefixes.kv_events import AllCleared, Batch, BlockHash, BlocksRemoved, BlocksStored
 
 _hash = xxhash.xxh3_64_intdigest
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.config.decode import InvalidConfig, decode
 from headrace.core import Request
-from headrace.datalayer.tokenizer import Tokenizer, TokenizerParameters, TokenizerSettings, question, read_answer
+from headrace.prefixes.tokenizer import Tokenizer, TokenizerParameters, TokenizerSettings, question, read_answer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions?x=1"
 MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,13 +23,15 @@ from google.protobuf.message import DecodeError
 
 from headrace.certificates import InvalidCertificate
 from headrace.core import endpoint_key, split_key
-from headrace.datalayer import peers_pb2 as messages
-from headrace.datalayer.journal import FellBehind, Journal
-from headrace.datalayer.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAccounts, read_update
-from headrace.epp.director import Director
-from headrace.epp.peer_metrics import PeerMetrics
-from headrace.epp.peer_tls import channel_credentials, read_certificate, server_credentials
+from headrace.datalayer.ledger import Ledger
+from headrace.datalayer.store import EndpointStore
+from headrace.prefixes.approximate import PrefixIndex
 from headrace.protocol import rpc
+from headrace.replicas import peers_pb2 as messages
+from headrace.replicas.journal import FellBehind, Journal
+from headrace.replicas.metrics import PeerMetrics
+from headrace.replicas.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAccounts, read_update
+from headrace.replicas.tls import channel_credentials, read_certificate, server_credentials
 from headrace.tasks import forever
 
 logger = logging.getLogger(__name__)
@@ -78,29 +80,43 @@ class Link:
 
 
 class Peering:
-    """Our side of all streams. Raises InvalidCertificate where the certificates cannot be used."""
+    """Our side of all streams. Raises InvalidCertificate where the certificates cannot be used.
 
-    def __init__(self, director: Director, settings: PeerSettings, metrics: PeerMetrics, rng: Random) -> None:
+    `synced` waits until the pool's endpoints are known; `on_change` is told when another replica's requests changed."""
+
+    def __init__(
+        self,
+        store: EndpointStore,
+        ledger: Ledger,
+        index: PrefixIndex,
+        settings: PeerSettings,
+        metrics: PeerMetrics,
+        *,
+        rng: Random,
+        clock: Callable[[], float],
+        synced: Callable[[], Awaitable[object]],
+        on_change: Callable[[], None],
+    ) -> None:
         self.replica = secrets.token_hex(8)
         self.links: dict[str, Link] = {}
         # Who follows us, and the last batch that each was told.
         self.followers: dict[str, int] = {}
-        self._director = director
+        self._index = index
+        self._synced = synced
+        self._on_change = on_change
         self._settings = settings
         self._metrics = metrics
         self._rng = rng
-        self.clock = director.clock
-        self.ledger = director.ledger
+        self.clock = clock
+        self.ledger = ledger
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pending = asyncio.Event()
         self._cut = asyncio.Event()
         self._wanted: tuple[str, ...] = ()
         read_certificate(settings.certificates)
-        ledger, index = director.ledger, director.index
-        self.accounts = PeerAccounts(director.store, ledger, index, me=self.replica)
+        self.accounts = PeerAccounts(store, ledger, index, me=self.replica)
         self.journal = Journal(self.replica, ledger, index, clock=self.clock, name=settings.name)
         self.journal.on_pending = self._pending.set
-        director.join_peers(self.journal, self.accounts)
 
     # The stream that others follow us by.
 
@@ -183,7 +199,7 @@ class Peering:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(forever(self._publish(), "tell replicas"), name="tell replicas")
             # What others tell is of endpoints that have to be known.
-            await self._director.wait_synced()
+            await self._synced()
             try:
                 if self._settings.service:
                     await self._resolve()
@@ -280,7 +296,7 @@ class Peering:
             self._meet(link, update.replica)
         self.accounts.receive(update, self.clock())
         self._metrics.received.inc()
-        self._director.flow.changed()
+        self._on_change()
 
     def _meet(self, link: Link, replica: str) -> None:
         """A replica is heard at an address. Raises OutOfStep where it is followed at another already."""
@@ -305,7 +321,7 @@ class Peering:
             replica=self.replica,
             pool=self._settings.pool,
             # A new replica learns what the others know.
-            prefixes=not len(self._director.index),
+            prefixes=not len(self._index),
         )
         async with grpc.aio.secure_channel(address, channel_credentials(held), options=options) as channel:
             follow: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_METHOD)
