@@ -17,7 +17,7 @@ from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.epp.policies import Policies
 from headrace.kube.reflector import OnMalformed, Reflector, Resource
-from headrace.tasks import forever
+from headrace.serving.tasks import forever
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from headrace.epp.options import Options
 from headrace.epp.policies import Policies
 from headrace.epp.policy_watch import watch_policies
 from headrace.kube.reflector import OnMalformed, Reflector, Resource
-from headrace.tasks import forever
+from headrace.serving.tasks import forever
 
 logger = logging.getLogger(__name__)
 

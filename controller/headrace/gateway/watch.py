@@ -16,7 +16,7 @@ from headrace.gateway.trust import config_maps_of
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
 from headrace.protocol.objects import BASE_MODEL_SELECTOR, GATEWAY_GROUP, POOL_ANNOTATIONS
-from headrace.tasks import forever
+from headrace.serving.tasks import forever
 
 HTTP_ROUTES = Resource(GATEWAY_GROUP, "v1", "httproutes", True)
 GRPC_ROUTES = Resource(GATEWAY_GROUP, "v1", "grpcroutes", True)

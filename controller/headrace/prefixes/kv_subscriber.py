@@ -16,7 +16,7 @@ import zmq.asyncio
 from headrace.core import Endpoint
 from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
 from headrace.prefixes.kv_settings import KvEventsSettings
-from headrace.tasks import forever, restarted
+from headrace.serving.tasks import Supervisor, TaskPerKey, forever
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,13 @@ _MOST_SOCKETS = 65_536
 
 
 class KvSubscriber:
-    """One task per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none, `on_disconnect` of
-    each endpoint whose connection broke."""
+    """One task of `tasks` per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none,
+    `on_disconnect` of each endpoint whose connection broke."""
 
     def __init__(
         self,
         settings: KvEventsSettings,
+        tasks: Supervisor,
         *,
         on_batch: Callable[[str, Batch], object],
         on_bad: Callable[[], None] = lambda: None,
@@ -43,26 +44,14 @@ class KvSubscriber:
         self._on_disconnect = on_disconnect
         self._context = zmq.asyncio.Context()
         self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks = TaskPerKey(tasks, "KV events")
 
     def adjust(self, endpoints: Iterable[Endpoint]) -> None:
         """Listen to exactly these endpoints. An address that changed hands is started anew."""
-        wanted = {f"{endpoint.key} {endpoint.uid}": endpoint for endpoint in endpoints}
-        for name in [name for name in self._tasks if name not in wanted]:
-            self._tasks.pop(name).cancel()
-        for name, endpoint in wanted.items():
-            if name not in self._tasks:
-                title = f"KV events of {endpoint.key}"
-                work = partial(self._listen, endpoint)
-                self._tasks[name] = asyncio.create_task(restarted(work, title), name=title)
+        self._tasks.adjust({f"{found.key} {found.uid}": partial(self._listen, found) for found in endpoints})
 
-    async def close(self) -> None:
-        """Stop every task and close the sockets."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def close(self) -> None:
+        """Close the sockets, once the tasks are over."""
         self._context.destroy(linger=0)
 
     async def _listen(self, endpoint: Endpoint) -> None:

@@ -6,13 +6,11 @@ Source: vLLM 0.32.0, `POST /tokenize`; llm-d-router, parameters of token-produce
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 from msgspec import Struct
 
@@ -20,6 +18,7 @@ from headrace.config.decode import Duration, Refused
 from headrace.core import Request
 from headrace.core.bounded_json import MAX_BYTES, load
 from headrace.protocol import http
+from headrace.serving.http_client import HttpClient, HttpError
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ class Tokenizer:
         self._server = server
         self._clock = clock
         self._on_answer = on_answer
-        self._session: aiohttp.ClientSession | None = None
+        self._client = HttpClient(connections=_MOST_AT_ONCE)
         self._under_way = 0
         self._failures = 0
         self._paused_until = float("-inf")
@@ -163,9 +162,8 @@ class Tokenizer:
             return None
         self._under_way += 1
         try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                found = read_answer(await self._ask(server, asked))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            found = read_answer(await self._ask(server, asked))
+        except (HttpError, ValueError) as error:
             self._failed(server, error)
             return None
         finally:
@@ -178,27 +176,21 @@ class Tokenizer:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._client.close()
 
     async def _ask(self, server: str, asked: bytes) -> bytes:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_MOST_AT_ONCE, ssl=False),
-                headers={http.CONTENT_TYPE: "application/json", http.ACCEPT_ENCODING: "identity"},
-                auto_decompress=False,
-            )
-        async with self._session.post(f"{server}/tokenize", data=asked, allow_redirects=False) as answer:
-            if answer.status != 200:
-                raise ValueError(f"status {answer.status}")
-            pieces = bytearray()
-            async for piece in answer.content.iter_any():
-                pieces += piece
-                if len(pieces) > _MOST_ANSWER_BYTES:
-                    answer.close()
-                    raise ValueError(f"the answer is over {_MOST_ANSWER_BYTES} bytes")
-            return bytes(pieces)
+        status, content = await self._client.read(
+            "POST",
+            f"{server}/tokenize",
+            max_bytes=_MOST_ANSWER_BYTES,
+            seconds=self._settings.timeout_seconds,
+            verify=False,
+            headers={http.CONTENT_TYPE: "application/json"},
+            data=asked,
+        )
+        if status != 200:
+            raise HttpError(f"status {status}")
+        return content
 
     def _failed(self, server: str, error: Exception) -> None:
         self._on_answer(False)
@@ -206,5 +198,5 @@ class Tokenizer:
         if self._failures >= _FAILURES:
             self._paused_until = self._clock() + _PAUSE_SECONDS
         if self._failures == _FAILURES:
-            text = "timed out" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"[:200]
+            text = str(error)[:200]
             logger.warning("prompts are not tokenized, prefixes are estimated: %s/tokenize: %s", server, text)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from headrace.serving.metrics import MetricSet, counter, gauges
 
 if TYPE_CHECKING:
     from headrace.replicas.peering import Peering
@@ -15,24 +16,19 @@ if TYPE_CHECKING:
 _OWN = "headrace_epp"
 
 
-class PeerMetrics:
+class PeerMetrics(MetricSet):
     """What is counted as it happens."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.sent = Counter(f"{_OWN}_peer_updates_sent_total", "Updates told to other replicas.", registry=registry)
-        self.received = Counter(
-            f"{_OWN}_peer_updates_received_total", "Updates that other replicas told.", registry=registry
-        )
-        self.dropped = Counter(
-            f"{_OWN}_peer_updates_dropped_total",
-            "Updates that a slow replica never got: it was told the account as a whole instead.",
-            registry=registry,
-        )
-        self.out_of_step = Counter(
-            f"{_OWN}_peer_out_of_step_total",
-            "Streams of other replicas begun anew, for an update was missing or could not be read.",
-            registry=registry,
-        )
+    sent = counter(f"{_OWN}_peer_updates_sent_total", "Updates told to other replicas.")
+    received = counter(f"{_OWN}_peer_updates_received_total", "Updates that other replicas told.")
+    dropped = counter(
+        f"{_OWN}_peer_updates_dropped_total",
+        "Updates that a slow replica never got: it was told the account as a whole instead.",
+    )
+    out_of_step = counter(
+        f"{_OWN}_peer_out_of_step_total",
+        "Streams of other replicas begun anew, for an update was missing or could not be read.",
+    )
 
 
 class PeerCollector(Collector):
@@ -45,34 +41,33 @@ class PeerCollector(Collector):
         """The gauges."""
         peering = self._peering
         now = peering.clock()
-
-        def gauge(name: str, text: str, value: float) -> Metric:
-            family = GaugeMetricFamily(f"{_OWN}_{name}", text)
-            family.add_metric((), value)
-            return family
-
-        yield gauge("peers", "Other replicas that are heard.", len(peering.accounts))
-        yield gauge("peer_followers", "Other replicas that are told of our requests.", len(peering.followers))
         behind = max((peering.journal.lag(sequence) for sequence in peering.followers.values()), default=0.0)
-        yield gauge("peer_unsent_seconds", "Age of the oldest update that a replica has not taken yet.", behind)
-        lag = GaugeMetricFamily(
-            f"{_OWN}_peer_lag_seconds", "How much longer than the fastest one the last update took.", labels=("peer",)
-        )
-        silence = GaugeMetricFamily(
-            f"{_OWN}_peer_silence_seconds", "Time since anything was heard of a replica.", labels=("peer",)
-        )
-        requests = GaugeMetricFamily(
-            f"{_OWN}_peer_inflight_requests", "Requests that are a replica's account.", labels=("peer",)
-        )
         # A Pod that started anew a moment ago may still be there as it was.
-        for name, peer in {peer.name or peer.replica: peer for peer in peering.accounts.peers()}.items():
-            labels = (name,)
-            lag.add_metric(labels, peer.lag)
-            silence.add_metric(labels, now - peer.heard_at)
-            requests.add_metric(labels, len(peer.entries))
-        yield lag
-        yield silence
-        yield requests
+        peers = {peer.name or peer.replica: peer for peer in peering.accounts.peers()}
+        for name, text, value in (
+            ("peers", "Other replicas that are heard.", len(peering.accounts)),
+            ("peer_followers", "Other replicas that are told of our requests.", len(peering.followers)),
+            ("peer_unsent_seconds", "Age of the oldest update that a replica has not taken yet.", behind),
+        ):
+            yield gauges(f"{_OWN}_{name}", text, (), [((), value)])
+        for name, text, values in (
+            (
+                "peer_lag_seconds",
+                "How much longer than the fastest one the last update took.",
+                {name: peer.lag for name, peer in peers.items()},
+            ),
+            (
+                "peer_silence_seconds",
+                "Time since anything was heard of a replica.",
+                {name: now - peer.heard_at for name, peer in peers.items()},
+            ),
+            (
+                "peer_inflight_requests",
+                "Requests that are a replica's account.",
+                {name: float(len(peer.entries)) for name, peer in peers.items()},
+            ),
+        ):
+            yield gauges(f"{_OWN}_{name}", text, ("peer",), (((of,), value) for of, value in values.items()))
 
 
 def peer_page(peering: Peering | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,6 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from headrace.certificates import InvalidCertificate
 from headrace.core import endpoint_key, split_key
 from headrace.datalayer.ledger import Ledger
 from headrace.datalayer.store import EndpointStore
@@ -32,7 +32,8 @@ from headrace.replicas.journal import FellBehind, Journal
 from headrace.replicas.metrics import PeerMetrics
 from headrace.replicas.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAccounts, read_update
 from headrace.replicas.tls import channel_credentials, read_certificate, server_credentials
-from headrace.tasks import forever
+from headrace.serving.tasks import Supervisor
+from headrace.serving.tls import InvalidCertificate
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,14 @@ _RESOLVE_SECONDS = 2.0
 _FEWEST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 0.2, 2.0
 _MOST_MESSAGE_BYTES = 64 << 20
 # A connection to a replica that is stopped, or gone without a word, is closed by this.
-_KEEPALIVE = (
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.max_ping_strikes", 0),
-)
+KEEPALIVE = {
+    "grpc.keepalive_time_ms": 2000,
+    "grpc.keepalive_timeout_ms": 2000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    "grpc.http2.min_ping_interval_without_data_ms": 1000,
+    "grpc.http2.max_ping_strikes": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,6 @@ class PeerSettings:
     service: str = ""
     addresses: tuple[str, ...] = ()
     port: int = 9004
-    bind_address: str = "0.0.0.0"
     # Our own Pod: its name, for people, and its address, which is not followed.
     name: str = ""
     own_address: str = ""
@@ -109,7 +109,6 @@ class Peering:
         self._rng = rng
         self.clock = clock
         self.ledger = ledger
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pending = asyncio.Event()
         self._cut = asyncio.Event()
         self._wanted: tuple[str, ...] = ()
@@ -120,12 +119,10 @@ class Peering:
 
     # The stream that others follow us by.
 
-    def server(self) -> tuple[grpc.aio.Server, str]:
-        """A server for replicas, without a port yet, and the address that it is to have."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *_KEEPALIVE])
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers; it is to be set to KEEPALIVE."""
         follow: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self._followed)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(rpc.PEERS_SERVICE, {"Follow": follow}),))
-        return server, endpoint_key(self._settings.bind_address, self._settings.port)
+        return grpc.method_handlers_generic_handler(rpc.PEERS_SERVICE, {"Follow": follow})
 
     def credentials(self) -> grpc.ServerCredentials:
         """What it serves with."""
@@ -194,21 +191,15 @@ class Peering:
 
     # The streams by which we follow others.
 
-    async def run(self) -> None:
-        """Find the others, follow them and be followed. Never returns."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(forever(self._publish(), "tell replicas"), name="tell replicas")
-            # What others tell is of endpoints that have to be known.
-            await self._synced()
-            try:
-                if self._settings.service:
-                    await self._resolve()
-                self._adjust(self._settings.addresses)
-                await asyncio.Event().wait()
-            finally:
-                for task in self._tasks.values():
-                    task.cancel()
-                await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+    async def run(self, tasks: Supervisor) -> None:
+        """Find the others, follow them and be followed, by tasks of a group. Never returns."""
+        tasks.start(self._publish(), "tell replicas")
+        # What others tell is of endpoints that have to be known.
+        await self._synced()
+        if self._settings.service:
+            await self._resolve(tasks)
+        self._adjust(self._settings.addresses, tasks)
+        await asyncio.Event().wait()
 
     async def _publish(self) -> None:
         while True:
@@ -219,7 +210,7 @@ class Peering:
             done, self._cut = self._cut, asyncio.Event()
             done.set()
 
-    async def _resolve(self) -> None:
+    async def _resolve(self, tasks: Supervisor) -> None:
         """Follow whoever the Service's name leads to. Never returns."""
         loop = asyncio.get_running_loop()
         complaint = ""
@@ -227,24 +218,24 @@ class Peering:
             try:
                 found = await loop.getaddrinfo(self._settings.service, self._settings.port, type=socket.SOCK_STREAM)
                 complaint = ""
-                self._adjust({endpoint_key(str(address[0]), self._settings.port) for *_, address in found})
+                addresses = {endpoint_key(str(address[0]), self._settings.port) for *_, address in found}
+                self._adjust(addresses, tasks)
             except OSError as error:
                 # Those that are followed already still are.
-                text = f"the name of the replicas' Service, {self._settings.service}, leads nowhere: {error}"
+                text = f"cannot resolve the peer Service {self._settings.service}: {error}"
                 if text != complaint:
                     logger.warning("%s", text)
                 complaint = text
             await asyncio.sleep(_RESOLVE_SECONDS)
 
-    def _adjust(self, addresses: Iterable[str]) -> None:
+    def _adjust(self, addresses: Iterable[str], tasks: Supervisor) -> None:
         """Follow these; one that is no longer among them is followed as long as it talks."""
         own = self._settings.own_address
         self._wanted = tuple(address for address in sorted(addresses) if split_key(address)[0] != own)
         for address in self._wanted:
-            if address not in self._tasks:
-                self.links[address] = Link(address)
-                task = asyncio.create_task(self._follow(self.links[address]), name=f"follow {address}")
-                self._tasks[address] = task
+            if address not in self.links:
+                link = self.links[address] = Link(address)
+                tasks.start_restarting("follow", address, partial(self._follow, link))
 
     async def _follow(self, link: Link) -> None:
         """Follow one address for as long as it is a replica's."""
@@ -252,9 +243,9 @@ class Peering:
         while link.address in self._wanted:
             try:
                 problem = await self._hear(link)
-            except Exception:  # a fault with one replica must end neither the others nor this one for good
-                logger.exception("following replica %s failed: it is started again", link.address)
-                problem = "a fault in the picker"
+            except Exception:
+                link.problem = "a fault in the picker"
+                raise
             if link.ourselves:
                 return  # and stays in the tables: it is not asked again
             failures = failures + 1 if link.problem else 0
@@ -263,7 +254,7 @@ class Peering:
             link.problem = problem
             longest = min(_MOST_RETRY_SECONDS, _FEWEST_RETRY_SECONDS * 2.0 ** min(failures, 8))
             await asyncio.sleep(longest * self._rng.uniform(0.5, 1.0))
-        del self._tasks[link.address], self.links[link.address]
+        del self.links[link.address]
 
     async def _hear(self, link: Link) -> str:
         """Take what one address tells until it ends; gives why it did."""
@@ -315,7 +306,7 @@ class Peering:
         options = [
             ("grpc.ssl_target_name_override", held.name),
             ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
-            *_KEEPALIVE,
+            *KEEPALIVE.items(),
         ]
         request = messages.FollowRequest(
             replica=self.replica,

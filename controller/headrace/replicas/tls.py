@@ -9,7 +9,7 @@ from typing import NamedTuple
 import grpc
 from cryptography import x509
 
-from headrace.certificates import Identity, InvalidCertificate, mutual_credentials, read_identity
+from headrace.serving.tls import Identity, InvalidCertificate, mutual_credentials, read_identity
 
 
 class PeerCertificate(NamedTuple):

@@ -16,6 +16,7 @@ from headrace.core import Endpoint
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.prefixes.kv_subscriber import KvSubscriber
 from headrace.prefixes.precise import PreciseIndex
+from headrace.serving.tasks import Supervisor
 
 from ...hang import HANG_SECONDS
 
@@ -53,12 +54,12 @@ def context() -> Iterator[zmq.asyncio.Context]:
 class Listening:
     """An index, and how often something was not readable."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Supervisor) -> None:
         self.index = PreciseIndex()
         self.bad = 0
         settings = KvEventsSettings(PORT, TOPIC.decode())
         self.subscriber = KvSubscriber(
-            settings, on_batch=self.index.apply, on_bad=self._count, on_disconnect=self.index.disconnected
+            settings, tasks, on_batch=self.index.apply, on_bad=self._count, on_disconnect=self.index.disconnected
         )
 
     def _count(self) -> None:
@@ -72,11 +73,10 @@ class Listening:
 
 @contextlib.asynccontextmanager
 async def listening() -> AsyncIterator[Listening]:
-    made = Listening()
-    try:
+    async with Supervisor() as tasks:
+        made = Listening(tasks)
         yield made
-    finally:
-        await made.subscriber.close()
+    made.subscriber.close()
 
 
 def endpoint(address: str, rank: int = 0) -> Endpoint:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.certificates import InvalidCertificate
-from headrace.epp.tls import self_signed
 from headrace.replicas.tls import read_certificate, server_credentials
+from headrace.serving.tls import InvalidCertificate, self_signed
 
 from ...certificates import Authority
 

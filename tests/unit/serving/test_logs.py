@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.logs import JsonFormatter, configure_logging
+from headrace.serving.logs import JsonFormatter, configure_logging
 
 
 @pytest.fixture
