@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from headrace.flowcontrol import Outcome, Ticket
-from headrace.serving.metrics import CappedLabels, MetricSet, counter, gauges, histogram
+from headrace.serving.metrics import CappedLabels, MetricSet, counter, gauges, histogram, series
 
-_PREFIX = "inference_extension_flow_control"
+_PREFIX, _OWN = "inference_extension_flow_control", "headrace_epp_flow_control"
 _WAITS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _LOOKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
@@ -20,25 +20,31 @@ _LOOKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 class FlowControlMetrics(MetricSet):
     """What became of requests in admission, and how long they waited. An Observer of the flow controller."""
 
-    _queued = histogram(
-        f"{_PREFIX}_request_queue_duration_seconds",
-        "From a request's arrival in admission to its outcome.",
-        *("fairness_id", "priority", "outcome", "inference_pool", "model_name", "target_model_name"),
-        buckets=_WAITS,
+    _queued = series(
+        histogram(
+            f"{_PREFIX}_request_queue_duration_seconds",
+            "From a request's arrival in admission to its outcome.",
+            *("fairness_id", "priority", "outcome", "inference_pool", "model_name", "target_model_name"),
+            buckets=_WAITS,
+        )
     )
-    _enqueued = histogram(
-        f"{_PREFIX}_request_enqueue_duration_seconds",
-        "The time it took to give a request its place, or to refuse it one.",
-        *("fairness_id", "priority", "outcome"),
-        buckets=_LOOKS,
+    _enqueued = series(
+        histogram(
+            f"{_PREFIX}_request_enqueue_duration_seconds",
+            "The time it took to give a request its place, or to refuse it one.",
+            *("fairness_id", "priority", "outcome"),
+            buckets=_LOOKS,
+        )
     )
     _looked = histogram(
         f"{_PREFIX}_dispatch_cycle_duration_seconds",
         "The time it took to look for a request to let go.",
         buckets=_LOOKS,
     )
-    _outcomes = counter(
-        "headrace_epp_flow_control_requests_total", "Requests that admission has settled.", "priority", "outcome"
+    _outcomes = series(
+        counter(
+            "headrace_epp_flow_control_requests_total", "Requests that admission has settled.", "priority", "outcome"
+        )
     )
 
     def __init__(self, pool_name: str, registry: CollectorRegistry) -> None:
@@ -46,9 +52,6 @@ class FlowControlMetrics(MetricSet):
         self.pool_name = pool_name
         # Flow and model are both named by clients: it is their pairs that are bounded.
         self._pairs = CappedLabels()
-        # The series in use: looking them up by their labels costs more than adding to them.
-        self._settled_series: dict[tuple[str, str, int, Outcome | None], tuple[Histogram, Counter]] = {}
-        self._enqueued_series: dict[tuple[str, int, Outcome | None], Histogram] = {}
 
     def pairs(self, ticket: Ticket) -> tuple[str, ...]:
         """Flow and model of a request, as labels."""
@@ -57,23 +60,14 @@ class FlowControlMetrics(MetricSet):
     def settled(self, ticket: Ticket, seconds: float) -> None:
         """A request got its outcome."""
         flow, model = self.pairs(ticket)
-        key = (flow, model, ticket.request.priority, ticket.outcome)
-        series = self._settled_series.get(key)
-        if series is None:
-            priority, outcome = str(ticket.request.priority), (ticket.outcome or Outcome.CLOSED).value
-            queued = self._queued.labels(flow, priority, outcome, self.pool_name, model, model)
-            series = self._settled_series[key] = queued, self._outcomes.labels(priority, outcome)
-        series[0].observe(seconds)
-        series[1].inc()
+        priority, outcome = str(ticket.request.priority), (ticket.outcome or Outcome.CLOSED).value
+        self._queued[flow, priority, outcome, self.pool_name, model, model].observe(seconds)
+        self._outcomes[priority, outcome].inc()
 
     def enqueued(self, ticket: Ticket, seconds: float) -> None:
         """A request was given a place, or refused one."""
-        key = (self.pairs(ticket)[0], ticket.request.priority, ticket.outcome)
-        series = self._enqueued_series.get(key)
-        if series is None:
-            outcome = "NotYetFinalized" if ticket.outcome is None else ticket.outcome.value
-            series = self._enqueued_series[key] = self._enqueued.labels(key[0], str(ticket.request.priority), outcome)
-        series.observe(seconds)
+        outcome = "NotYetFinalized" if ticket.outcome is None else ticket.outcome.value
+        self._enqueued[self.pairs(ticket)[0], str(ticket.request.priority), outcome].observe(seconds)
 
     def looked(self, seconds: float) -> None:
         """The queue was looked at."""

@@ -8,7 +8,7 @@ import importlib.metadata
 from collections import Counter as Counts
 from collections.abc import Iterable
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -19,7 +19,17 @@ from headrace.epp.flow_metrics import FlowControlMetrics
 from headrace.epp.plugin_metrics import PluginDurations
 from headrace.extproc import Usage
 from headrace.prefixes.approximate import PrefixIndex
-from headrace.serving.metrics import CappedLabels, MetricSet, counter, gauge, gauges, histogram
+from headrace.serving.metrics import (
+    CappedLabels,
+    Declared,
+    MetricSet,
+    Series,
+    counter,
+    gauge,
+    gauges,
+    histogram,
+    series,
+)
 
 _FAST = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 _REQUEST = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -33,51 +43,35 @@ _MODEL = ("model_name", "target_model_name")
 _OBJECTIVE, _EXTENSION, _OWN = "inference_objective", "inference_extension", "headrace_epp"
 
 
+def _of_model(name: str, text: str, buckets: tuple[float, ...]) -> Declared[Series[Histogram]]:
+    return series(histogram(f"{_OBJECTIVE}_{name}", text, *_MODEL, buckets=buckets))
+
+
 class Metrics(MetricSet):
     """Every metric of the process, in a registry of its own."""
 
-    _requests = counter(f"{_OBJECTIVE}_request_total", "Requests picked for.", *_MODEL, "priority")
+    _requests = series(counter(f"{_OBJECTIVE}_request_total", "Requests picked for.", *_MODEL, "priority"))
     _errors = counter(
         f"{_OBJECTIVE}_request_error_total",
         "Requests that were refused, or answered with a status of 400 or more.",
         *(*_MODEL, "error_code"),
     )
-    _duration = histogram(
-        f"{_OBJECTIVE}_request_duration_seconds", "From the pick to the end of the response.", *_MODEL, buckets=_REQUEST
+    _duration = _of_model("request_duration_seconds", "From the pick to the end of the response.", _REQUEST)
+    _request_sizes = _of_model("request_sizes", "Request bodies in bytes.", _BYTES)
+    _response_sizes = _of_model("response_sizes", "Response bodies in bytes, where they are observed.", _BYTES)
+    _input_tokens = _of_model("input_tokens", "Prompt tokens, as servers report them.", _TOKENS)
+    _output_tokens = _of_model("output_tokens", "Generated tokens, as servers report them.", _TOKENS)
+    _cached_tokens = _of_model(
+        "prompt_cached_tokens", "Prompt tokens taken from a server's prefix cache, as it reports them.", _TOKENS
     )
-    _request_sizes = histogram(f"{_OBJECTIVE}_request_sizes", "Request bodies in bytes.", *_MODEL, buckets=_BYTES)
-    _response_sizes = histogram(
-        f"{_OBJECTIVE}_response_sizes", "Response bodies in bytes, where they are observed.", *_MODEL, buckets=_BYTES
+    _token_seconds = _of_model(
+        "normalized_time_per_output_token_seconds", "From the pick to the end, for each output token.", _PER_TOKEN
     )
-    _input_tokens = histogram(
-        f"{_OBJECTIVE}_input_tokens", "Prompt tokens, as servers report them.", *_MODEL, buckets=_TOKENS
+    _ttft = _of_model(
+        "request_ttft_seconds", "From the pick to a streamed response's first piece, where bodies are observed.", _TTFT
     )
-    _output_tokens = histogram(
-        f"{_OBJECTIVE}_output_tokens", "Generated tokens, as servers report them.", *_MODEL, buckets=_TOKENS
-    )
-    _cached_tokens = histogram(
-        f"{_OBJECTIVE}_prompt_cached_tokens",
-        "Prompt tokens taken from a server's prefix cache, as it reports them.",
-        *_MODEL,
-        buckets=_TOKENS,
-    )
-    _token_seconds = histogram(
-        f"{_OBJECTIVE}_normalized_time_per_output_token_seconds",
-        "From the pick to the end, for each output token.",
-        *_MODEL,
-        buckets=_PER_TOKEN,
-    )
-    _ttft = histogram(
-        f"{_OBJECTIVE}_request_ttft_seconds",
-        "From the pick to a streamed response's first piece, where bodies are observed.",
-        *_MODEL,
-        buckets=_TTFT,
-    )
-    _tpot = histogram(
-        f"{_OBJECTIVE}_request_tpot_seconds",
-        "A streamed response's time for each output token after the first.",
-        *_MODEL,
-        buckets=_PER_TOKEN,
+    _tpot = _of_model(
+        "request_tpot_seconds", "A streamed response's time for each output token after the first.", _PER_TOKEN
     )
     _slo_violations = counter(
         f"{_OBJECTIVE}_request_slo_violation_total", "Responses slower than their request asked for.", *_MODEL, "type"
@@ -94,10 +88,12 @@ class Metrics(MetricSet):
     )
     _info = gauge(f"{_EXTENSION}_info", "What is running; always 1.", "commit", "build_ref")
     scheduling_seconds = histogram(f"{_EXTENSION}_scheduler_e2e_duration_seconds", "A decision.", buckets=_FAST)
-    _attempts = counter(
-        f"{_EXTENSION}_scheduler_attempts_total",
-        "Decisions, by their result and endpoint.",
-        *("status", "target_model_name", "pod_name", "namespace", "port"),
+    _attempts = series(
+        counter(
+            f"{_EXTENSION}_scheduler_attempts_total",
+            "Decisions, by their result and endpoint.",
+            *("status", "target_model_name", "pod_name", "namespace", "port"),
+        )
     )
     prefix_hit_ratio = histogram(
         f"{_EXTENSION}_prefix_indexer_hit_ratio",
@@ -145,37 +141,21 @@ class Metrics(MetricSet):
         self.flow_control = FlowControlMetrics(pool_name, self.registry)
         self.plugins = PluginDurations(self.registry)
         self._models = CappedLabels()
-        self._by_model: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._durations: dict[tuple[str, ...], Histogram] = {}
-        self._attempts_to: dict[tuple[str, str], Counter] = {}
         self._info.labels("", f"headrace-{_version()}").set(1)
 
     def picked(self, request: Request, endpoint: Endpoint) -> None:
         """A request was sent to an endpoint."""
         asked, target = self._models(request.asked_model or request.model, request.model)
-        requests, sizes = self._of_model(asked, target, request.priority)
-        requests.inc()
-        sizes.observe(request.body_size)
-        attempts = self._attempts_to.get((target, endpoint.key))
-        if attempts is None:
-            labels = ("success", target, endpoint.pod_name, endpoint.namespace, str(endpoint.port))
-            attempts = self._attempts_to[target, endpoint.key] = self._attempts.labels(*labels)
-        attempts.inc()
-
-    def _of_model(self, asked: str, target: str, priority: int) -> tuple[Counter, Histogram]:
-        """The series that every request of a model adds to; looking them up costs more than adding."""
-        found = self._by_model.get((asked, target, priority))
-        if found is None:
-            found = self._requests.labels(asked, target, str(priority)), self._request_sizes.labels(asked, target)
-            self._by_model[asked, target, priority] = found
-        return found
+        self._requests[asked, target, str(request.priority)].inc()
+        self._request_sizes[asked, target].observe(request.body_size)
+        self._attempts["success", target, endpoint.pod_name, endpoint.namespace, str(endpoint.port)].inc()
 
     def not_picked(self, request: Request, status: int, reason: str) -> None:
         """A request was refused."""
         asked, target = self._models(request.asked_model or request.model, request.model)
-        self._requests.labels(asked, target, str(request.priority)).inc()
+        self._requests[asked, target, str(request.priority)].inc()
         self._errors.labels(asked, target, str(status)).inc()
-        self._attempts.labels("failure", target, "", "", "").inc()
+        self._attempts["failure", target, "", "", ""].inc()
         self.refused.labels(reason).inc()
 
     def rewritten(self, rewrite: str, asked: str, target: str) -> None:
@@ -190,7 +170,7 @@ class Metrics(MetricSet):
     def first_token(self, entry: InFlight, seconds: float) -> None:
         """A streamed response has begun, so long after the pick."""
         names = self._models(entry.asked.model, entry.model)
-        self._ttft.labels(*names).observe(seconds)
+        self._ttft[names].observe(seconds)
         self._last_request.labels(*names, "ttft").set(seconds)
         wanted = entry.asked.slo_ttft_ms
         if wanted is not None and seconds * 1000.0 > wanted:
@@ -201,18 +181,18 @@ class Metrics(MetricSet):
     ) -> None:
         """A response that was seen to its end: `seconds` after the pick, `decode_seconds` after its first piece."""
         names = self._models(entry.asked.model, entry.model)
-        self._response_sizes.labels(*names).observe(size)
+        self._response_sizes[names].observe(size)
         if usage is None:
             return
-        self._input_tokens.labels(*names).observe(usage.input_tokens)
-        self._output_tokens.labels(*names).observe(usage.output_tokens)
-        self._cached_tokens.labels(*names).observe(usage.cached_tokens)
+        self._input_tokens[names].observe(usage.input_tokens)
+        self._output_tokens[names].observe(usage.output_tokens)
+        self._cached_tokens[names].observe(usage.cached_tokens)
         if usage.output_tokens:
-            self._token_seconds.labels(*names).observe(seconds / usage.output_tokens)
+            self._token_seconds[names].observe(seconds / usage.output_tokens)
         if decode_seconds is None or usage.output_tokens < 2:
             return
         per_token = decode_seconds / (usage.output_tokens - 1)
-        self._tpot.labels(*names).observe(per_token)
+        self._tpot[names].observe(per_token)
         self._last_request.labels(*names, "tpot").set(per_token)
         wanted = entry.asked.slo_tpot_ms
         if wanted is not None and per_token * 1000.0 > wanted:
@@ -221,17 +201,11 @@ class Metrics(MetricSet):
     def ended(self, entry: InFlight, seconds: float) -> None:
         """A request is over."""
         names = self._models(entry.asked.model, entry.model)
-        duration = self._durations.get(names)
-        if duration is None:
-            duration = self._durations[names] = self._duration.labels(*names)
-        duration.observe(seconds)
+        self._duration[names].observe(seconds)
 
     def forget(self, endpoint: Endpoint) -> None:
         """An endpoint left the pool: its series go with it, or a pool of short-lived Pods would pile them up."""
-        self._attempts_to = {key: child for key, child in self._attempts_to.items() if key[1] != endpoint.key}
-        self._attempts.remove_by_labels(
-            {"pod_name": endpoint.pod_name, "namespace": endpoint.namespace, "port": str(endpoint.port)}
-        )
+        self._attempts.forget(pod_name=endpoint.pod_name, namespace=endpoint.namespace, port=str(endpoint.port))
 
 
 class PoolCollector(Collector):

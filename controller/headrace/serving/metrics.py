@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-M = TypeVar("M", bound=Counter | Gauge | Histogram)
+M = TypeVar("M")
 
 OTHER = "other"
 MAX_LABEL_VALUES = 1000
@@ -16,35 +16,52 @@ MAX_LABEL_CHARACTERS = 256
 
 
 class Declared(Generic[M]):
-    """A metric that every instance of a MetricSet has. `options` are those of its kind, as the buckets."""
+    """A metric that every instance of a MetricSet has: `make` with a registry."""
 
-    def __init__(self, kind: Callable[..., M], name: str, text: str, labels: Sequence[str], **options: Any) -> None:
-        self._arguments = (name, text, labels)
-        self._kind = kind
-        self._options = options
-
-    def made(self, registry: CollectorRegistry) -> M:
-        """The metric itself, in a registry."""
-        return self._kind(*self._arguments, registry=registry, **self._options)
+    def __init__(self, make: Callable[[CollectorRegistry], M]) -> None:
+        self.make = make
 
     def __get__(self, instance: MetricSet, owner: type[MetricSet]) -> M:
         # For the type checker: an instance has the metric itself under the same name, which is found first.
         raise AttributeError("only instances have metrics")
 
 
+class Series(dict[tuple[str, ...], M]):
+    """The series of a metric by their labels, kept: to look one up by `labels` costs more than to add to it."""
+
+    def __init__(self, metric: Any) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        found: M = self._metric.labels(*labels)
+        self[labels] = found
+        return found
+
+    def forget(self, **labels: str) -> None:
+        """Remove the series with these values of labels."""
+        self._metric.remove_by_labels(labels)
+        self.clear()
+
+
 def counter(name: str, text: str, *labels: str) -> Declared[Counter]:
     """Declare a counter."""
-    return Declared(Counter, name, text, labels)
+    return Declared(lambda registry: Counter(name, text, labels, registry=registry))
 
 
 def gauge(name: str, text: str, *labels: str) -> Declared[Gauge]:
     """Declare a gauge."""
-    return Declared(Gauge, name, text, labels)
+    return Declared(lambda registry: Gauge(name, text, labels, registry=registry))
 
 
 def histogram(name: str, text: str, *labels: str, buckets: Sequence[float]) -> Declared[Histogram]:
     """Declare a histogram."""
-    return Declared(Histogram, name, text, labels, buckets=buckets)
+    return Declared(lambda registry: Histogram(name, text, labels, buckets=buckets, registry=registry))
+
+
+def series(metric: Declared[M]) -> Declared[Series[M]]:
+    """Declare a metric for a hot path, by its series."""
+    return Declared(lambda registry: Series(metric.make(registry)))
 
 
 class MetricSet:
@@ -54,7 +71,7 @@ class MetricSet:
         self.registry = registry = registry or CollectorRegistry()
         for name, declared in vars(type(self)).items():
             if isinstance(declared, Declared):
-                setattr(self, name, declared.made(registry))
+                setattr(self, name, declared.make(registry))
 
 
 def gauges(name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
