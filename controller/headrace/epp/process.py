@@ -228,8 +228,7 @@ class Process:
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 
-    async def pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
-        """The pool, or one of its Pods, changed."""
+    def _pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
         self._replace(endpoints, pool.failure_mode)
 
     def _replace(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
@@ -273,7 +272,9 @@ class Process:
                 on_change=self._readiness.lead,
             )
         malformed = self._metrics.malformed_objects
-        return watch_all(client, options, self, self.director.policies, lambda kind: malformed.labels(kind).inc())
+        return watch_all(
+            client, options, self._pool_changed, self.director.policies, lambda kind: malformed.labels(kind).inc()
+        )
 
     async def _stand_down(self) -> None:
         """Leave the election; the Lease is given back."""
