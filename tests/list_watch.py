@@ -19,13 +19,15 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 
 class ListWatchServer:
-    """`objects` by path, such as `/api/v1/namespaces/n/pods`; other paths are answered 404. `lists` counts lists."""
+    """`objects` by path, such as `/api/v1/namespaces/n/pods`; other paths are answered 404. `lists` counts lists, and
+    `watches` has the query of each watch. A watch begins with the changes after the version that it names."""
 
     def __init__(self) -> None:
         self.objects: dict[str, list[Any]] = {}
         self.lists: dict[str, int] = {}
+        self.watches: dict[str, list[dict[str, str]]] = {}
         self._version = 1
-        self._opened: dict[str, int] = {}
+        self._changes: dict[str, list[tuple[int, bytes]]] = {}
         self._watches: dict[str, set[asyncio.Queue[bytes]]] = {}
         self._runner: web.AppRunner | None = None
 
@@ -55,7 +57,7 @@ class ListWatchServer:
 
     async def watched(self, path: str, times: int = 1) -> None:
         """Until this path has been watched so many times."""
-        await eventually(lambda: self._opened.get(path, 0) >= times)
+        await eventually(lambda: len(self.watches.get(path, ())) >= times)
 
     def send(self, path: str, *lines: bytes) -> None:
         """Send lines, as they are, to all who watch this path."""
@@ -68,7 +70,9 @@ class ListWatchServer:
         found["metadata"]["resourceVersion"] = str(self._version)
         kept = [entry for entry in self.objects[path] if entry["metadata"]["name"] != found["metadata"]["name"]]
         self.objects[path] = kept if kind == "DELETED" else [*kept, found]
-        return json.dumps({"type": kind, "object": found}).encode()
+        line = json.dumps({"type": kind, "object": found}).encode()
+        self._changes.setdefault(path, []).append((self._version, line))
+        return line
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
@@ -81,8 +85,12 @@ class ListWatchServer:
         await answer.prepare(request)
         queue: asyncio.Queue[bytes] = asyncio.Queue()
         self._watches.setdefault(path, set()).add(queue)
-        self._opened[path] = self._opened.get(path, 0) + 1
+        self.watches.setdefault(path, []).append(dict(request.query))
+        known = int(request.query.get("resourceVersion", "0"))
         try:
+            for version, line in self._changes.get(path, ()):
+                if version > known:
+                    await answer.write(line + b"\n")
             while True:
                 await answer.write(await queue.get())
         except ConnectionError:

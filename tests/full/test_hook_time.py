@@ -12,7 +12,7 @@ from benchmarks.translation import cluster_state, hook_call
 from headrace.gateway.hook import Hook
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Snapshot
-from headrace.gateway.tls import mutual_credentials
+from headrace.serving.tls import mutual_credentials
 
 from ..certificates import Authority
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from headrace.logs import LEVELS, configure_logging
+from headrace.serving.logs import LEVELS, configure_logging
 
 EXIT_OK = 0
 EXIT_FAILED = 1

@@ -1,1 +1,1 @@
-"""What is known of each endpoint: Pods, scraped metrics, requests in flight, prefixes sent, adapters."""
+"""What is known of each endpoint: Pods, scraped metrics, requests in flight, adapters."""

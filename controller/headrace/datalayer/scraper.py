@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-import aiohttp
-
 from headrace.core import Endpoint, endpoint_key
 from headrace.datalayer.engines import Engine, EngineSet
-from headrace.datalayer.exposition import DEFAULT_LIMITS, CostlyPage, PageLimits
+from headrace.datalayer.exposition import DEFAULT_LIMITS, PageLimits
 from headrace.datalayer.metrics_page import MetricsReader, ServerMetrics
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.protocol import http
-from headrace.tasks import restarted
+from headrace.serving.http_client import HttpClient, HttpError, pieces
+from headrace.serving.tasks import Supervisor, TaskPerKey
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +59,13 @@ def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: 
 
 
 class Scraper:
-    """One task per endpoint. `clock` is the store's clock. `engines` may be replaced at any time."""
+    """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time."""
 
     def __init__(
         self,
         store: EndpointStore,
         settings: ScrapeSettings,
+        tasks: Supervisor,
         *,
         clock: Callable[[], float],
         rng: Random,
@@ -80,26 +80,20 @@ class Scraper:
         self._clock = clock
         self._rng = rng
         self._on_page = on_page
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks = TaskPerKey(tasks, "scrape")
         self._wakes: dict[str, asyncio.Event] = {}
         self._busy: set[str] = set()
         # When the next page may be asked for, in the event loop's time.
         self._next_turn = 0.0
-        self._session: aiohttp.ClientSession | None = None
+        self._client = HttpClient(per_host=1, keepalive=75.0)
 
     def adjust(self, endpoints: Iterable[Endpoint]) -> None:
         """Scrape exactly these endpoints. An address that changed hands is started anew."""
         wanted = {_name(endpoint): endpoint for endpoint in endpoints}
-        for name in [name for name in self._tasks if name not in wanted]:
-            self._tasks.pop(name).cancel()
-            self._wakes.pop(name.partition(" ")[0], None)
-            self._busy.discard(name)
-        for name, endpoint in wanted.items():
-            if name not in self._tasks:
-                wake = self._wakes[endpoint.key] = asyncio.Event()
-                work = partial(self._watch, endpoint, wake)
-                title = f"scrape {endpoint.key}"
-                self._tasks[name] = asyncio.create_task(restarted(work, title), name=title)
+        wakes = self._wakes
+        self._wakes = {found.key: wakes.get(found.key) or asyncio.Event() for found in wanted.values()}
+        gone = self._tasks.adjust({name: partial(self._watch, endpoint) for name, endpoint in wanted.items()})
+        self._busy.difference_update(gone)
 
     def wake(self, key: str) -> None:
         """An idle endpoint got a request: its next page is wanted soon."""
@@ -107,23 +101,12 @@ class Scraper:
         if event is not None:
             event.set()
 
-    @property
-    def busy_endpoints(self) -> int:
-        """How many endpoints share the pages of busy ones."""
-        return len(self._busy)
-
     async def close(self) -> None:
-        """Stop every task and close the connections."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close the connections, once the tasks are over."""
+        await self._client.close()
 
-    async def _watch(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
+    async def _watch(self, endpoint: Endpoint) -> None:
+        wake = self._wakes[endpoint.key]
         failures = 0
         name = _name(endpoint)
         while True:
@@ -165,8 +148,8 @@ class Scraper:
         asked_at = self._clock()
         try:
             metrics, note = await self._fetch(record.endpoint)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            text = "timed out" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"[:200]
+        except (HttpError, ValueError) as error:
+            text = str(error)[:200]
             if not record.scrape_error:
                 logger.warning("metrics of %s are not readable: %s", record.endpoint.key, text)
             since = record.scraped_at
@@ -183,32 +166,18 @@ class Scraper:
     async def _fetch(self, endpoint: Endpoint) -> tuple[ServerMetrics, str]:
         """The metrics of one page, read as it arrives, and what is wrong with it: one over the limit is cut off."""
         settings = self._settings
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=1, keepalive_timeout=75.0, ssl=settings.verify),
-                timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
-                # Uncompressed: the page is small next to what unpacking it costs, and cannot grow on the way in.
-                headers={http.ACCEPT_ENCODING: "identity", http.ACCEPT: "text/plain"},
-                auto_decompress=False,
-            )
         engine = self.engines.of(endpoint.labels)
         url = page_url(endpoint, engine, settings)
-        async with self._session.get(url, allow_redirects=False) as answer:
+        headers = {http.ACCEPT: "text/plain"}
+        seconds, verify = settings.timeout_seconds, settings.verify
+        async with self._client.open("GET", url, seconds=seconds, verify=verify, headers=headers) as answer:
             if answer.status != 200:
-                raise ValueError(f"status {answer.status}")
+                raise HttpError(f"status {answer.status}")
             reader = MetricsReader(engine, settings.limits)
-            try:
-                async for piece in answer.content.iter_any():
-                    reader.feed(piece)
-                    # What is there already is given without a wait: the others on the event loop must have their turn.
-                    await asyncio.sleep(0)
-                    if reader.cut:
-                        answer.close()
-                        break
-            except CostlyPage:
-                # What is left of the page is not read: the connection cannot be used for another.
-                answer.close()
-                raise
+            async for piece in pieces(answer):
+                reader.feed(piece)
+                if reader.cut:
+                    break
             return reader.end(), reader.cut
 
     def _is_busy(self, record: EndpointRecord) -> bool:

@@ -16,10 +16,11 @@ from headrace.config.decode import InvalidConfig
 from headrace.config.plugins import joined
 from headrace.datalayer import plugins as datalayer_plugins
 from headrace.datalayer.engines import EngineSet
-from headrace.datalayer.kv_settings import KvEventsSettings
-from headrace.datalayer.tokenizer import TokenizerSettings
 from headrace.flowcontrol import FlowControlConfig, read_flow_control
 from headrace.flowcontrol import plugins as flowcontrol_plugins
+from headrace.prefixes import plugins as prefixes_plugins
+from headrace.prefixes.kv_settings import KvEventsSettings
+from headrace.prefixes.tokenizer import TokenizerSettings
 from headrace.scheduling import SchedulingConfig, read_config
 from headrace.scheduling import plugins as scheduling_plugins
 
@@ -30,7 +31,9 @@ _MAX_BYTES = 1 << 20
 # The kubelet takes about a minute to bring a changed ConfigMap into a Pod: looking more often gains nothing.
 POLL_SECONDS = 2.0
 # All that a file may name: what the picker loads, and what `lint` and the documentation go by.
-PLUGIN_TYPES = joined(scheduling_plugins.PLUGINS, flowcontrol_plugins.PLUGINS, datalayer_plugins.PLUGINS)
+PLUGIN_TYPES = joined(
+    scheduling_plugins.PLUGINS, flowcontrol_plugins.PLUGINS, datalayer_plugins.PLUGINS, prefixes_plugins.PLUGINS
+)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,8 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
-from headrace.datalayer.journal import Journal
-from headrace.datalayer.kv_events import Batch
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
-from headrace.datalayer.peer_accounts import PeerAccounts
-from headrace.datalayer.precise_prefix import PreciseIndex, in_common
-from headrace.datalayer.prefix import PrefixIndex, block_hashes
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.epp.decisions import DecisionLog
 from headrace.epp.metrics import Metrics
@@ -27,6 +22,11 @@ from headrace.epp.policies import Policies
 from headrace.extproc import Usage
 from headrace.extproc.events import PickNeeded
 from headrace.flowcontrol import FlowControlConfig, FlowController
+from headrace.prefixes.approximate import PrefixIndex, block_hashes
+from headrace.prefixes.kv_events import Batch
+from headrace.prefixes.precise import PreciseIndex, in_common
+from headrace.replicas.journal import Journal
+from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import EndpointState, Facts, Outcome, Profile, SchedulingConfig, run
 from headrace.scheduling.filters import SubsetFilter
 from headrace.scheduling.plugin import BindSession, ColdPick

@@ -7,27 +7,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry
+
+from headrace.serving.metrics import MetricSet, histogram, series
 
 _BUCKETS = (0.000001, 0.000005, 0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.01, 0.1)
 _ONE_IN = 16
 
 
-class PluginDurations:
+class PluginDurations(MetricSet):
     """The histograms, and the stopwatch (a scheduling.profile.Stopwatch) of a decision that is measured."""
 
+    _durations = series(
+        histogram(
+            "inference_extension_plugin_duration_seconds",
+            f"What a plugin takes of a decision; of one decision in {_ONE_IN}.",
+            *("extension_point", "plugin_type", "plugin_name"),
+            buckets=_BUCKETS,
+        )
+    )
+
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(registry)
         self._clock = clock
         self._since = 0.0
         self._left = 1
-        self._series: dict[tuple[str, str, str], Histogram] = {}
-        self._durations = Histogram(
-            "inference_extension_plugin_duration_seconds",
-            f"What a plugin takes of a decision; of one decision in {_ONE_IN}.",
-            ("extension_point", "plugin_type", "plugin_name"),
-            buckets=_BUCKETS,
-            registry=registry,
-        )
 
     def of_next(self) -> PluginDurations | None:
         """The stopwatch for the next decision, started; None where it is not measured."""
@@ -40,10 +44,6 @@ class PluginDurations:
 
     def lap(self, extension_point: str, plugin_type: str, plugin_name: str) -> None:
         """A plugin is done."""
-        now = self._clock()
-        key = (extension_point, plugin_type, plugin_name)
-        series = self._series.get(key)
-        if series is None:
-            series = self._series[key] = self._durations.labels(*key)
-        series.observe(now - self._since)
+        seconds = self._clock() - self._since
+        self._durations[extension_point, plugin_type, plugin_name].observe(seconds)
         self._since = self._clock()

@@ -5,7 +5,6 @@ without them."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,24 +16,23 @@ from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.epp.policies import Policies
 from headrace.kube.reflector import OnMalformed, Reflector, Resource
-from headrace.tasks import forever
+from headrace.serving.tasks import Supervisor
 
 logger = logging.getLogger(__name__)
 
 _VERSION = VERSION_OF_GROUP[EXTENSION_GROUP]
 
 
-async def watch_policies(
-    client: Any, namespace: str, pool: PoolReference, policies: Policies, on_malformed: OnMalformed
+def follow_policies(
+    tasks: Supervisor, client: Any, namespace: str, pool: PoolReference, policies: Policies, on_malformed: OnMalformed
 ) -> None:
-    """Keep `policies` up to date. Never returns. `client` is a kubernetes.aio ApiClient."""
+    """Keep `policies` up to date, by tasks of a group. `client` is a kubernetes.aio ApiClient."""
     kinds: tuple[_Kind, ...] = (
         _Kind("InferenceObjective", parse_objective, pool, policies.set_objectives),
         _Kind("InferenceModelRewrite", parse_model_rewrite, pool, policies.set_rewrites),
     )
-    async with asyncio.TaskGroup() as tasks:
-        for kind in kinds:
-            tasks.create_task(kind.watch(client, namespace, on_malformed), name=f"watch {kind.name}")
+    for kind in kinds:
+        tasks.start(kind.reflector(client, namespace, on_malformed).run(), f"follow {kind.name}")
 
 
 class _Kind:
@@ -53,17 +51,15 @@ class _Kind:
         self._changed = changed
         self._complaints: set[str] = set()
 
-    async def watch(self, client: Any, namespace: str, on_malformed: OnMalformed) -> None:
-        """Follow the kind in a namespace."""
+    def reflector(self, client: Any, namespace: str, on_malformed: OnMalformed) -> Reflector:
+        """What follows the kind in a namespace."""
         resource = Resource(EXTENSION_GROUP, _VERSION, f"{self.name.lower()}s", namespaced=True)
-        changed = asyncio.Event()
-        reflector = Reflector(client, resource, namespace=namespace, on_change=changed.set, on_malformed=on_malformed)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(forever(reflector.run(), f"follow {self.name}"), name=f"follow {self.name}")
-            while True:
-                await changed.wait()
-                changed.clear()
-                self.take(reflector.objects.values())
+
+        def changed() -> None:
+            self.take(found.objects.values())
+
+        found = Reflector(client, resource, namespace=namespace, on_change=changed, on_malformed=on_malformed)
+        return found
 
     def take(self, found: Iterable[Mapping[str, Any]]) -> None:
         """These objects are there now. Those that cannot be used are logged once and left out."""

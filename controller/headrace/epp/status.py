@@ -8,14 +8,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.core.fields import is_digits
 from headrace.epp.access_rules import Access, Open
 from headrace.epp.director import Director
-from headrace.epp.peer_metrics import peer_page
-from headrace.epp.peering import Peering
 from headrace.protocol import http
+from headrace.replicas.metrics import peer_page
+from headrace.replicas.peering import Peering
+from headrace.serving.servers import health_routes, metrics_route
 
 _MOST_DECISIONS = 1000
 _FOR_ALL = ("/healthz", "/readyz")
@@ -41,17 +41,6 @@ def application(
         response.headers.update(headers)
         return response
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(director.metrics.registry), headers={http.CONTENT_TYPE: CONTENT_TYPE_LATEST}
-        )
-
-    async def alive(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def ready(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if is_ready() else web.Response(status=503, text="not ready\n")
-
     async def endpoints(_: web.Request) -> web.Response:
         return _json(endpoint_list(director))
 
@@ -66,12 +55,15 @@ def application(
         return _json(peer_page(peering))
 
     app = web.Application(middlewares=[guard])
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/healthz", alive)
-    app.router.add_get("/readyz", ready)
-    app.router.add_get("/debug/endpoints", endpoints)
-    app.router.add_get("/debug/decisions", decisions)
-    app.router.add_get("/debug/peers", peers)
+    app.add_routes(
+        [
+            metrics_route(director.metrics.registry),
+            *health_routes(lambda: "" if is_ready() else "not ready"),
+            web.get("/debug/endpoints", endpoints),
+            web.get("/debug/decisions", decisions),
+            web.get("/debug/peers", peers),
+        ]
+    )
     return app
 
 

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
-
-import uvloop
 
 from headrace.gateway.options import add_arguments, read_options
-from headrace.gateway.process import CannotServe, Process
+from headrace.gateway.process import Process
+from headrace.serving import lifecycle
 
 __all__ = ["add_arguments", "run"]
 
-logger = logging.getLogger(__name__)
-
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM. Wrong flags and files raise ValueError with what to do."""
+    """Serve until SIGTERM; 1 where something needed is missing. Wrong flags and files raise ValueError with the fix."""
     options = read_options(args)
 
     async def serve() -> None:
         await Process(options).run()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(serve())
-        except (CannotServe, OSError) as error:
-            logger.error("cannot serve: %s", error)
-            return 1
-    return 0
+    return lifecycle.run(serve())

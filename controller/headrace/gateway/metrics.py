@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from headrace.serving.metrics import MetricSet, counter, gauge, histogram
 
-_PREFIX = "headrace_gateway_"
+_OWN = "headrace_gateway"
 
 
-class Metrics:
-    """The metrics of one process, in a registry of their own."""
+class Metrics(MetricSet):
+    """The metrics of one process."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.translations = self._counter("translations", "Hook calls, by result: ok or failed", "result")
-        self.translation_seconds = Histogram(
-            f"{_PREFIX}translation_duration_seconds",
-            "Time of a hook call",
-            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-            registry=self.registry,
-        )
-        self.translation_notes = self._gauge("translation_problems", "Problems noted by the last hook call")
-        lists = "Lists that hook calls made because the informers lacked an object or had no open watch"
-        self.translation_lists = self._counter("translation_lists", lists, "kind")
-        nudges = "Times that Envoy Gateway was made to call because a translation was out of date"
-        self.nudges = self._counter("retranslations_caused", nudges)
-        bodies = "Bodies read for body-based routing, by whether they named a model: named, none, refused or malformed"
-        self.model_requests = self._counter("model_requests", bodies, "result")
-        self.model_seconds = self._counter("model_seconds", "Time spent reading bodies for body-based routing")
-        malformed = "Objects and watch events of the API server that could not be used, by kind"
-        self.malformed_objects = self._counter("malformed_objects", malformed, "kind")
-        self.pools = self._gauge("pools", "InferencePools known, by API group", "group")
-        self.discovery_streams = self._gauge("discovery_streams", "Open EDS and SDS streams", "kind")
-        self.discovery_pushes = self._counter("discovery_pushes", "Resources sent to Envoys", "kind")
-        self.discovery_refusals = self._counter("discovery_refusals", "Resources that an Envoy refused", "kind")
-        writes = "Writes of pool status, by result: ok, conflict or failed"
-        self.status_writes = self._counter("status_writes", writes, "result")
-
-    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(_PREFIX + name, meaning, labels, registry=self.registry)
-
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(_PREFIX + name, meaning, labels, registry=self.registry)
+    translations = counter(f"{_OWN}_translations", "Hook calls, by result: ok or failed", "result")
+    translation_seconds = histogram(
+        f"{_OWN}_translation_duration_seconds",
+        "Time of a hook call",
+        buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    )
+    translation_notes = gauge(f"{_OWN}_translation_problems", "Problems noted by the last hook call")
+    translation_lists = counter(
+        f"{_OWN}_translation_lists",
+        "Lists that hook calls made because the informers lacked an object or had no open watch",
+        "kind",
+    )
+    nudges = counter(
+        f"{_OWN}_retranslations_caused",
+        "Times that Envoy Gateway was made to call because a translation was out of date",
+    )
+    model_requests = counter(
+        f"{_OWN}_model_requests",
+        "Bodies read for body-based routing, by whether they named a model: named, none, refused or malformed",
+        "result",
+    )
+    model_seconds = counter(f"{_OWN}_model_seconds", "Time spent reading bodies for body-based routing")
+    malformed_objects = counter(
+        f"{_OWN}_malformed_objects",
+        "Objects and watch events of the API server that could not be used, by kind",
+        "kind",
+    )
+    pools = gauge(f"{_OWN}_pools", "InferencePools known, by API group", "group")
+    discovery_streams = gauge(f"{_OWN}_discovery_streams", "Open EDS and SDS streams", "kind")
+    discovery_pushes = counter(f"{_OWN}_discovery_pushes", "Resources sent to Envoys", "kind")
+    discovery_refusals = counter(f"{_OWN}_discovery_refusals", "Resources that an Envoy refused", "kind")
+    status_writes = counter(
+        f"{_OWN}_status_writes", "Writes of pool status, by result: ok, conflict or failed", "result"
+    )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from headrace.core import EXTENSION_GROUP, GA_GROUP, endpoint_key
+from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.gateway.base_models import BaseModels, Problem
 from headrace.gateway.discovery import Discovery, SnapshotSource
@@ -30,7 +28,6 @@ from headrace.gateway.nudge import Nudge, touch_grant
 from headrace.gateway.options import Options
 from headrace.gateway.snapshot import POOL_KIND, Object, Snapshot, mappings
 from headrace.gateway.status import PICKER_NOT_TRUSTED, untrusted_message
-from headrace.gateway.tls import certificate_of_nobody, mutual_credentials
 from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
@@ -40,46 +37,28 @@ from headrace.kube.events import Subject
 from headrace.kube.reflector import check_metadata
 from headrace.protocol import rpc
 from headrace.protocol.objects import GATEWAY_GROUP
-from headrace.tasks import forever
+from headrace.serving.health import Health
+from headrace.serving.lifecycle import Shutdown
+from headrace.serving.servers import CannotServe, Servers, health_routes, metrics_route
+from headrace.serving.tasks import Supervisor
+from headrace.serving.tls import certificate_of_nobody, mutual_credentials
 
 logger = logging.getLogger(__name__)
 
 # As Envoy Gateway's extensionManager is told by the roles: 200 pools and 1,000 routes are a few MiB.
 # Body-based routing has as much for a body, and some for what is around it.
 _MAX_MESSAGE = 65 << 20
-_GRPC_OPTIONS = [
-    # Two processes on one port would share its connections.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
-    ("grpc.max_send_message_length", _MAX_MESSAGE),
-    # Envoy probes its connection (HTTP/2 keepalive); gRPC would close it as abuse.
-    ("grpc.http2.min_ping_interval_without_data_ms", 100),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
+_GRPC_OPTIONS = {"grpc.max_receive_message_length": _MAX_MESSAGE, "grpc.max_send_message_length": _MAX_MESSAGE}
 # A hook call that comes before the informers have settled waits this long; Envoy Gateway keeps its configuration.
 _SETTLE_SECONDS = 5.0
+# What health checks may ask for.
+_SERVICES = ("", rpc.EXTENSION_SERVICE, rpc.EDS_SERVICE, rpc.SDS_SERVICE, rpc.EXT_PROC_SERVICE)
 _ROUTE_VERSION = f"{GATEWAY_GROUP}/v1"
 _UNVERIFIED = "TLS to the endpoint picker is not verified: write a BackendTLSPolicy for its Service"
-_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
-
-
-class CannotServe(RuntimeError):  # noqa: N818
-    """What is needed to serve is missing; the message says what, and what to do."""
 
 
 class NotSettled(RuntimeError):  # noqa: N818
     """The informers have not seen everything yet."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where the servers listen, once they do."""
-
-    hook: int
-    eds: int
-    health: int
-    metrics: int
 
 
 class Process:
@@ -89,52 +68,45 @@ class Process:
         self._options = options
         self._metrics = Metrics()
         self._draining = False
-        self._stop = asyncio.Event()
+        self._shutdown = Shutdown()
+        self._health = Health(dict.fromkeys(_SERVICES, lambda: not self._why_not_ready()))
 
-    def stop(self) -> None:
-        """Drain and end."""
-        self._stop.set()
-
-    async def run(self, on_listening: Callable[[Ports], None] = lambda ports: None) -> None:
-        """Serve until `stop`, then drain. Raises CannotServe, InvalidCertificate."""
-        if untested := untested_version(self._options.envoy_gateway_version):
+    async def run(self) -> None:
+        """Serve until SIGTERM, then drain. Raises CannotServe, InvalidCertificate."""
+        options = self._options
+        if untested := untested_version(options.envoy_gateway_version):
             logger.warning("%s", untested)
         try:
-            client = await connect(self._options.kubeconfig)
+            client = await connect(options.kubeconfig)
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
-        loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(client.close)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.stop)
-                stack.callback(loop.remove_signal_handler, number)
+            stack.enter_context(self._shutdown.by_signals())
             self._build(client)
-            servers, ports = await stack.enter_async_context(self._servers())
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            work = {
-                "informers": self._watch.run(),
-                "status": self._writer.run(),
-                "warning events": self._events.run(),
-                "handshakes": self._handshakes.run(),
-            }
-            if self._options.namespace:
-                work["nudge"] = self._nudge.run()
+            servers = await stack.enter_async_context(Servers(options.bind_address))
+            grpc_servers = await self._serve(servers)
+            tasks = await stack.enter_async_context(Supervisor())
+            tasks.start(self._watch.run(), "informers")
+            tasks.start(self._writer.run(), "status")
+            tasks.start(self._events.run(), "warning events")
+            tasks.start(self._handshakes.run(), "handshakes")
+            if options.namespace:
+                tasks.start(self._nudge.run(), "nudge")
             else:
                 logger.warning(
                     "no --namespace: what is translated from old objects waits for the next change of a route"
                 )
-            background = [tasks.create_task(forever(running, name), name=name) for name, running in work.items()]
-            logger.info("serving", extra={"ports": vars(ports)})
-            on_listening(ports)
-            await self._stop.wait()
+            logger.info("serving", extra={"ports": servers.ports})
+            await self._shutdown.asked.wait()
             self._draining = True
-            logger.info("draining", extra={"seconds": self._options.drain_delay})
-            await asyncio.sleep(self._options.drain_delay)
+            self._health.changed()
+            logger.info("draining", extra={"seconds": options.drain_delay})
+            await self._shutdown.pause(options.drain_delay)
             self._discovery.close()
-            await asyncio.gather(*(server.stop(self._options.drain_timeout) for server in servers))
-            for task in background:
-                task.cancel()
+            await self._shutdown.finish(
+                asyncio.gather(*(server.stop(options.drain_timeout) for server in grpc_servers))
+            )
         logger.info("stopped")
 
     def _build(self, client: Any) -> None:
@@ -170,6 +142,7 @@ class Process:
         self._hook = Hook(self._newest, self._metrics, self._translated)
 
     def _changed(self) -> None:
+        self._health.changed()
         self._discovery.changed()
         self._writer.changed()
         self._nudge.changed()
@@ -224,74 +197,33 @@ class Process:
             return f"may not read {', '.join(forbidden)}: add get, list and watch to the ClusterRole"
         return "the first lists are not in yet"
 
-    @contextlib.asynccontextmanager
-    async def _servers(self) -> AsyncIterator[tuple[list[grpc.aio.Server], Ports]]:
+    async def _serve(self, servers: Servers) -> list[grpc.aio.Server]:
+        """Add the servers and start them. Gives those of gRPC. Raises CannotServe, and InvalidCertificate."""
         options = self._options
-        hook, eds = grpc.aio.server(options=_GRPC_OPTIONS), grpc.aio.server(options=_GRPC_OPTIONS)
-        hook.add_generic_rpc_handlers((self._hook.handler(), self._health()))
-        eds.add_generic_rpc_handlers((*self._discovery.handlers(), self._models.handler(), self._health()))
-        hook_port = self._bind(hook, "hook-port", options.hook_port, own_ca=True)
-        eds_port = self._bind(eds, "eds-port", options.eds_port, own_ca=False)
-        async with contextlib.AsyncExitStack() as stack:
-            health_port = await self._serve_http(stack, self._health_pages(), "health-port", options.health_port)
-            metrics_port = await self._serve_http(stack, self._metrics_page(), "metrics-port", options.metrics_port)
-            for server in (hook, eds):
-                await server.start()
-                stack.push_async_callback(server.stop, 0)
-            yield [hook, eds], Ports(hook_port, eds_port, health_port, metrics_port)
+        health = self._health.handler()
 
-    def _bind(self, server: grpc.aio.Server, flag: str, port: int, *, own_ca: bool) -> int:
-        options = self._options
-        address = endpoint_key(options.bind_address, port)
-        try:
-            if options.cert_path is None or options.eds_client_ca is None:
-                return server.add_insecure_port(address)
-            ca = options.cert_path / "ca.crt" if own_ca else options.eds_client_ca
-            return server.add_secure_port(address, mutual_credentials(options.cert_path, ca))
-        except RuntimeError:
-            raise _taken(flag, port) from None
+        def add(name: str, port: int, handlers: tuple[grpc.GenericRpcHandler, ...], ca: Path | None) -> grpc.aio.Server:
+            credentials = None
+            if options.cert_path is not None and ca is not None:
+                credentials = mutual_credentials(options.cert_path, ca)
+            flag, handlers = f"{name}-port", (*handlers, health)
+            return servers.add_grpc(name, flag, port, handlers, credentials=credentials, options=_GRPC_OPTIONS)
 
-    async def _serve_http(
-        self, stack: contextlib.AsyncExitStack, application: web.Application, flag: str, port: int
-    ) -> int:
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        try:
-            await web.TCPSite(runner, self._options.bind_address, port).start()
-        except OSError:
-            raise _taken(flag, port) from None
-        return int(runner.addresses[0][1])
-
-    def _health_pages(self) -> web.Application:
-        async def healthz(_: web.Request) -> web.Response:
-            return web.Response(text="ok\n")
-
-        async def readyz(_: web.Request) -> web.Response:
-            why_not = self._why_not_ready()
-            return web.Response(text=f"{why_not or 'ok'}\n", status=503 if why_not else 200)
-
-        application = web.Application()
-        application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
-        return application
-
-    def _metrics_page(self) -> web.Application:
-        async def metrics(_: web.Request) -> web.Response:
-            content = generate_latest(self._metrics.registry)
-            return web.Response(body=content, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-        application = web.Application()
-        application.add_routes([web.get("/metrics", metrics)])
-        return application
-
-    def _health(self) -> grpc.GenericRpcHandler:
-        """gRPC health checking (grpc.health.v1), whatever service is asked for; its answer is one small field."""
-
-        async def check(_request: bytes, _context: Any) -> bytes:
-            return _NOT_SERVING if self._why_not_ready() else _SERVING
-
-        method: Any = grpc.unary_unary_rpc_method_handler(check)
-        return grpc.method_handlers_generic_handler(rpc.HEALTH_SERVICE, {"Check": method})
+        own_ca = options.cert_path / "ca.crt" if options.cert_path is not None else None
+        discovery = (*self._discovery.handlers(), self._models.handler())
+        added = [
+            add("hook", options.hook_port, (self._hook.handler(),), own_ca),
+            add("eds", options.eds_port, discovery, options.eds_client_ca),
+        ]
+        for name, port, routes in (
+            ("health", options.health_port, health_routes(self._why_not_ready)),
+            ("metrics", options.metrics_port, [metrics_route(self._metrics.registry)]),
+        ):
+            application = web.Application()
+            application.add_routes(routes)
+            await servers.add_http(name, f"{name}-port", port, application)
+        await servers.start()
+        return added
 
 
 def _pool_subject(key: PoolKey) -> Subject:
@@ -302,7 +234,3 @@ def _pool_subject(key: PoolKey) -> Subject:
 async def _listed(client: Any, resource: Resource) -> list[Object]:
     found = await request(client, "GET", resource.path())
     return [dict(entry) for entry in mappings(found.get("items")) if not check_metadata(entry)]
-
-
-def _taken(flag: str, port: int) -> CannotServe:
-    return CannotServe(f"--{flag}={port}: the port cannot be bound: stop what uses it, or give another")

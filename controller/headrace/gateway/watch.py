@@ -16,7 +16,7 @@ from headrace.kube import kinds
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
 from headrace.protocol.objects import BASE_MODEL_SELECTOR, POOL_ANNOTATIONS
-from headrace.tasks import forever
+from headrace.serving.tasks import forever
 
 _BESIDE_POOLS = (kinds.PODS, kinds.SERVICES, kinds.ENDPOINT_SLICES)
 # What a translation is made of, besides what stands beside the pools.

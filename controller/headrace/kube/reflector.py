@@ -29,9 +29,10 @@ Key = tuple[str, str]
 # Is told the plural of a kind of which something could not be used.
 OnMalformed = Callable[[str], None]
 
-# A watch is asked to end after about this many seconds, so a connection that died silently is noticed soon after.
-_WATCH_SECONDS = (45, 60)
-_WATCH_GRACE_SECONDS = 15.0
+# A watch is asked to end after so many seconds, and given up a little later: a peer that keeps the connection and says
+# nothing is noticed by that. So what is known is at most 20 s old.
+WATCH_SECONDS = (10, 15)
+WATCH_GRACE_SECONDS = 3.0
 _BACKOFF_SECONDS = (0.2, 10.0)
 # A kind that is forbidden or not served is asked for again now and then: roles and CRDs can come later.
 _ABSENT_SECONDS = 15.0
@@ -162,6 +163,8 @@ class Reflector:
         field_selector: str | None = None,
         on_change: Callable[[], None] | None = None,
         on_malformed: OnMalformed = lambda kind: None,
+        watch_seconds: tuple[int, int] = WATCH_SECONDS,
+        grace_seconds: float = WATCH_GRACE_SECONDS,
     ) -> None:
         self._client = client
         self.resource = resource
@@ -170,6 +173,8 @@ class Reflector:
         self._selectors = {name: value for name, value in selectors.items() if value}
         self._on_change = on_change or (lambda: None)
         self._on_malformed = on_malformed
+        self._watch_seconds = watch_seconds
+        self._grace_seconds = grace_seconds
         self._complaints: set[str] = set()
         self._store = ObjectStore(self._malformed)
         self._synced = asyncio.Event()
@@ -295,8 +300,8 @@ class Reflector:
         return text(metadata.get("resourceVersion"))
 
     async def _watch(self, version: str) -> AsyncGenerator[list[bytes], None]:
-        """One watch request: batches of lines, as they arrive together. Ends when the server ends it."""
-        seconds = random.randint(*_WATCH_SECONDS)
+        """One watch request: batches of lines, as they arrive together. Ends when the server does, or should."""
+        seconds = random.randint(*self._watch_seconds)
         query = {
             **self._selectors,
             "watch": "true",
@@ -304,7 +309,7 @@ class Reflector:
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=seconds + _WATCH_GRACE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=seconds + self._grace_seconds)
         path = self.resource.path(self._namespace)
         try:
             response = await open_response(self._client, "GET", path, query=query, timeout=timeout)
@@ -319,7 +324,9 @@ class Reflector:
                 *lines, rest = (rest + chunk).split(b"\n")
                 if lines:
                     yield lines
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except TimeoutError:
+            logger.info("%s: the watch has not ended in time; opening another", self.resource)
+        except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, "Unreachable", f"watch of {path}: {error or type(error).__name__}") from error
         finally:
             self._watching = False

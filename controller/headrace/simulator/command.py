@@ -8,16 +8,15 @@ A second signal stops without waiting.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
-import signal
-from contextlib import suppress
 
 import uvloop
 from aiohttp import web
 
 from headrace.config.flags import read_flags
+from headrace.serving.lifecycle import Shutdown, within
+from headrace.serving.tasks import Supervisor
 from headrace.simulator.flags import Lifetime, add_arguments, model_server
 from headrace.simulator.server import ModelServer
 
@@ -37,87 +36,59 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-class _Signals:
-    """SIGTERM and SIGINT as events: the first one asks for a drain, the second one for an end."""
-
-    def __init__(self) -> None:
-        self.drain = asyncio.Event()
-        self.end = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        (self.end if self.drain.is_set() else self.drain).set()
-
-
 async def serve(server: ModelServer, lifetime: Lifetime) -> int:
-    """Run the server until a signal ends it, or its engine fails; returns the exit code."""
-    signals = _Signals()
-    if lifetime.startup_seconds:
-        _logger.info("starting", extra={"startup_seconds": lifetime.startup_seconds})
-        if await _within(signals.drain, lifetime.startup_seconds):
-            return 0
-    engine = asyncio.create_task(server.loop.run(), name="engine")
-    runner = web.AppRunner(
-        server.application(),
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        shutdown_timeout=5.0,
-    )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, lifetime.host, lifetime.port, backlog=_BACKLOG)
+    """Run the server until a signal ends it; returns the exit code. Raises what its engine fails with."""
+    shutdown = Shutdown()
+    with shutdown.by_signals():
+        if lifetime.startup_seconds:
+            _logger.info("starting", extra={"startup_seconds": lifetime.startup_seconds})
+            if await within(shutdown.asked, lifetime.startup_seconds):
+                return 0
+        runner = web.AppRunner(
+            server.application(),
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            shutdown_timeout=5.0,
+        )
+        await runner.setup()
         try:
-            await site.start()
-        except OSError as error:
-            _logger.error(
-                "cannot listen on %s port %d: %s; choose another --host or --port",
-                lifetime.host, lifetime.port, error.strerror or error,
-            )  # fmt: skip
-            return 1
-        host, port = runner.addresses[0][:2]
-        _logger.info("serving", extra={"host": host, "port": port, "models": list(server.models.served_names)})
-        stopping = asyncio.create_task(signals.drain.wait(), name="signals")
-        await asyncio.wait({engine, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if engine.done():
-            _logger.error("the engine failed", exc_info=engine.exception())
-            return 1
-        await _drain(server, signals, lifetime)
-        return 0
-    finally:
-        server.accepting = False
-        engine.cancel()  # before the cleanup: what still waits for tokens then ends with an error at once
-        with suppress(asyncio.CancelledError, Exception):  # its failure is logged above
-            await engine
-        await runner.cleanup()
+            # Ends before the cleanup: what still waits for tokens then ends with an error at once.
+            async with Supervisor() as tasks:
+                tasks.start(server.loop.run(), "engine")
+                try:
+                    return await _serve(server, runner, shutdown, lifetime)
+                finally:
+                    server.accepting = False
+        finally:
+            await runner.cleanup()
 
 
-async def _drain(server: ModelServer, signals: _Signals, lifetime: Lifetime) -> None:
+async def _serve(server: ModelServer, runner: web.AppRunner, shutdown: Shutdown, lifetime: Lifetime) -> int:
+    try:
+        await web.TCPSite(runner, lifetime.host, lifetime.port, backlog=_BACKLOG).start()
+    except OSError as error:
+        _logger.error(
+            "cannot listen on %s port %d: %s; choose another --host or --port",
+            lifetime.host, lifetime.port, error.strerror or error,
+        )  # fmt: skip
+        return 1
+    host, port = runner.addresses[0][:2]
+    _logger.info("serving", extra={"host": host, "port": port, "models": list(server.models.served_names)})
+    await shutdown.asked.wait()
+    await _drain(server, shutdown, lifetime)
+    return 0
+
+
+async def _drain(server: ModelServer, shutdown: Shutdown, lifetime: Lifetime) -> None:
     """Fail readiness, wait until nobody sends any more, refuse what still comes, finish what runs."""
     server.ready = False
     _logger.info("draining", extra={"running": server.loop.num_unfinished})
-    if await _within(signals.end, lifetime.drain_delay_seconds):
+    if await within(shutdown.at_once, lifetime.drain_delay_seconds):
         return
     server.accepting = False
-    idle = asyncio.create_task(server.loop.wait_idle(), name="drain")
-    end = asyncio.create_task(signals.end.wait(), name="second signal")
-    await asyncio.wait({idle, end}, timeout=lifetime.drain_timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
-    end.cancel()
+    await shutdown.finish(server.loop.wait_idle(), lifetime.drain_timeout_seconds)
     if server.loop.num_unfinished:
         _logger.warning("stopped with unfinished requests", extra={"unfinished": server.loop.num_unfinished})
     else:
         _logger.info("drained")
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Whether the event comes within so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

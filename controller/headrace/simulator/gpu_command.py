@@ -9,13 +9,11 @@ import argparse
 import asyncio
 import logging
 import re
-import signal
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.config.flags import add_flags, flag, path, read_flags, whole
+from headrace.serving.lifecycle import Shutdown, within
 from headrace.simulator.device_plugin import DEFAULT_FOLDER, DevicePlugin, SimulatedDevices
 
 _logger = logging.getLogger(__name__)
@@ -71,25 +69,16 @@ def read_unhealthy(path: Path | None) -> frozenset[str]:
 
 async def advertise(resource: str, count: int, folder: Path, unhealthy: Path | None) -> int:
     """Keep the plugin registered until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    shutdown = Shutdown()
     devices = SimulatedDevices(count)
     plugin = DevicePlugin(resource=resource, devices=devices, folder=folder)
-    try:
-        await _keep_registered(plugin, devices, lambda: read_unhealthy(unhealthy), stop)
-    finally:
-        await plugin.close()
+    with shutdown.by_signals():
+        try:
+            while not shutdown.asked.is_set():
+                devices.set_unhealthy(read_unhealthy(unhealthy))
+                await plugin.step()
+                await within(shutdown.asked, _CHECK_SECONDS)
+        finally:
+            await plugin.close()
     _logger.info("stopped")
     return 0
-
-
-async def _keep_registered(
-    plugin: DevicePlugin, devices: SimulatedDevices, unhealthy: Callable[[], frozenset[str]], stop: asyncio.Event
-) -> None:
-    while not stop.is_set():
-        devices.set_unhealthy(unhealthy())
-        await plugin.step()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CHECK_SECONDS):
-                await stop.wait()

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from headrace.epp.tls import self_signed
+from headrace.serving.tls import self_signed
 
 from ...hang import HANG_SECONDS
 from .picker import start_picker

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from headrace.datalayer import peers_pb2 as messages
+from headrace.replicas import peers_pb2 as messages
 
 from ...certificates import Authority
 from ...hang import HANG_SECONDS

@@ -19,8 +19,8 @@ from headrace.gateway.base_models import BaseModels
 from headrace.gateway.discovery import Discovery, SnapshotSource
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.model_service import ModelService
-from headrace.gateway.tls import certificate_of_nobody
 from headrace.gateway.translate import Translation, translate
+from headrace.serving.tls import certificate_of_nobody
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_pb2

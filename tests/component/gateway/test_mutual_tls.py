@@ -12,8 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from headrace.certificates import InvalidCertificate
-from headrace.gateway.tls import mutual_credentials
+from headrace.serving.tls import InvalidCertificate, mutual_credentials
 
 from ...certificates import Authority, Pair
 from ...hang import HANG_SECONDS

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from headrace.config.decode import InvalidConfig
 from headrace.datalayer.engines import Series
-from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.epp.config_file import ConfigFile, PickerConfig, look_at_config, parse_config
 from headrace.flowcontrol.admitters import LatencySloAdmitter, ProbabilisticAdmitter
 from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import GlobalStrict, LeastAttainedService, RoundRobin
 from headrace.flowcontrol.limits import PriorityHoldback, StaticLimit
 from headrace.flowcontrol.ordering import EarliestDeadlineFirst, SloDeadline
+from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.scheduling import default_profile
 from headrace.scheduling.pickers import WeightedRandomPicker
 from headrace.scheduling.saturation import ConcurrencyDetector, UtilizationDetector

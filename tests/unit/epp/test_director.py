@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
 from headrace.epp.director import Director
-from headrace.epp.metrics import OTHER, CappedLabel, Metrics, PoolCollector
+from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.extproc.events import PickNeeded
 from headrace.scheduling import SchedulingConfig
 
@@ -212,11 +212,6 @@ async def test_expiry_and_observation() -> None:
     assert "headrace_epp_served_elsewhere_total 1.0" in text
     assert "headrace_epp_unobserved_requests_total 1.0" in text
     assert 'inference_objective_request_error_total{error_code="500"' in text
-
-
-def test_client_derived_labels_are_capped() -> None:
-    label = CappedLabel(3)
-    assert [label(value) for value in ("a", "b", "a", "c", "d", "b")] == ["a", "b", "a", "c", OTHER, "b"]
 
 
 async def test_the_pools_gauges() -> None:

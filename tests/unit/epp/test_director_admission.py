@@ -9,17 +9,17 @@ import orjson
 from prometheus_client import generate_latest
 
 from headrace.core import Decision, FailureMode, Refusal, RefusalReason, Request
-from headrace.datalayer.kv_events import AllCleared, Batch, BlocksStored
-from headrace.datalayer.kv_settings import KvEventsSettings
 from headrace.datalayer.metrics_page import ServerMetrics
-from headrace.datalayer.precise_prefix import PreciseIndex
-from headrace.datalayer.tokenizer import TokenizerSettings
 from headrace.epp.config_file import parse_config
 from headrace.epp.director import Director
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.flowcontrol import FlowControlConfig
 from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import LeastAttainedService
+from headrace.prefixes.kv_events import AllCleared, Batch, BlocksStored
+from headrace.prefixes.kv_settings import KvEventsSettings
+from headrace.prefixes.precise import PreciseIndex
+from headrace.prefixes.tokenizer import TokenizerSettings
 from headrace.scheduling.saturation import ConcurrencyDetector
 
 from .test_director import Clock, director, endpoints, needed

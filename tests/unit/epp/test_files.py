@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace.certificates import InvalidCertificate, Reloading, read_pair
 from headrace.config.decode import InvalidConfig
 from headrace.epp.config_file import ConfigFile
-from headrace.epp.tls import self_signed, server_credentials
+from headrace.serving.tls import InvalidCertificate, Reloading, read_pair, self_signed, server_credentials
 
 CONFIG = """\
 apiVersion: inference.networking.x-k8s.io/v1alpha1

@@ -20,9 +20,9 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, TraceIdRat
 
 from headrace.core import Decision, FailureMode, Refusal
 from headrace.epp.options import add_arguments, read_options
-from headrace.epp.ports import CannotServe
 from headrace.epp.process import Process
 from headrace.epp.tracing import InvalidTracing, Tracer, _Told, check, start_tracing
+from headrace.serving.servers import CannotServe
 
 from .test_director import director, endpoints, needed
 

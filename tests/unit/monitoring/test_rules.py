@@ -13,11 +13,11 @@ import yaml
 from prometheus_client.core import Metric
 
 from headrace.datalayer.ledger import Ledger
-from headrace.datalayer.prefix import PrefixIndex
 from headrace.datalayer.store import EndpointStore
 from headrace.epp.metrics import Metrics as PickerMetrics
 from headrace.epp.metrics import PoolCollector
 from headrace.gateway.metrics import Metrics as GatewayMetrics
+from headrace.prefixes.approximate import PrefixIndex
 from headrace.scheduling.config import PrefixSettings
 
 from .promql import metrics

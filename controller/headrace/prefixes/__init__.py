@@ -1,0 +1,1 @@
+"""Data producers: which prefixes each endpoint's cache holds, estimated and as servers report it; tokens of prompts."""

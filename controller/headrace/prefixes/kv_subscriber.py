@@ -1,0 +1,108 @@
+"""Listens to the servers' KV cache events over ZeroMQ: one subscription for each endpoint.
+
+ZeroMQ connects again by itself, as long as it takes. A message that cannot be read is counted and left; nothing that a
+server sends ends its subscription."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import zmq
+import zmq.asyncio
+
+from headrace.core import Endpoint
+from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
+from headrace.prefixes.kv_settings import KvEventsSettings
+from headrace.serving.tasks import Supervisor, TaskPerKey, forever
+
+logger = logging.getLogger(__name__)
+
+# More waiting than this and the picker is not keeping up: what comes then is dropped, and seen to be missing.
+_MOST_WAITING = 10_000
+_MOST_SOCKETS = 65_536
+
+
+class KvSubscriber:
+    """One task of `tasks` per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none,
+    `on_disconnect` of each endpoint whose connection broke."""
+
+    def __init__(
+        self,
+        settings: KvEventsSettings,
+        tasks: Supervisor,
+        *,
+        on_batch: Callable[[str, Batch], object],
+        on_bad: Callable[[], None] = lambda: None,
+        on_disconnect: Callable[[str], object] = lambda key: None,
+    ) -> None:
+        self._settings = settings
+        self._on_batch = on_batch
+        self._on_bad = on_bad
+        self._on_disconnect = on_disconnect
+        self._context = zmq.asyncio.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+        self._tasks = TaskPerKey(tasks, "KV events")
+
+    def adjust(self, endpoints: Iterable[Endpoint]) -> None:
+        """Listen to exactly these endpoints. An address that changed hands is started anew."""
+        self._tasks.adjust({f"{found.key} {found.uid}": partial(self._listen, found) for found in endpoints})
+
+    def close(self) -> None:
+        """Close the sockets, once the tasks are over."""
+        self._context.destroy(linger=0)
+
+    async def _listen(self, endpoint: Endpoint) -> None:
+        socket = self._context.socket(zmq.SUB)
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            socket.set(zmq.RCVHWM, _MOST_WAITING)
+            socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            socket.set(zmq.IPV6, 1)
+            socket.set(zmq.RECONNECT_IVL, 100)
+            socket.set(zmq.RECONNECT_IVL_MAX, 5_000)
+            socket.set(zmq.SUBSCRIBE, self._settings.topic.encode())
+            socket.connect(address(endpoint, self._settings))
+            async with asyncio.TaskGroup() as tasks:
+                name = f"connection to {endpoint.key}"
+                tasks.create_task(forever(self._breaks(monitor, endpoint), name), name=name)
+                await self._take(socket, endpoint)
+        except BaseExceptionGroup:
+            # Messages are lost until this is started again.
+            self._on_disconnect(endpoint.key)
+            raise
+        finally:
+            socket.disable_monitor()
+            socket.close(linger=0)
+
+    async def _take(self, socket: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
+        """Take messages until cancelled."""
+        complained = False
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                batch = read_batch(frames)
+            except MalformedEvents as error:
+                self._on_bad()
+                if not complained:
+                    logger.warning("KV events of %s are not readable: %s", endpoint.key, error)
+                    complained = True
+            else:
+                complained = False
+                self._on_batch(endpoint.key, batch)
+            # What waits already is given without a wait: a fast sender would keep the event loop for itself.
+            await asyncio.sleep(0)
+
+    async def _breaks(self, monitor: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
+        """Tell of each break of a connection: ZeroMQ makes it anew without a word."""
+        while True:
+            await monitor.recv_multipart()
+            self._on_disconnect(endpoint.key)
+
+
+def address(endpoint: Endpoint, settings: KvEventsSettings) -> str:
+    """Where an endpoint's server publishes."""
+    host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+    return f"tcp://{host}:{settings.port + endpoint.rank}"

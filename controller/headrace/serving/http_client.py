@@ -1,0 +1,89 @@
+"""An HTTP client for servers that are not trusted: bounded in time and size, without redirects and compression."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+
+from headrace.protocol import http
+
+_MESSAGE_CHARACTERS = 200
+
+
+class HttpError(Exception):
+    """There is no answer that can be used: nobody answers, it is late, too long or compressed. The message says."""
+
+
+class HttpClient:
+    """Asks over connections that it keeps. `per_host` and `connections` bound them, 0 for no bound; one that is idle is
+    kept for `keepalive` seconds."""
+
+    def __init__(self, *, connections: int = 0, per_host: int = 0, keepalive: float = 15.0) -> None:
+        self._limits = {"limit": connections, "limit_per_host": per_host, "keepalive_timeout": keepalive}
+        self._session: aiohttp.ClientSession | None = None
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        seconds: float,
+        verify: ssl.SSLContext | bool = True,
+        headers: Mapping[str, str] | None = None,
+        **content: Any,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask, and have the answer for at most `seconds`; its body is read by `pieces`. `content` is aiohttp's.
+
+        Raises HttpError."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(**self._limits)  # type: ignore[arg-type]
+            # Unpacking costs more than the bytes it saves, and what is packed can grow without bounds.
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers={http.ACCEPT_ENCODING: "identity"}, auto_decompress=False
+            )
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._session.request(
+                    method, url, allow_redirects=False, ssl=verify, headers=headers, **content
+                ) as answer,
+            ):
+                yield answer
+        except TimeoutError:
+            raise HttpError("timed out") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise HttpError(f"{type(error).__name__}: {error}"[:_MESSAGE_CHARACTERS]) from None
+
+    async def read(self, method: str, url: str, *, max_bytes: int, **asked: Any) -> tuple[int, bytes]:
+        """Status and body of an answer. `asked` is what `open` takes. Raises HttpError."""
+        body = bytearray()
+        async with self.open(method, url, **asked) as answer:
+            async for piece in pieces(answer, max_bytes):
+                body += piece
+            return answer.status, bytes(body)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+async def pieces(answer: aiohttp.ClientResponse, max_bytes: int | None = None) -> AsyncIterator[bytes]:
+    """An answer's body as it arrives; others have a turn after each piece. Raises HttpError, and aiohttp's errors."""
+    if answer.headers.get(http.CONTENT_ENCODING, "identity") != "identity":
+        raise HttpError("it is compressed")
+    size = 0
+    async for piece in answer.content.iter_any():
+        size += len(piece)
+        if max_bytes is not None and size > max_bytes:
+            raise HttpError(f"it has over {max_bytes} bytes")
+        yield piece
+        # What is there already is given without a wait.
+        await asyncio.sleep(0)

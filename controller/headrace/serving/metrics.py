@@ -1,0 +1,101 @@
+"""Prometheus metrics as tables: a class declares its metrics, each on a line; and labels whose values are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+M = TypeVar("M")
+
+OTHER = "other"
+MAX_LABEL_VALUES = 1000
+MAX_LABEL_CHARACTERS = 256
+
+
+class Declared(Generic[M]):
+    """A metric that every instance of a MetricSet has: `make` with a registry."""
+
+    def __init__(self, make: Callable[[CollectorRegistry], M]) -> None:
+        self.make = make
+
+    def __get__(self, instance: MetricSet, owner: type[MetricSet]) -> M:
+        # For the type checker: an instance has the metric itself under the same name, which is found first.
+        raise AttributeError("only instances have metrics")
+
+
+class Series(dict[tuple[str, ...], M]):
+    """The series of a metric by their labels, kept: to look one up by `labels` costs more than to add to it."""
+
+    def __init__(self, metric: Any) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        found: M = self._metric.labels(*labels)
+        self[labels] = found
+        return found
+
+    def forget(self, **labels: str) -> None:
+        """Remove the series with these values of labels."""
+        self._metric.remove_by_labels(labels)
+        self.clear()
+
+
+def counter(name: str, text: str, *labels: str) -> Declared[Counter]:
+    """Declare a counter."""
+    return Declared(lambda registry: Counter(name, text, labels, registry=registry))
+
+
+def gauge(name: str, text: str, *labels: str) -> Declared[Gauge]:
+    """Declare a gauge."""
+    return Declared(lambda registry: Gauge(name, text, labels, registry=registry))
+
+
+def histogram(name: str, text: str, *labels: str, buckets: Sequence[float]) -> Declared[Histogram]:
+    """Declare a histogram."""
+    return Declared(lambda registry: Histogram(name, text, labels, buckets=buckets, registry=registry))
+
+
+def series(metric: Declared[M]) -> Declared[Series[M]]:
+    """Declare a metric for a hot path, by its series."""
+    return Declared(lambda registry: Series(metric.make(registry)))
+
+
+class MetricSet:
+    """The metrics that a class declares, made in a registry: by default in one of their own."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        for name, declared in vars(type(self)).items():
+            if isinstance(declared, Declared):
+                setattr(self, name, declared.make(registry))
+
+
+def gauges(name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    """The gauges of one name as a collector gives them: the values of their labels, and theirs."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for of, value in values:
+        family.add_metric(of, value)
+    return family
+
+
+class CappedLabels:
+    """Values of labels that clients choose, one or several together: bounded in number and in length.
+
+    Past the bounds each of them is `other`. Several are bounded together, for alone they would allow their product."""
+
+    def __init__(self, limit: int = MAX_LABEL_VALUES) -> None:
+        self._limit = limit
+        self._seen: set[tuple[str, ...]] = set()
+
+    def __call__(self, *values: str) -> tuple[str, ...]:
+        """The values to label with."""
+        if values in self._seen:
+            return values
+        if len(self._seen) >= self._limit or max(map(len, values)) > MAX_LABEL_CHARACTERS:
+            return (OTHER,) * len(values)
+        self._seen.add(values)
+        return values

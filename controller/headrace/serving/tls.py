@@ -1,0 +1,180 @@
+"""TLS files of gRPC servers, read again when they change, and certificates of our own making."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_VALID_DAYS = 3650
+
+
+class InvalidCertificate(ValueError):  # noqa: N818
+    """Files that cannot be served with; the message names them and the fix."""
+
+
+class Identity(NamedTuple):
+    """What one end of mutual TLS has, as PEM. `authority` has signed the other end's certificate."""
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+
+
+def read_pair(directory: Path) -> tuple[bytes, bytes]:
+    """tls.crt and tls.key of a directory, checked to belong together. Raises InvalidCertificate."""
+    files = f"{directory}/tls.crt and tls.key"
+    try:
+        certificate, key = (directory / "tls.crt").read_bytes(), (directory / "tls.key").read_bytes()
+        leaf = x509.load_pem_x509_certificates(certificate)[0]
+        private = serialization.load_pem_private_key(key, password=None)
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise InvalidCertificate(f"{files} are not a PEM certificate and an unencrypted key: {error}") from None
+    if leaf.public_key() != private.public_key():
+        raise InvalidCertificate(f"{files} do not belong together: issue both anew")
+    return certificate, key
+
+
+def read_identity(directory: Path, authority: Path) -> Identity:
+    """tls.crt and tls.key of a directory, and the other ends' CA. Raises InvalidCertificate."""
+    certificate, key = read_pair(directory)
+    try:
+        content = authority.read_bytes()
+        x509.load_pem_x509_certificates(content)
+    except (OSError, ValueError) as error:
+        raise InvalidCertificate(f"{authority} is not a PEM certificate of a CA: {error}") from None
+    return Identity(certificate, key, content)
+
+
+class Reloading(Generic[T]):
+    """Reads files again when they change. gRPC calls it at every handshake, on a thread of its own."""
+
+    def __init__(self, files: Iterable[Path], read: Callable[[], T]) -> None:
+        """`read` gives what is in the files. Raises InvalidCertificate."""
+        self._files = tuple(files)
+        self._load = read
+        self._read = self._stamp()
+        self.current = read()
+
+    def changed(self) -> T | None:
+        """The new contents, if there are any that can be served; unusable ones are logged and the old ones stay."""
+        stamp = self._stamp()
+        if stamp == self._read:
+            return None
+        self._read = stamp
+        try:
+            found = self._load()
+        except InvalidCertificate as error:
+            logger.error("the new certificate is not used: %s", error)
+            return None
+        if found == self.current:
+            return None
+        self.current = found
+        logger.info("using the new certificate in %s", self._files[0].parent)
+        return found
+
+    def _stamp(self) -> tuple[object, ...]:
+        stamps: list[object] = []
+        for path in self._files:
+            try:
+                status = path.stat()
+                stamps.append((status.st_mtime_ns, status.st_ino, status.st_size))
+            except OSError:
+                stamps.append(None)
+        return tuple(stamps)
+
+
+def mutual_credentials(
+    directory: Path, authority: Path, read: Callable[[], Identity] | None = None
+) -> grpc.ServerCredentials:
+    """Serve with tls.crt and tls.key of a directory, to clients with a certificate of the CA in the file `authority`.
+
+    `read` reads them and checks more. Changed files are used from the next handshake on. Raises InvalidCertificate."""
+
+    def configuration(held: Identity) -> grpc.ServerCertificateConfiguration:
+        pair = (held.key, held.certificate)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=held.authority)
+
+    files = (directory / "tls.crt", directory / "tls.key", authority)
+    source = Reloading(files, read or (lambda: read_identity(directory, authority)))
+    return _reloading(source, configuration, ask_client=True)
+
+
+def server_credentials(directory: Path | None, *, reload: bool = True) -> grpc.ServerCredentials:
+    """Serve with tls.crt and tls.key of a directory, or a certificate of our own making, to anybody.
+
+    With `reload`, changed files are used from the next handshake on. Raises InvalidCertificate."""
+
+    def configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pair[1], pair[0])])
+
+    if directory is None or not reload:
+        certificate, key = self_signed() if directory is None else read_pair(directory)
+        return grpc.ssl_server_credentials([(key, certificate)])
+    source = Reloading((directory / "tls.crt", directory / "tls.key"), lambda: read_pair(directory))
+    return _reloading(source, configuration, ask_client=False)
+
+
+def _reloading(
+    source: Reloading[T], configuration: Callable[[T], grpc.ServerCertificateConfiguration], *, ask_client: bool
+) -> grpc.ServerCredentials:
+    def fetch() -> Any:  # None means unchanged, which gRPC's type stubs leave out
+        found = source.changed()
+        return None if found is None else configuration(found)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(source.current), fetch, ask_client)
+
+
+def self_signed() -> tuple[bytes, bytes]:
+    """A certificate and key of this process, as PEM: gateways that verify need files instead."""
+    alternatives: list[x509.GeneralName] = [
+        x509.DNSName("localhost"),
+        x509.DNSName(socket.gethostname()),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    ]
+    certificate, key = _made("headrace-epp", x509.SubjectAlternativeName(alternatives), critical=False)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate, private
+
+
+def certificate_of_nobody() -> str:
+    """A CA, as PEM, whose key is thrown away: who trusts it trusts nobody."""
+    authority = x509.BasicConstraints(ca=True, path_length=None)
+    return _made("headrace trusts nobody", authority, critical=True)[0].decode()
+
+
+def _made(
+    common_name: str, extension: x509.ExtensionType, *, critical: bool
+) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """A certificate that signs itself, as PEM, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=_VALID_DAYS))
+        .add_extension(extension, critical=critical)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), key
