@@ -16,8 +16,9 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from msgspec import Struct
 
 from headrace.serving.logs import LEVELS, configure_logging
 
@@ -36,8 +37,7 @@ class UsageError(Exception):
     """
 
 
-@dataclass(frozen=True)
-class Subcommand:
+class Subcommand(Struct, frozen=True):
     """Where a subcommand lives, and its line in `headrace --help`."""
 
     module: str

@@ -21,6 +21,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import yaml
+from msgspec import Struct
 
 from headrace.core.fields import has_condition
 from headrace.gateway.snapshot import GatewayKey, Object, Snapshot, mapping, mappings
@@ -60,8 +61,7 @@ class Reading(NamedTuple):
     held: Mapping[str, ConfigMapKey]
 
 
-@dataclass(frozen=True)
-class ModelRoute:
+class ModelRoute(Struct, frozen=True):
     """What one rule of a route says of models.
 
     `models` are all names that it matches exactly, `bases` those of base models, None where an expression matches them.
@@ -235,7 +235,7 @@ class BaseModels:
         newest = self.snapshot()
         if self._seen is not newest and (self._seen is None or self.clock() >= self._read_at + _AGAIN_SECONDS):
             before, self._seen, self._read_at = self._seen, newest, self.clock()
-            if before is None or not _same(before, newest):
+            if before is None or _read_of(before) != _read_of(newest):
                 self._read(newest)
         reading = self._found.get(gateway)
         return {} if reading is None else reading.models
@@ -245,19 +245,15 @@ class BaseModels:
         config_maps = _by_age(snapshot.base_model_config_maps)
         self._adapters = {key: read for key, read in self._adapters.items() if key in config_maps}
         routes = model_routes(snapshot)
+        before, nothing = self._found, Reading({}, (), {})
         by_gateway: dict[GatewayKey | None, list[ModelRoute]] = {None: routes}
-        for gateway in self._found:
-            if gateway in snapshot.gateways:
-                by_gateway[gateway] = []
+        by_gateway |= {gateway: [] for gateway in before if gateway in snapshot.gateways}
         for route in routes:
             for gateway in route.gateways:
                 by_gateway.setdefault(gateway, []).append(route)
-        before = self._found
         self._found = {
-            gateway: _assign(
-                config_maps, of_gateway, before[gateway].held if gateway in before else {}, self._adapters_of
-            )
-            for gateway, of_gateway in by_gateway.items()
+            gateway: _assign(config_maps, found, before.get(gateway, nothing).held, self._adapters_of)
+            for gateway, found in by_gateway.items()
         }
         problems = self._found[None].problems
         for problem in sorted(set(problems) - self._problems):
@@ -285,14 +281,9 @@ def read_adapters(config_map: Object) -> tuple[str, ...]:
     return tuple(_adapters(mapping(config_map.get("data")).get("adapters")))
 
 
-def _same(one: Snapshot, other: Snapshot) -> bool:
-    """Whether all that is read here is the same. Objects that did not change are the same ones in both."""
-    return (
-        one.base_model_config_maps == other.base_model_config_maps
-        and one.routes == other.routes
-        and one.reference_grants == other.reference_grants
-        and one.gateways.keys() == other.gateways.keys()
-    )
+def _read_of(found: Snapshot) -> tuple[object, ...]:
+    """All that is read here. Objects that did not change are the same ones in two snapshots."""
+    return found.base_model_config_maps, found.routes, found.reference_grants, found.gateways.keys()
 
 
 def _adapters(text: object) -> Iterator[str]:

@@ -10,11 +10,11 @@ picker gets the endpoint picker protocol's own mode: one stream, both directions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
 from google.protobuf import any_pb2
+from msgspec import Struct
 
 from headrace.core import FailureMode, Pool
 from headrace.gateway import names
@@ -58,8 +58,7 @@ class Observation(StrEnum):
     ALL = "all"
 
 
-@dataclass(frozen=True)
-class PickPlan:
+class PickPlan(Struct, frozen=True):
     """How one pool's requests are picked for and observed. `notes` says what was asked for and cannot be had."""
 
     pool: Pool

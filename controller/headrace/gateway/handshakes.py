@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
 
+from msgspec import Struct
+
 from headrace.core import Pool
 from headrace.gateway.endpoints import Address, picker_addresses
 from headrace.gateway.names import PoolKey
@@ -69,8 +71,7 @@ def _alternatives(certificate: dict[str, tuple[tuple[str, str], ...]]) -> set[tu
     return {(kinds.get(kind, kind), value) for kind, value in certificate.get("subjectAltName", ())}
 
 
-@dataclass(frozen=True)
-class _Try:
+class _Try(Struct, frozen=True):
     """With what a picker was tried, when it is to be tried again, and why it is not trusted ("": nothing known)."""
 
     trust: Trust
@@ -109,15 +110,11 @@ class Handshakes:
         self._tries = {key: found for key, found in self._tries.items() if key in snapshot.pools}
         due = []
         for key, pool in snapshot.pools.items():
-            wanted = self._wanted(snapshot, pool)
+            wanted, known = self._wanted(snapshot, pool), self._tries.get(key, _NOTHING)
             if wanted is None:
                 if self._tries.pop(key, _NOTHING).problem:
                     self.on_change()
-            elif (
-                (known := self._tries.get(key)) is None
-                or wanted != (known.trust, known.addresses)
-                or known.again <= now
-            ):
+            elif wanted != (known.trust, known.addresses) or known.again <= now:
                 due.append((key, *wanted))
         limit = asyncio.Semaphore(_AT_A_TIME)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeAlias
 
+from msgspec import Struct
+
 from headrace.gateway.names import PoolKey
 from headrace.gateway.snapshot import Backend, GatewayKey, Object, Snapshot, backends_of, mapping
 from headrace.gateway.status import Condition, gateway_of, parents_of_route, pool_plan
@@ -26,8 +28,7 @@ _STATE_LENGTH = 8
 _MAX_NAMED = 5
 
 
-@dataclass(frozen=True)
-class _Used:
+class _Used(Struct, frozen=True):
     """What a translation used of one route. `pools` are those that the route led to."""
 
     route: TranslatedRoute
@@ -46,8 +47,7 @@ class _Translated:
         self.listed = {pool: write_routes(routes) for pool, routes in by_pool.items()}
 
 
-@dataclass(frozen=True)
-class _Retranslation:
+class _Retranslation(Struct, frozen=True):
     attempt: int
     pools: frozenset[PoolKey]
     routes: frozenset[RouteKey]

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Protocol
 
 from headrace.gateway.lacking import Missing, Recollection, lacking
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import Object, Snapshot
+from headrace.gateway.watch import Watch
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError, Resource
 
@@ -34,32 +34,11 @@ _LIST_SECONDS = 1.0
 _ABSENCE_BELIEVED_SECONDS = 1.0
 
 
-class Informers(Protocol):
-    """The informers, as far as a translation needs them."""
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest state."""
-
-    @property
-    def news(self) -> int:
-        """How many times something that a translation depends on has changed."""
-
-    async def wait_news(self, seen: int) -> None:
-        """Until `news` is no longer `seen`."""
-
-    def behind(self) -> frozenset[Resource]:
-        """The kinds that are translated and whose watch is not open."""
-
-    def snapshot_with(self, fresh: Mapping[Resource, Iterable[Object]]) -> Snapshot:
-        """The newest state, with some kinds as they were just listed."""
-
-
 @dataclass(eq=False)
 class Knowledge:
     """Gives each hook call its snapshot. `listed` lists a kind in the whole cluster, or raises ApiError."""
 
-    informers: Informers
+    informers: Watch
     listed: Callable[[Resource], Awaitable[list[Object]]]
     metrics: Metrics
     _: KW_ONLY

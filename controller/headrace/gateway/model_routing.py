@@ -151,14 +151,13 @@ def _may_overlap(one: _Route, other: _Route) -> bool:
             return True
         text = getattr(match, kind)
         paths.append((text, kind == "path"))
-    (first, first_exact), (second, second_exact) = paths
-    if first_exact and second_exact:
-        return bool(first == second)
-    if first_exact:
-        return bool(first.startswith(second))
-    if second_exact:
-        return bool(second.startswith(first))
-    return bool(first.startswith(second) or second.startswith(first))
+    return _reaches(paths[0], paths[1]) or _reaches(paths[1], paths[0])
+
+
+def _reaches(one: tuple[str, bool], other: tuple[str, bool]) -> bool:
+    """Whether a path is matched that the other one matches too. Each is a text, and whether it is the whole path."""
+    text, is_exact = one
+    return other[0] == text or (not is_exact and other[0].startswith(text))
 
 
 def prepare_manager(manager: _Manager) -> None:

@@ -6,9 +6,10 @@ there an entry is ours when the class of its Gateway is."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, Pool
 from headrace.core.fields import has_condition
@@ -35,8 +36,7 @@ _MAX_MESSAGE = 1000
 _MAX_PARENTS = 32
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """A condition without its times."""
 
     type: str

@@ -6,8 +6,9 @@ ConfigMap or a Service changes, and a CA must be able to change under traffic.""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.core import Pool
 from headrace.gateway.snapshot import Object, PickerService, Snapshot, mapping, mappings
@@ -18,8 +19,7 @@ _MATCH_DNS = common_pb2.SubjectAltNameMatcher.DNS
 _MATCH_URI = common_pb2.SubjectAltNameMatcher.URI
 
 
-@dataclass(frozen=True)
-class Trust:
+class Trust(Struct, frozen=True):
     """How to verify a picker. `ca` is PEM; `system` the proxy's own bundle; neither: nothing is trusted, unless
     `unverified`. `problem` says why nothing is trusted."""
 

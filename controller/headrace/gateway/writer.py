@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import GatewayKey, Object, Snapshot
+from headrace.gateway.snapshot import GatewayKey, Object
 from headrace.gateway.status import Condition, filter_problems, parents_of_pools, wanted_status
+from headrace.gateway.watch import Watch
 from headrace.kube.client import ApiError, Resource
 from headrace.kube.kinds import POOLS
 from headrace.kube.objects import patch_status
@@ -29,17 +30,6 @@ _DISAGREEMENT_SECONDS = 10.0
 _WRITTEN_SECONDS = 5.0
 
 
-class Pools(Protocol):
-    """The informers, as far as status needs them."""
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest state."""
-
-    def objects(self, resource: Resource) -> Mapping[tuple[str, str], Object]:
-        """The newest known objects of a kind, by (namespace, name)."""
-
-
 @dataclass(eq=False)
 class StatusWriter:
     """Keeps the pools' status. Call `changed` after changes; `run` writes.
@@ -48,7 +38,7 @@ class StatusWriter:
     `untrusted` why a picker's certificate is not trusted. `on_written` is told of each status that was written."""
 
     client: Any
-    watch: Pools
+    watch: Watch
     metrics: Metrics
     _: KW_ONLY
     translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
+from msgspec import Struct
 
 # Content types of PATCH, by what they do.
 JSON_PATCH = "application/json-patch+json"
@@ -36,8 +36,7 @@ class ConfigurationError(Exception):
     """There is no way to reach a cluster: neither a kubeconfig nor a service account."""
 
 
-@dataclass(frozen=True)
-class Resource:
+class Resource(Struct, frozen=True):
     """A kind as the API server's paths name it. `group` is "" for the core group."""
 
     group: str

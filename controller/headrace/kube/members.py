@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.config.pools import parse_pool
 from headrace.core.fields import mapping, mappings
@@ -18,8 +19,7 @@ _METRICS_PORT = 9090
 _METRICS_PORT_NAMES = ("http-metrics", "metrics")
 
 
-@dataclass(frozen=True)
-class Pickers:
+class Pickers(Struct, frozen=True):
     """The Pods of a pool's endpoint picker, and the port of their metrics. `trouble` says why there are none."""
 
     pods: Sequence[Object] = ()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.core.fields import mapping, mappings
 from headrace.protocol.objects import ROUTES_TRANSLATED
@@ -25,8 +26,7 @@ _ENTRY = re.compile(
 RouteKey = tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class TranslatedRoute:
+class TranslatedRoute(Struct, frozen=True):
     """A route as a translation used it. `uid` is the first characters of the route's; `state` tells whether anything
     else that the translation took for this route has changed."""
 

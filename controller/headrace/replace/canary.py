@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from headrace.protocol.objects import HOLD_LABEL
 from headrace.replace.ownership import Object
@@ -19,8 +20,7 @@ MOST = 8
 _MAX_NAME = 253
 
 
-@dataclass(frozen=True)
-class ParentRef:
+class ParentRef(Struct, frozen=True):
     """What a route is attached to, a Gateway as a rule, and the listener ("": any) that it asks for."""
 
     kind: str

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from msgspec import Struct
+
 from headrace.datalayer.exposition import CostlyPage, PageLimits, PageReader, Sample, read_labels
 
 REQUESTS = ("inference_objective_request_total", "inference_model_request_total")
@@ -42,8 +44,7 @@ _LIMITS = PageLimits(kept_bytes=8 << 20, cpu_seconds=1.0)
 _ROW_BYTES = 512
 
 
-@dataclass(frozen=True)
-class Histogram:
+class Histogram(Struct, frozen=True):
     """Observations per bucket: `bounds` are the upper ones without infinity; `counts` has one more, for the rest."""
 
     bounds: tuple[float, ...] = ()

@@ -16,6 +16,7 @@ PASS, FAIL, INSUFFICIENT = "pass", "fail", "insufficient"
 
 # Looking at a running window over and over finds chance events; only what is this improbable ends one early.
 _EARLY_ALPHA = 1e-4
+_NO_REFERENCE = "the old pool had no traffic to compare with"
 
 
 @dataclass(frozen=True)
@@ -109,49 +110,48 @@ def not_taken(percent: int, old: Counters, new: Counters) -> str:
 def _errors(plan: Plan, old: Counters, new: Counters) -> Check:
     if new.requests < plan.min_sample:
         return _too_few("errors", f"{new.requests:.0f} requests", plan)
-    rate, before = _rate(new.errors, new), _rate(old.errors, old)
     limit = f"+{100 * plan.max_error_increase:g} points at p < {plan.alpha:g}"
+    rate, before = _rate(new.errors, new), _rate(old.errors, old)
     if old.requests < plan.min_sample:
-        return Check("errors", None, rate, limit, None, PASS, "the old pool had no traffic to compare with")
+        return Check("errors", None, rate, limit, None, PASS, _NO_REFERENCE)
     p_value = fisher_greater(round(new.errors), round(new.requests), round(old.errors), round(old.requests))
-    if p_value < plan.alpha and rate - before > plan.max_error_increase:
-        detail = f"errors: {100 * rate:.2f} % at the new pool, {100 * before:.2f} % at the old (p = {p_value:.2g})"
-        return Check("errors", before, rate, limit, p_value, FAIL, detail)
-    return Check("errors", before, rate, limit, p_value, PASS)
+    detail = f"errors: {100 * rate:.2f} % at the new pool, {100 * before:.2f} % at the old (p = {p_value:.2g})"
+    failed = p_value < plan.alpha and rate - before > plan.max_error_increase
+    return Check("errors", before, rate, limit, p_value, *_verdict(failed, detail))
 
 
 def _server_errors(plan: Plan, old: Counters, new: Counters) -> Check:
-    before = _rate(old.server_errors, old) if old.requests else None
-    limit = f"{100 * plan.max_error_rate:g} %" if plan.max_error_rate else "none"
     if new.requests < plan.min_sample:
         return _too_few("server errors", f"{new.requests:.0f} requests", plan)
-    rate = _rate(new.server_errors, new)
-    if plan.max_error_rate and rate > plan.max_error_rate:
-        detail = f"server errors: {100 * rate:.2f} % at the new pool, over the limit of {limit}"
-        return Check("server errors", before, rate, limit, None, FAIL, detail)
-    return Check("server errors", before, rate, limit, None, PASS)
+    limit = f"{100 * plan.max_error_rate:g} %" if plan.max_error_rate else "none"
+    rate, before = _rate(new.server_errors, new), _rate(old.server_errors, old) if old.requests else None
+    detail = f"server errors: {100 * rate:.2f} % at the new pool, over the limit of {limit}"
+    failed = 0 < plan.max_error_rate < rate
+    return Check("server errors", before, rate, limit, None, *_verdict(failed, detail))
 
 
 def _latency(plan: Plan, name: str, old: Histogram | None, new: Histogram | None, limit: float, ratio: float) -> Check:
-    quantile = f"p{100 * plan.quantile:g}"
+    label = f"{name} p{100 * plan.quantile:g}"
+    if new is None or new.count < plan.min_sample:
+        return _too_few(label, f"{_count(new):.0f} observations", plan)
     allowed = [f"{limit:g} s"] if limit else []
     allowed += [f"{ratio:g} times the old at p < {plan.alpha:g}"] if ratio else []
     shown = ", ".join(allowed) or "none"
-    label = f"{name} {quantile}"
-    if new is None or new.count < plan.min_sample:
-        return _too_few(label, f"{_count(new):.0f} observations", plan)
     value = new.quantile(plan.quantile) or 0.0
     before = old.quantile(plan.quantile) if old is not None and old.count >= plan.min_sample else None
     if limit and value > limit:
         detail = f"{label}: {value:.3f} s at the new pool, over the limit of {limit:g} s"
         return Check(label, before, value, shown, None, FAIL, detail)
     if old is None or before is None:
-        return Check(label, None, value, shown, None, PASS, "the old pool had no traffic to compare with")
+        return Check(label, None, value, shown, None, PASS, _NO_REFERENCE)
     p_value = mann_whitney_greater(new, old)
-    if ratio and p_value < plan.alpha and value > before * ratio:
-        detail = f"{label}: {value:.3f} s at the new pool, {before:.3f} s at the old (p = {p_value:.2g})"
-        return Check(label, before, value, shown, p_value, FAIL, detail)
-    return Check(label, before, value, shown, p_value, PASS)
+    detail = f"{label}: {value:.3f} s at the new pool, {before:.3f} s at the old (p = {p_value:.2g})"
+    failed = bool(ratio) and p_value < plan.alpha and value > before * ratio
+    return Check(label, before, value, shown, p_value, *_verdict(failed, detail))
+
+
+def _verdict(failed: bool, detail: str) -> tuple[str, str]:
+    return (FAIL, detail) if failed else (PASS, "")
 
 
 def _too_few(name: str, found: str, plan: Plan) -> Check:

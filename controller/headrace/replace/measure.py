@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import aiohttp
+from msgspec import Struct
 
 from headrace.core import endpoint_key, fields
 from headrace.core.bounded_json import load
@@ -61,8 +62,7 @@ class Target:
     born: float
 
 
-@dataclass(frozen=True)
-class Members:
+class Members(Struct, frozen=True):
     """A pool's processes, as they were listed."""
 
     servers: tuple[Target, ...] = ()
@@ -79,14 +79,13 @@ class Members:
         return sum(target.ready for target in self.pickers)
 
 
-@dataclass(frozen=True)
-class PoolReading:
+class PoolReading(Struct, frozen=True):
     """One look at a pool. `dead` says why it cannot serve; "" if it can.
 
     `in_flight` counts at pickers and servers; None where neither all of the ones nor all of the others said."""
 
-    pages: Mapping[str, Counters] = field(default_factory=dict)
-    born: Mapping[str, float] = field(default_factory=dict)
+    pages: Mapping[str, Counters] = {}
+    born: Mapping[str, float] = {}
     dead: str = ""
     in_flight: float | None = 0.0
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.protocol.objects import GITOPS_MARKS, REPLACEMENT
 
@@ -28,8 +29,7 @@ _GITOPS_MANAGERS = {
 }
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """An entry of managed fields that has a route's rules. `operation` is Apply or Update."""
 
     manager: str

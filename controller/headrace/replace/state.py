@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from headrace.replace.counters import Counters
 from headrace.replace.gates import GateResult
@@ -48,8 +49,7 @@ class InvalidState(ValueError):  # noqa: N818
     """A recorded state that cannot be read: the message says what, and what to do."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A line of the replacement's log. `at` is seconds since 1970."""
 
     at: float

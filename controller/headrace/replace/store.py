@@ -8,8 +8,9 @@ from __future__ import annotations
 import getpass
 import json
 import socket
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.core.fields import mapping
 from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, request
@@ -29,8 +30,7 @@ class Unreadable(Exception):  # noqa: N818
     """What the ConfigMap holds is no record of a replacement."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """What somebody asks of a running replacement. `percent` is the step that an approval is about; 0: any."""
 
     action: str
@@ -38,8 +38,7 @@ class Request:
     percent: int = 0
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(Struct, frozen=True):
     """What is stored. `version` is the ConfigMap's resource version."""
 
     plan: Plan

@@ -6,10 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from msgspec import Struct
 
 from headrace.protocol import http
 
@@ -29,8 +29,7 @@ class NoWarmUp(Exception):  # noqa: N818
     """A route that completions cannot be asked through; the message says why. It says nothing about the pool."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(Struct, frozen=True):
     """Where the canary route is reached: the Gateway's URL, and what requests carry.
 
     `api` is the path of what the model servers call `/v1`."""
@@ -38,7 +37,7 @@ class Address:
     url: str
     api: str
     headers: Mapping[str, str]
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = {}
 
 
 def address_of(route: Mapping[str, Any], gateway: Mapping[str, Any], section: str, given_url: str) -> Address:

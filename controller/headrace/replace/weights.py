@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.replace.plan import PoolRef
 
@@ -39,8 +40,7 @@ def names(ref: Ref, pool: PoolRef, route_namespace: str) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Swap:
+class Swap(Struct, frozen=True):
     """The pools of a replacement, seen from a route's namespace."""
 
     old: PoolRef

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from headrace.kube.client import ApiError
 from headrace.kube.lease import LeaseLost
@@ -455,7 +456,7 @@ async def test_the_drain_ends_at_its_deadline(in_flight: float | None, shown: st
     reads = bench.read
 
     async def busy(ref: PoolRef) -> PoolReading:
-        return dataclasses.replace(await reads(ref), in_flight=in_flight)
+        return structs.replace(await reads(ref), in_flight=in_flight)
 
     bench.read = busy  # type: ignore[method-assign]
     state = await bench.run()

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from msgspec import Struct
 
 from headrace.core import InvalidPool, Pool
 from headrace.core.fields import mapping, mappings
@@ -30,8 +30,7 @@ class NotAnswered(Exception):  # noqa: N818
     """Nobody could say; the message has the reason and what to do."""
 
 
-@dataclass(frozen=True)
-class Parent:
+class Parent(Struct, frozen=True):
     """What one gateway says of a pool: each condition's status, and the reasons of those that are not True."""
 
     name: str
@@ -48,8 +47,7 @@ class Parent:
         return True if self.conditions.get(RESOLVED_REFS) == "True" else None
 
 
-@dataclass(frozen=True)
-class PoolStatus:
+class PoolStatus(Struct, frozen=True):
     """One pool. `view` is its picker's /debug/endpoints, None where no picker told; `trouble` says why, and what else
     is wrong."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.cli.pool.manifests import Document
 from headrace.core.invalid import InvalidField, shown
@@ -20,8 +21,7 @@ class Severity(StrEnum):
     INFO = "info"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One thing about one field. `path` is "" for the whole object; `message` says what is wrong and what to do."""
 
     severity: Severity

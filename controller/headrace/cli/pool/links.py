@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.cli.pool import findings
 from headrace.cli.pool.findings import Finding
@@ -24,8 +25,7 @@ _Key = tuple[str, str, str]
 _CONTAINERS = "spec.template.spec.containers"
 
 
-@dataclass(frozen=True)
-class _Workload:
+class _Workload(Struct, frozen=True):
     """Pods that the files make."""
 
     document: Document
@@ -123,8 +123,7 @@ def _check_selection(document: Document, pool: Pool, workloads: Sequence[_Worklo
             yield findings.warning(document, path, f"none of these ports is one of {workload}'s ({given})")
 
 
-@dataclass(frozen=True)
-class _Links:
+class _Links(Struct, frozen=True):
     """References to pools. `pools` are those of the files."""
 
     pools: set[_Key]
