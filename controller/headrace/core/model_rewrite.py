@@ -6,32 +6,30 @@ rule with an exact match over one for every model; the older object; the earlier
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from random import Random
+
+from msgspec import Struct
 
 from headrace.core.objective import PoolReference
 
 MAX_WEIGHT = 1_000_000
 
 
-@dataclass(frozen=True)
-class RewriteTarget:
+class RewriteTarget(Struct, frozen=True):
     """A model, and its share among the rule's targets."""
 
     model: str
     weight: int = 1
 
 
-@dataclass(frozen=True)
-class RewriteRule:
+class RewriteRule(Struct, frozen=True):
     """Requests for one of `models` (empty: for any) go to one of `targets` (empty: where they were going)."""
 
     models: frozenset[str]
     targets: tuple[RewriteTarget, ...]
 
 
-@dataclass(frozen=True)
-class ModelRewrite:
+class ModelRewrite(Struct, frozen=True):
     """An InferenceModelRewrite. `created` is its creation timestamp as Kubernetes writes it, which sorts by time."""
 
     namespace: str
@@ -41,8 +39,7 @@ class ModelRewrite:
     created: str = ""
 
 
-@dataclass(frozen=True)
-class Rewritten:
+class Rewritten(Struct, frozen=True):
     """The target that was drawn, and the name of the object that says so."""
 
     model: str

@@ -4,7 +4,7 @@ Source: `inference.networking.x-k8s.io/v1alpha2` of the Gateway API Inference Ex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from headrace.core.invalid import InvalidField
 from headrace.core.pool import GA_GROUP
@@ -14,16 +14,14 @@ class InvalidObject(InvalidField):
     """An object that cannot be used: names the field, its value and the fix."""
 
 
-@dataclass(frozen=True)
-class PoolReference:
+class PoolReference(Struct, frozen=True):
     """The pool an object speaks of, in its own namespace."""
 
     name: str
     group: str = GA_GROUP
 
 
-@dataclass(frozen=True)
-class Objective:
+class Objective(Struct, frozen=True):
     """An InferenceObjective. `priority`: higher goes first; below 0 its requests may be shed."""
 
     namespace: str

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from headrace.core.invalid import InvalidField
 
 EXTENSION_GROUP = "inference.networking.x-k8s.io"
@@ -35,8 +37,7 @@ class InvalidPool(InvalidField):
     """A pool object that cannot be used: names the field, its value and the fix."""
 
 
-@dataclass(frozen=True)
-class PickerReference:
+class PickerReference(Struct, frozen=True):
     """The endpoint picker a pool names: by default a Service in the pool's namespace."""
 
     name: str

@@ -73,6 +73,11 @@ class PickPlan(Struct, frozen=True):
         return self.pool.failure_mode is FailureMode.OPEN
 
     @property
+    def is_sampled(self) -> bool:
+        """Whether a part of the responses is observed in full."""
+        return self.service.is_ours and self.observation is Observation.SAMPLED
+
+    @property
     def authority(self) -> str:
         """The picker as its streams name it."""
         return f"{self.service.name}.{self.service.namespace}.svc"

@@ -45,17 +45,15 @@ class Hook:
         started = time.perf_counter()
         try:
             request = PostTranslateModifyRequest.FromString(content)
-        except DecodeError as error:
-            self.metrics.translations.labels("failed").inc()
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"PostTranslateModifyRequest cannot be read: {error}")
-            raise
-        try:
             named = named_rules(request)
             snapshot = await self.snapshot(frozenset().union(*named.values()))
-        except RuntimeError as error:
-            # Envoy Gateway keeps the configuration that it has, and tries again.
+        except (DecodeError, RuntimeError) as error:
             self.metrics.translations.labels("failed").inc()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            code, why = grpc.StatusCode.INVALID_ARGUMENT, f"PostTranslateModifyRequest cannot be read: {error}"
+            if isinstance(error, RuntimeError):
+                # Envoy Gateway keeps the configuration that it has, and tries again.
+                code, why = grpc.StatusCode.UNAVAILABLE, str(error)
+            await context.abort(code, why)
             raise
         translation = translate(request, snapshot)
         self._log(translation)

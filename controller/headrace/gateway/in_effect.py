@@ -123,12 +123,12 @@ class InEffect:
         for gateway in gateways:
             for key, states in self._in_effect(gateway, published).items():
                 newest = reading.used(key).route
-                if not reading.exists(key) or any(_covers(state, newest) for state in states):
+                if key not in snapshot.routes or any(_covers(state, newest) for state in states):
                     continue
                 # No call names a route that the Gateway refuses, so nothing would ever say that it is translated.
                 if gateway in self._own or _is_accepted(key, gateway, snapshot):
                     found.setdefault(gateway, {})[key] = newest.state
-        self._parsed = {key: parsed for key, parsed in self._parsed.items() if reading.exists(key)}
+        self._parsed = {key: parsed for key, parsed in self._parsed.items() if key in snapshot.routes}
         return found
 
     def _in_effect(self, gateway: GatewayKey, published: Mapping[GatewayKey, _States]) -> _States:
@@ -227,10 +227,6 @@ class _Reading:
 
     def __post_init__(self) -> None:
         self._plans: dict[PoolKey, str] = {}
-
-    def exists(self, key: RouteKey) -> bool:
-        """Whether there is such a route."""
-        return key in self.snapshot.routes
 
     def used(self, key: RouteKey) -> _Used:
         """What a translation from the snapshot uses of a route. Its state is "" where it leads to no pool."""

@@ -55,7 +55,8 @@ class Knowledge:
         snapshot = self.informers.snapshot
         behind = self.informers.behind()
         missing = lacking(named, snapshot)
-        self._forget_old_absences()
+        now = self.clock()
+        self._absent_until = {entry: until for entry, until in self._absent_until.items() if until > now}
         sought = {entry for entry in missing if entry not in self._absent_until}
         wanted = behind | {entry.resource for entry in sought}
         if wanted:
@@ -78,10 +79,6 @@ class Knowledge:
             except TimeoutError:
                 pass  # the change was one of a kind that is not translated here
         self._seen = self.informers.news
-
-    def _forget_old_absences(self) -> None:
-        now = self.clock()
-        self._absent_until = {entry: until for entry, until in self._absent_until.items() if until > now}
 
     async def _read(self, wanted: Iterable[Resource]) -> dict[Resource, list[Object]]:
         """One list of each kind, all at once, bounded in time. A kind that cannot be listed is left out."""

@@ -6,10 +6,9 @@ keeps what it had."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from headrace.core import Pool
 from headrace.gateway.names import PoolKey
@@ -22,9 +21,6 @@ from headrace.protocol.translated import RouteKey
 
 # More than the routes of any translation: what is forgotten is what no translation has named for long.
 _REMEMBERED = 10_000
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 class Missing(NamedTuple):
@@ -64,8 +60,8 @@ class Recollection:
     a pool, unless it is known to be gone."""
 
     def __init__(self) -> None:
-        self._routes: OrderedDict[RouteKey, Object] = OrderedDict()
-        self._pools: OrderedDict[PoolKey, Pool] = OrderedDict()
+        self._routes: dict[RouteKey, Object] = {}
+        self._pools: dict[PoolKey, Pool] = {}
 
     def complete(self, snapshot: Snapshot, missing: frozenset[Missing], gone: frozenset[Missing]) -> Snapshot:
         """The snapshot with what is remembered in the place of what is missing. `gone` is known not to exist."""
@@ -89,8 +85,8 @@ class Recollection:
                     _remember(self._pools, backend.pool_key, pool)
 
 
-def _remember(known: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
+def _remember(known: dict[Any, Any], key: tuple[str, str, str], value: object) -> None:
+    known.pop(key, None)
     known[key] = value
-    known.move_to_end(key)
     if len(known) > _REMEMBERED:
-        known.popitem(last=False)
+        del known[next(iter(known))]

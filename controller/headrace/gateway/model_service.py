@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 
 from headrace.core import Refusal, RefusalReason
 from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong
@@ -37,24 +38,21 @@ _AROUND_BODY = 1 << 10
 _CLEAR_ROUTE_CACHE = flag(5, True)  # of CommonResponse
 
 
-class ModelStream:
+class ModelStream(Struct):
     """One request's conversation: headers, then its whole body. No I/O. `base_models` is model to base model."""
 
-    __slots__ = ("_base_models", "_encoding", "done", "model", "refused")
-
-    def __init__(self, base_models: Mapping[str, str]) -> None:
-        self._base_models = base_models
-        self._encoding = ""
-        self.model = ""
-        self.done = False
-        self.refused = False
+    base_models: Mapping[str, str]
+    encoding: str = ""
+    model: str = ""
+    done: bool = False
+    refused: bool = False
 
     def feed(self, raw: bytes) -> bytes:
         """The answer to one message: a body too long or too complex to be read is refused. Raises MalformedMessage."""
         message = read_message(raw)
         if message.kind is Kind.REQUEST_HEADERS:
             headers, ended = read_headers(message.content)
-            self._encoding = headers.get(http.CONTENT_ENCODING, "")
+            self.encoding = headers.get(http.CONTENT_ENCODING, "")
             self.done = ended
             return answers.UNCHANGED[message.kind]
         if message.kind is not Kind.REQUEST_BODY:
@@ -68,12 +66,12 @@ class ModelStream:
         except DecodeError as error:
             raise MalformedMessage(f"HttpBody: {error}") from None
         try:
-            self.model = read_model(body.body, content_encoding=self._encoding)
+            self.model = read_model(body.body, content_encoding=self.encoding)
         except TooLong as error:
             return self._refuse(413, RefusalReason.BODY_TOO_LARGE, error)
         except TooComplex as error:
             return self._refuse(400, RefusalReason.BAD_REQUEST, error)
-        return model_answer(self.model, self._base_models.get(self.model, ""))
+        return model_answer(self.model, self.base_models.get(self.model, ""))
 
     def _refuse(self, status: int, reason: RefusalReason, error: ValueError) -> bytes:
         self.refused = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from headrace.core import Pool
 
 # The bootstrap's static cluster that leads to the controller's EDS and SDS.
@@ -22,6 +24,7 @@ OWN_FILTERS = (BUFFER_FILTER, MODEL_FILTER, HEADERS_FILTER, PICK_FILTER, OBSERVE
 _PREFIX = "inferencepool/"
 _PICKER_SUFFIX = "/epp"
 _TRUST_SUFFIX = "/epp/ca"
+_RESOURCE = re.compile(rf"{_PREFIX}([^/]+)/([^/]+)/([^/]+)(|{_PICKER_SUFFIX}|{_TRUST_SUFFIX})")
 
 # (group, namespace, name)
 PoolKey = tuple[str, str, str]
@@ -49,11 +52,5 @@ def trust_secret_name(key: PoolKey) -> str:
 
 def split_resource_name(name: str) -> tuple[PoolKey, str] | None:
     """The pool of a resource name, and what is asked of it: "" endpoints, "/epp", "/epp/ca". None: not one of ours."""
-    if not name.startswith(_PREFIX):
-        return None
-    group, _, rest = name.removeprefix(_PREFIX).partition("/")
-    namespace, _, rest = rest.partition("/")
-    pool, slash, suffix = rest.partition("/")
-    if not group or not namespace or not pool or slash + suffix not in ("", _PICKER_SUFFIX, _TRUST_SUFFIX):
-        return None
-    return (group, namespace, pool), slash + suffix
+    found = _RESOURCE.fullmatch(name)
+    return None if found is None else ((found[1], found[2], found[3]), found[4])

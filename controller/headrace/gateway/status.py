@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP, FailureMode, Pool
 from headrace.core.fields import has_condition
@@ -28,7 +28,7 @@ from headrace.gateway.snapshot import (
 from headrace.gateway.trust import find_trust
 from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ACCEPTED, FILTERS_ACCEPTED, GATEWAY_GROUP, RESOLVED_REFS, ROUTES_TRANSLATED
-from headrace.protocol.translated import RouteKey
+from headrace.protocol.translated import RouteKey, conditions_in
 
 # The reason of ResolvedRefs where the picker is there and its certificate is not trusted.
 PICKER_NOT_TRUSTED = "EndpointPickerNotTrusted"
@@ -184,7 +184,8 @@ def wanted_status(
     field = "parents" if key[0] == GA_GROUP else "parent"
     status = mapping(pool.get("status"))
     old = list(mappings(status.get(field)))
-    generation = mapping(pool.get("metadata")).get("generation")
+    seen = mapping(pool.get("metadata")).get("generation")
+    generation = seen if isinstance(seen, int) else 0
     kept: list[dict[str, Any]] = []
     ours: dict[GatewayKey, Mapping[str, Any]] = {}
     for entry in old:
@@ -196,12 +197,7 @@ def wanted_status(
     wanted = list(kept)
     for gateway in sorted(parents)[: max(0, _MAX_PARENTS - len(kept))]:
         entry = {
-            "parentRef": {
-                "group": GATEWAY_GROUP,
-                "kind": "Gateway",
-                "namespace": gateway[0],
-                "name": gateway[1],
-            },
+            "parentRef": {"group": GATEWAY_GROUP, "kind": "Gateway", "namespace": gateway[0], "name": gateway[1]},
             "conditions": _stamped(
                 (
                     *conditions_of(snapshot, key, route_accepted=parents[gateway], untrusted=untrusted),
@@ -223,16 +219,8 @@ def wanted_status(
 
 def untrusted_message(status: Mapping[str, Any]) -> str:
     """What a status says of a picker that is not trusted; "" where it says nothing of the kind."""
-    return next(
-        (
-            str(condition["message"])
-            for field in ("parents", "parent")
-            for entry in mappings(status.get(field))
-            for condition in mappings(entry.get("conditions"))
-            if condition.get("reason") == PICKER_NOT_TRUSTED
-        ),
-        "",
-    )
+    said = (condition for _, condition in conditions_in(status) if condition.get("reason") == PICKER_NOT_TRUSTED)
+    return next((str(condition["message"]) for condition in said), "")
 
 
 def gateway_of(entry: Object, pool_namespace: str) -> GatewayKey | None:
@@ -258,24 +246,16 @@ def _is_placeholder(entry: Object) -> bool:
 
 
 def _stamped(
-    conditions: tuple[Condition, ...], old: Mapping[str, Any] | None, generation: object, now: str
+    conditions: tuple[Condition, ...], old: Mapping[str, Any] | None, generation: int, now: str
 ) -> list[dict[str, Any]]:
     """Conditions with times: the time of the last change of their status, not of this write."""
     known = {found.get("type"): found for found in mappings(mapping(old).get("conditions"))}
     found: list[dict[str, Any]] = []
     for condition in conditions:
-        before = known.get(condition.type)
-        same = before is not None and before.get("status") == condition.status and before.get("lastTransitionTime")
-        found.append(
-            {
-                "type": condition.type,
-                "status": condition.status,
-                "reason": condition.reason,
-                "message": condition.message,
-                "observedGeneration": generation if isinstance(generation, int) else 0,
-                "lastTransitionTime": before["lastTransitionTime"] if same and before is not None else now,
-            }
-        )
+        before = known.get(condition.type, {})
+        since = before.get("lastTransitionTime") if before.get("status") == condition.status else None
+        times = {"observedGeneration": generation, "lastTransitionTime": since or now}
+        found.append({**structs.asdict(condition), **times})
     if ROUTES_TRANSLATED in known and all(condition.type != ROUTES_TRANSLATED for condition in conditions):
         found.append(dict(known[ROUTES_TRANSLATED]))
     return found
@@ -284,7 +264,7 @@ def _stamped(
 def _same(wanted: list[dict[str, Any]], old: list[dict[str, Any]]) -> bool:
     """Whether nothing changes, in whatever order the entries are."""
 
-    def key(entry: Mapping[str, Any]) -> str:
-        return repr(mapping(entry.get("parentRef")).items() and sorted(map(str, entry["parentRef"].items())))
+    def parent(entry: Mapping[str, Any]) -> list[str]:
+        return sorted(map(str, mapping(entry.get("parentRef")).items()))
 
-    return sorted(wanted, key=key) == sorted(old, key=key)
+    return sorted(wanted, key=parent) == sorted(old, key=parent)

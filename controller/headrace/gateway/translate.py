@@ -212,7 +212,7 @@ class _Work:
             return invalid
         plans.append(plan)
         name = self._pool_cluster(plan.pool, self._template(rule, backend))
-        if plan.service.is_ours and plan.observation is filters.Observation.SAMPLED:
+        if plan.is_sampled:
             parts = [(False, backend.weight * (factor - 1)), (True, backend.weight)]
         else:
             parts = [(plan.observation is filters.Observation.ALL, share)]
@@ -241,7 +241,7 @@ class _Work:
 
     def _samples(self, backend: Backend) -> bool:
         plan = self._plan(backend.pool_key) if backend.is_pool else None
-        return plan is not None and plan.service.is_ours and plan.observation is filters.Observation.SAMPLED
+        return plan is not None and plan.is_sampled
 
     def _other_cluster(self, rule: RuleName, backend: Backend, old: Mapping[str, _Weight]) -> str | None:
         """Envoy Gateway's cluster of a Service or another backend that is no pool; None: it does not resolve."""

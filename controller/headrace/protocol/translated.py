@@ -54,12 +54,18 @@ def write_routes(routes: Iterable[TranslatedRoute]) -> str:
 
 
 def published_routes(pool: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], dict[RouteKey, TranslatedRoute]]]:
-    """The entries in a pool's status, of either version, each with the parent that it is about."""
-    status = mapping(pool.get("status"))
-    for parent in (*mappings(status.get("parents")), *mappings(status.get("parent"))):
-        for condition in mappings(parent.get("conditions")):
-            if condition.get("type") == ROUTES_TRANSLATED:
-                yield parent, read_routes(condition.get("message"))
+    """The entries in a pool's status, each with the parent that it is about."""
+    for parent, condition in conditions_in(pool.get("status")):
+        if condition.get("type") == ROUTES_TRANSLATED:
+            yield parent, read_routes(condition.get("message"))
+
+
+def conditions_in(status: object) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The conditions in a pool's status, of either version, each with its parent."""
+    for field in ("parents", "parent"):
+        for parent in mappings(mapping(status).get(field)):
+            for condition in mappings(parent.get("conditions")):
+                yield parent, condition
 
 
 def read_routes(text: object) -> dict[RouteKey, TranslatedRoute]:

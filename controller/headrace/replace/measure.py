@@ -242,13 +242,10 @@ class Measure:
 def reading(ref: PoolRef, members: Members, pages: Mapping[Target, Rows], *, proof: bool = True) -> PoolReading:
     """A reading of pages. With `proof` a page shows that its process answers, and its lack that it does not."""
     pickers = {target.pod for target in members.pickers}
-    counters: dict[str, Counters] = {}
-    waiting = {"picker": 0.0, "server": 0.0}
-    for target, rows in pages.items():
-        is_picker = target.pod in pickers
-        counters[target.key] = picker_counters(rows) if is_picker else server_counters(rows)
-        kind, count = ("picker", in_flight_at_picker) if is_picker else ("server", in_flight_at_server)
-        waiting[kind] += count(rows)
+    of_pickers = {target.key: rows for target, rows in pages.items() if target.pod in pickers}
+    of_servers = {target.key: rows for target, rows in pages.items() if target.pod not in pickers}
+    counters = {key: picker_counters(rows) for key, rows in of_pickers.items()}
+    counters |= {key: server_counters(rows) for key, rows in of_servers.items()}
     answered = {target.pod for target in pages}
     dead = _not_ready(ref, members)
     if proof and not dead:
@@ -260,7 +257,8 @@ def reading(ref: PoolRef, members: Members, pages: Mapping[Target, Rows], *, pro
     complete = (
         {target.pod for target in side if target.ready} <= answered for side in (members.pickers, members.servers)
     )
-    in_flight = max(waiting.values()) if any(complete) else None
+    counts = sum(map(in_flight_at_picker, of_pickers.values())), sum(map(in_flight_at_server, of_servers.values()))
+    in_flight = max(counts) if any(complete) else None
     return PoolReading(counters, {target.key: target.born for target in pages}, dead, in_flight)
 
 

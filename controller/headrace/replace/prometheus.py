@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from msgspec import Struct
 
 from headrace.protocol import http
 from headrace.replace.counters import ERRORS, IN_FLIGHT, REQUESTS, RUNNING, TPOT, TTFT, WAITING, Rows
@@ -81,8 +82,7 @@ def _source(labels: Mapping[str, str]) -> Source:
     return labels["pod"], labels.get("instance", "")
 
 
-@dataclass(frozen=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """What a Prometheus wants to be asked with: files of a folder, as a Secret is mounted.
 
     `token`, else `username` and `password`; `ca.crt` where no public authority has signed its certificate. Each is read

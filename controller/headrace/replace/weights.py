@@ -84,32 +84,28 @@ def refs_at(original: Sequence[Ref], swap: Swap, percent: int) -> Refs:
     moving = [weight_of(ref) for ref in original if swap.is_old(ref)]
     own = weight_of(original[existing[0]]) if existing else 0
     weights = [weight_of(ref) for ref in original]
-    if percent == 0:
-        scaled, kept, moved = 1, moving, [0] * len(moving)
-    else:
-        divisor, factor = _fitting([*weights, own + sum(moving)], moving, percent)
-        scaled = factor
-        weights = [weight // divisor for weight in weights]
-        own //= divisor
-        moving = [weight // divisor for weight in moving]
-        moved = [_rounded(weight * factor * percent) for weight in moving]
-        kept = [weight * factor - part for weight, part in zip(moving, moved, strict=True)]
-        for weight, part in zip(moving, moved, strict=True):
-            if weight and abs(part / (weight * factor) * 100 - percent) > _TOLERATED:
-                raise Unsplittable(
-                    f"weights {[weight_of(ref) for ref in original]} leave no room to give {percent} % of a weight of "
-                    f"{weight} away: make the rule's weights smaller (at most {MAX_WEIGHT // 100} each, and for both "
-                    f"pools together, will do)"
-                )
+    divisor, factor = _fitting([*weights, own + sum(moving)], moving, percent)
+    weights = [weight // divisor for weight in weights]
+    own //= divisor
+    moving = [weight // divisor for weight in moving]
+    moved = [_rounded(weight * factor * percent) for weight in moving]
+    kept = [weight * factor - part for weight, part in zip(moving, moved, strict=True)]
+    for weight, part in zip(moving, moved, strict=True):
+        if weight and abs(part / (weight * factor) * 100 - percent) > _TOLERATED:
+            raise Unsplittable(
+                f"weights {[weight_of(ref) for ref in original]} leave no room to give {percent} % of a weight of "
+                f"{weight} away: make the rule's weights smaller (at most {MAX_WEIGHT // 100} each, and for both "
+                f"pools together, will do)"
+            )
     found: list[dict[str, Any]] = []
     left = iter(kept)
     for at, ref in enumerate(original):
         if swap.is_old(ref):
             found.append(_weighted(ref, next(left)))
         elif existing and at == existing[0]:
-            found.append(_weighted(ref, own * scaled + sum(moved)))
+            found.append(_weighted(ref, own * factor + sum(moved)))
         else:
-            found.append(_weighted(ref, weights[at] * scaled))
+            found.append(_weighted(ref, weights[at] * factor))
     if not existing:
         olds = [ref for ref in original if swap.is_old(ref)]
         for ref, part in zip(olds, moved, strict=True):
