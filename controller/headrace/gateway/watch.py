@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NoReturn
 
 from headrace.gateway.snapshot import Object, Snapshot, mapping, parse_pools
@@ -28,6 +28,7 @@ _Key = tuple[Resource, str, str]
 _BASE_MODELS: _Key = (kinds.CONFIG_MAPS, "", "")
 
 
+@dataclass(eq=False)
 class Watch:
     """The informers of the process. `on_change` is called after each batch of changes, once the first lists are in;
     `on_malformed`, with the kind's plural, for what the API server says that cannot be used.
@@ -35,19 +36,15 @@ class Watch:
     `settled` is set when every kind has been listed or is known to be absent, beside each pool too. `news` counts the
     changes that a translation depends on."""
 
-    def __init__(
-        self,
-        client: Any,
-        on_change: Callable[[], None],
-        on_malformed: Callable[[str], None] = lambda kind: None,
-        *,
-        controller_name: str = "",
-        verify_by_default: bool = True,
-    ) -> None:
-        self._client = client
-        self._nothing = Snapshot(controller_name=controller_name, verify_by_default=verify_by_default)
-        self._on_malformed = on_malformed
-        self._on_change = on_change
+    client: Any
+    on_change: Callable[[], None]
+    on_malformed: Callable[[str], None] = lambda kind: None
+    _: KW_ONLY
+    controller_name: str = ""
+    verify_by_default: bool = True
+
+    def __post_init__(self) -> None:
+        self._nothing = Snapshot(controller_name=self.controller_name, verify_by_default=self.verify_by_default)
         self._reflectors: dict[_Key, Reflector] = {}
         self._tasks: dict[_Key, asyncio.Task[NoReturn]] = {}
         self._snapshot: Snapshot | None = None
@@ -105,7 +102,7 @@ class Watch:
         ]
         if all(found.synced or found.absent for found in needed):
             self.settled.set()
-            self._on_change()
+            self.on_change()
         else:
             asyncio.get_running_loop().call_later(1.0, self._reshape.set)
 
@@ -120,16 +117,16 @@ class Watch:
             if resource in (*kinds.POOLS.values(), kinds.BACKEND_TLS_POLICIES):
                 self._reshape.set()
             if self.settled.is_set():
-                self._on_change()
+                self.on_change()
 
         found = Reflector(
-            self._client,
+            self.client,
             resource,
             namespace=namespace or None,
             label_selector=label_selector,
             field_selector=f"metadata.name={name}" if name else None,
             on_change=changed,
-            on_malformed=self._on_malformed,
+            on_malformed=self.on_malformed,
         )
         self._reflectors[key] = found
         title = f"informer of {resource} {namespace}/{name}"

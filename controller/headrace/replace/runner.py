@@ -34,10 +34,10 @@ from headrace.replace.machine import (
     may_roll_back,
     percent_of,
 )
-from headrace.replace.measure import PoolReading
+from headrace.replace.measure import Measure, PoolReading
 from headrace.replace.plan import ObjectRef, Plan, PoolRef
 from headrace.replace.state import Phase, State
-from headrace.replace.store import Record, Request, Unreadable
+from headrace.replace.store import Request, Store, Unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -70,20 +70,6 @@ class World(Protocol):
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None: ...
 
 
-class Reader(Protocol):
-    """What pools are like. May raise ApiError where a pool was never seen, and InvalidPool."""
-
-    async def read(self, ref: PoolRef) -> PoolReading: ...
-
-
-class Keeper(Protocol):
-    """Where the state is kept. All of it may raise ApiError; `save` LeaseLost."""
-
-    async def load(self) -> Record | None: ...
-    async def save(self, plan: Plan, state: State, epoch: int) -> None: ...
-    async def clear_request(self) -> None: ...
-
-
 @dataclass(eq=False)
 class Runner:
     """One replacement, from whatever state it is in. Times in seconds.
@@ -93,8 +79,8 @@ class Runner:
 
     plan: Plan
     world: World
-    reader: Reader
-    keeper: Keeper
+    reader: Measure
+    keeper: Store
     _: KW_ONLY
     may_remove: Collection[ObjectRef] = ()
     epoch: Callable[[], int] = lambda: 0

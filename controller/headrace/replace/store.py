@@ -10,7 +10,7 @@ import json
 import socket
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.core.fields import mapping
 from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, request
@@ -39,12 +39,11 @@ class Request(Struct, frozen=True):
 
 
 class Record(Struct, frozen=True):
-    """What is stored. `version` is the ConfigMap's resource version."""
+    """What is stored. `epoch` counts the Lease's holders up to the one that wrote it."""
 
     plan: Plan
     state: State
     epoch: int
-    version: str
     request: Request | None = None
 
 
@@ -69,6 +68,7 @@ class Store:
         self._client = client
         self._namespace = pool.namespace
         self.name = object_name(pool)
+        self._path = CONFIG_MAPS.path(pool.namespace, self.name)
         self._version = ""
         # Of the last look: who wrote, and what somebody asked for.
         self._epoch = 0
@@ -76,7 +76,7 @@ class Store:
 
     async def load(self) -> Record | None:
         """What is stored; None if nothing is. Raises ApiError, InvalidPlan, InvalidState, Unreadable."""
-        found = await find(self._client, CONFIG_MAPS.path(self._namespace, self.name))
+        found = await find(self._client, self._path)
         if found is None:
             self._version, self._asked = "", None
             return None
@@ -91,7 +91,7 @@ class Store:
         except (ValueError, RecursionError) as error:
             raise Unreadable(f"ConfigMap {self._namespace}/{self.name}: {error}") from error
         self._epoch = epoch
-        return Record(plan, state, epoch, self._version, _request(self._asked))
+        return Record(plan, state, epoch, _request(self._asked))
 
     async def save(self, plan: Plan, state: State, epoch: int) -> None:
         """Write plan and state. Raises LeaseLost, ApiError."""
@@ -125,27 +125,22 @@ class Store:
             found = await create(self._client, CONFIG_MAPS, body)
         else:
             body = {"metadata": {"resourceVersion": self._version, "labels": LABELS}, "data": data}
-            path = CONFIG_MAPS.path(self._namespace, self.name)
-            found = await request(self._client, "PATCH", path, body=body, content_type=MERGE_PATCH)
+            found = await request(self._client, "PATCH", self._path, body=body, content_type=MERGE_PATCH)
         self._version = str(found["metadata"].get("resourceVersion") or "")
 
     async def ask(self, asked: Request) -> None:
         """Leave a request for whoever runs the replacement. Raises ApiError; 404: there is none."""
-        text = json.dumps({"action": asked.action, "by": asked.by, "percent": asked.percent})
-        path = CONFIG_MAPS.path(self._namespace, self.name)
-        await request(self._client, "PATCH", path, body={"data": {"request": text}}, content_type=MERGE_PATCH)
+        text = json.dumps(structs.asdict(asked))
+        await request(self._client, "PATCH", self._path, body={"data": {"request": text}}, content_type=MERGE_PATCH)
 
     async def clear_request(self) -> None:
         """The request that was seen last was dealt with; one that came since stays. Raises ApiError."""
         if self._asked is None:
             return
-        operations = [
-            {"op": "test", "path": "/data/request", "value": self._asked},
-            {"op": "remove", "path": "/data/request"},
-        ]
-        path = CONFIG_MAPS.path(self._namespace, self.name)
+        test = {"op": "test", "path": "/data/request", "value": self._asked}
+        operations = [test, {"op": "remove", "path": "/data/request"}]
         try:
-            found = await request(self._client, "PATCH", path, body=operations, content_type=JSON_PATCH)
+            found = await request(self._client, "PATCH", self._path, body=operations, content_type=JSON_PATCH)
         except ApiError as error:
             # It is another one now, or gone.
             if error.status not in (404, 422):

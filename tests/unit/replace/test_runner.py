@@ -147,7 +147,7 @@ class Bench:
 
     async def load(self) -> Record | None:
         self.may("load")
-        return None if self.stored is None else Record(self.plan, self.stored, 0, "1", self.request)
+        return None if self.stored is None else Record(self.plan, self.stored, 0, self.request)
 
     async def save(self, plan: Plan, state: State, epoch: int) -> None:
         self.may("save")
