@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.core.invalid import InvalidField
 from headrace.gateway.snapshot import Object, mapping, mappings
@@ -35,27 +36,42 @@ class InvalidFilter(InvalidField):
     """A filter that cannot be had: names the field of the backendRef, its value and the fix."""
 
 
-@dataclass
-class HeaderChanges:
-    """What the filters of one backendRef do to requests and responses, by direction."""
+class HeaderChanges(Struct):
+    """What the filters of one backendRef do to requests and responses. Keys are direction and name, in lower case."""
 
-    added: dict[str, list[tuple[str, str, Any]]]
-    removed: dict[str, list[str]]
+    added: dict[tuple[str, str], tuple[str, str, Any]] = {}
+    removed: dict[tuple[str, str], str] = {}
 
     def apply(self, weight: route_components_pb2.WeightedCluster.ClusterWeight) -> None:
         """Put them on a weighted cluster."""
-        for direction, headers in self.added.items():
-            options: Any = getattr(weight, f"{direction}_headers_to_add")
-            for name, value, action in headers:
-                header = base_pb2.HeaderValue(key=name, value=value.replace("%", "%%"))
-                options.add(header=header, append_action=action)
-        for direction, names in self.removed.items():
-            getattr(weight, f"{direction}_headers_to_remove").extend(names)
+        for (direction, _), (name, value, action) in self.added.items():
+            header = base_pb2.HeaderValue(key=name, value=value.replace("%", "%%"))
+            getattr(weight, f"{direction}_headers_to_add").add(header=header, append_action=action)
+        for (direction, _), name in self.removed.items():
+            getattr(weight, f"{direction}_headers_to_remove").append(name)
+
+    def read(self, direction: str, spec: Object, field: str) -> None:
+        """Take what a filter says. Raises InvalidFilter."""
+        for key, action in _ACTIONS:
+            for index, header in enumerate(mappings(spec.get(key))):
+                name = _name(header.get("name"), f"{field}.{key}[{index}].name")
+                value = header.get("value")
+                if not isinstance(value, str) or len(value) > _MAX_VALUE or not _VALUE.fullmatch(value):
+                    fix = f"use up to {_MAX_VALUE} printable ASCII characters, single spaces between words"
+                    raise InvalidFilter(f"{field}.{key}[{index}].value", value, fix)
+                self.added.setdefault((direction, name.lower()), (name, value, action))
+        names = spec.get("remove")
+        for index, entry in enumerate(names if isinstance(names, list) else ()):
+            name = _name(entry, f"{field}.remove[{index}]")
+            self.removed.setdefault((direction, name.lower()), name)
+        for many in (self.added, self.removed):
+            if (count := sum(key[0] == direction for key in many)) > _MAX_HEADERS:
+                raise InvalidFilter(field, count, f"change {_MAX_HEADERS} headers at most")
 
 
 def header_changes(filters: Iterable[Object]) -> HeaderChanges:
     """What the filters of a backendRef do. Raises InvalidFilter: Gateway API lets no filter be skipped."""
-    changes = HeaderChanges({"request": [], "response": []}, {"request": [], "response": []})
+    changes = HeaderChanges()
     for index, found in enumerate(filters):
         kind = found.get("type")
         direction = _KINDS.get(kind) if isinstance(kind, str) else None
@@ -63,32 +79,8 @@ def header_changes(filters: Iterable[Object]) -> HeaderChanges:
             fix = f"a backendRef to a pool can have {' and '.join(_KINDS)} only: put other filters on the rule"
             raise InvalidFilter(f"filters[{index}].type", kind, fix)
         field = f"{direction}HeaderModifier"
-        _read(
-            mapping(found.get(field)), f"filters[{index}].{field}", changes.added[direction], changes.removed[direction]
-        )
+        changes.read(direction, mapping(found.get(field)), f"filters[{index}].{field}")
     return changes
-
-
-def _read(spec: Object, field: str, added: list[tuple[str, str, Any]], removed: list[str]) -> None:
-    taken = {name.lower() for name, _, _ in added}
-    for key, action in _ACTIONS:
-        for index, header in enumerate(mappings(spec.get(key))):
-            name = _name(header.get("name"), f"{field}.{key}[{index}].name")
-            value = header.get("value")
-            if not isinstance(value, str) or len(value) > _MAX_VALUE or not _VALUE.fullmatch(value):
-                fix = f"use up to {_MAX_VALUE} printable ASCII characters, single spaces between words"
-                raise InvalidFilter(f"{field}.{key}[{index}].value", value, fix)
-            if name.lower() not in taken:
-                taken.add(name.lower())
-                added.append((name, value, action))
-    names = spec.get("remove")
-    for index, entry in enumerate(names if isinstance(names, list) else ()):
-        name = _name(entry, f"{field}.remove[{index}]")
-        if name.lower() not in map(str.lower, removed):
-            removed.append(name)
-    for many in (added, removed):
-        if len(many) > _MAX_HEADERS:
-            raise InvalidFilter(field, len(many), f"change {_MAX_HEADERS} headers at most")
 
 
 def _name(value: object, field: str) -> str:

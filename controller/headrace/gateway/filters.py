@@ -122,26 +122,23 @@ def listener_filters(*, idle: bool = False) -> list[http_connection_manager_pb2.
     nowhere = grpc_service_pb2.GrpcService(
         envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=names.INVALID_CLUSTER)
     )
-    pick = ext_proc_pb2.ExternalProcessor(
-        grpc_service=nowhere,
-        processing_mode=nothing if idle else _Mode(request_header_mode=_Mode.SEND),
-        message_timeout=seconds(MESSAGE_TIMEOUT_SECONDS),
-        metadata_options=_metadata(),
-        stat_prefix="headrace_pick",
-        # The picker must not choose another route: another pool's picker would be asked for nothing.
-        route_cache_action=ext_proc_pb2.ExternalProcessor.RETAIN,
-    )
+
+    def processor(name: str, mode: _Mode) -> ext_proc_pb2.ExternalProcessor:
+        return ext_proc_pb2.ExternalProcessor(
+            grpc_service=nowhere,
+            processing_mode=nothing if idle else mode,
+            metadata_options=_metadata(),
+            stat_prefix=name,
+            # The picker must not choose another route: another pool's picker would be asked for nothing.
+            route_cache_action=ext_proc_pb2.ExternalProcessor.RETAIN,
+        )
+
+    pick = processor("headrace_pick", _Mode(request_header_mode=_Mode.SEND))
+    pick.message_timeout.CopyFrom(seconds(MESSAGE_TIMEOUT_SECONDS))
     pick.status_on_error.code = http_status_pb2.ServiceUnavailable
-    observe = ext_proc_pb2.ExternalProcessor(
-        grpc_service=nowhere,
-        processing_mode=nothing if idle else _observe_mode(bodies=False),
-        metadata_options=_metadata(),
-        stat_prefix="headrace_observe",
-        route_cache_action=ext_proc_pb2.ExternalProcessor.RETAIN,
-        observability_mode=True,
-        failure_mode_allow=True,
-        deferred_close_timeout=seconds(_OBSERVE_CLOSE_SECONDS),
-    )
+    observe = processor("headrace_observe", _observe_mode(bodies=False))
+    observe.observability_mode = observe.failure_mode_allow = True
+    observe.deferred_close_timeout.CopyFrom(seconds(_OBSERVE_CLOSE_SECONDS))
     mutation = header_mutation_pb2.HeaderMutation(mutations=_removed_headers())
     configs = ((names.HEADERS_FILTER, mutation), (names.PICK_FILTER, pick), (names.OBSERVE_FILTER, observe))
     return [

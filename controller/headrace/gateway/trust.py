@@ -6,7 +6,6 @@ ConfigMap or a Service changes, and a CA must be able to change under traffic.""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from msgspec import Struct
 
@@ -100,14 +99,8 @@ def trust_secret(name: str, trust: Trust, nothing: str) -> secret_pb2.Secret:
         context.trusted_ca.filename = _SYSTEM_CA_FILE
     else:
         context.trusted_ca.inline_string = trust.ca or nothing
-    if trust.alternative_names:
-        for kind, value in trust.alternative_names:
-            _match(context, _MATCH_URI if kind == "URI" else _MATCH_DNS, value)
-    elif trust.hostname:
-        _match(context, _MATCH_DNS, trust.hostname)
+    own = (("Hostname", trust.hostname),) if trust.hostname else ()
+    for kind, value in trust.alternative_names or own:
+        matcher = context.match_typed_subject_alt_names.add(san_type=_MATCH_URI if kind == "URI" else _MATCH_DNS)
+        matcher.matcher.exact = value
     return secret
-
-
-def _match(context: Any, kind: Any, value: str) -> None:
-    matcher = context.match_typed_subject_alt_names.add(san_type=kind)
-    matcher.matcher.exact = value

@@ -78,13 +78,8 @@ class Lease:
             transitions = int(number(_spec(found).get("leaseTransitions"), 0))
             if found is not None and holder != self.identity:
                 transitions += 1
-            try:
-                await self._write(found, transitions, asked)
-            except ApiError as error:
-                if error.status == 409:
-                    return holder or "somebody who was faster"
-                raise
-            return ""
+            written = await self._write(found, transitions, asked)
+            return "" if written else holder or "somebody who was faster"
 
     async def acquire(self, patience: float) -> None:
         """Take the lease, waiting up to `patience` seconds for it. Raises LeaseHeld, ApiError."""
@@ -108,12 +103,8 @@ class Lease:
             holder = holder_of(found)
             if found is not None and holder != self.identity:
                 raise LeaseLost(f"Lease {self.name} was taken over by {holder or 'nobody'}")
-            try:
-                await self._write(found, self.transitions, asked)
-            except ApiError as error:
-                if error.status == 409:
-                    raise LeaseLost(f"Lease {self.name} was written by somebody else") from error
-                raise
+            if not await self._write(found, self.transitions, asked):
+                raise LeaseLost(f"Lease {self.name} was written by somebody else")
 
     async def keep(self) -> None:
         """Renew until cancelled. An API server that is away is waited for. Raises LeaseLost."""
@@ -143,7 +134,8 @@ class Lease:
             return False
         return self.clock() - self._seen[1] > number(spec.get("leaseDurationSeconds"), self.duration)
 
-    async def _write(self, found: dict[str, Any] | None, transitions: int, asked: float) -> None:
+    async def _write(self, found: dict[str, Any] | None, transitions: int, asked: float) -> bool:
+        """False: somebody else wrote it meanwhile. Raises ApiError."""
         old = _spec(found)
         acquired = old.get("acquireTime") if old.get("holderIdentity") == self.identity else None
         spec = {
@@ -153,19 +145,21 @@ class Lease:
             "renewTime": _now(),
             "leaseTransitions": transitions,
         }
-        if found is None:
-            body = {
-                "apiVersion": LEASES.api_version,
-                "kind": "Lease",
-                "metadata": {"name": self.name, "namespace": self.namespace, "labels": dict(self.labels)},
-                "spec": spec,
-            }
-            await create(self.client, LEASES, body)
-        else:
-            await put(self.client, self._path, {**found, "spec": spec})
+        try:
+            if found is None:
+                metadata = {"name": self.name, "namespace": self.namespace, "labels": dict(self.labels)}
+                kind = {"apiVersion": LEASES.api_version, "kind": "Lease"}
+                await create(self.client, LEASES, {**kind, "metadata": metadata, "spec": spec})
+            else:
+                await put(self.client, self._path, {**found, "spec": spec})
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return False
         self.transitions = transitions
         # Others count from what they see of this, which is after it was asked for.
         self.renewed = asked
+        return True
 
 
 def _now() -> str:

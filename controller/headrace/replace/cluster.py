@@ -239,21 +239,18 @@ class Cluster:
             if record.uid and (route.get("metadata") or {}).get("uid") != record.uid:
                 logger.warning("%s is another route than the one recorded: left as it is", record)
                 return
-            wanted = operations(route, record)
-            if not wanted:
+            if wanted := operations(route, record):
+                await self.lease.ensure()
+            try:
+                if wanted:
+                    query = {"fieldManager": FIELD_MANAGER}
+                    route = await request(self.client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
                 self._translations.note(record.key, route)
                 return
-            await self.lease.ensure()
-            try:
-                query = {"fieldManager": FIELD_MANAGER}
-                route = await request(self.client, "PATCH", path, query=query, body=wanted, content_type=JSON_PATCH)
             except ApiError as error:
                 if error.status not in (404, 409, 422) or attempt == _PATCH_TRIES - 1:
                     raise
                 await asyncio.sleep(0.05 * 2**attempt)
-            else:
-                self._translations.note(record.key, route)
-                return
 
     # ---- a route of our own, and the warm-up through it
 

@@ -11,11 +11,12 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from headrace.core import InvalidPool
 from headrace.kube.client import ApiError
 from headrace.kube.lease import LeaseLost
+from headrace.replace.cluster import Cluster
 from headrace.replace.counters import Counters, Window
 from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, not_taken, table
 from headrace.replace.machine import (
@@ -25,7 +26,6 @@ from headrace.replace.machine import (
     Discovered,
     Drained,
     Event,
-    Found,
     Judged,
     Refused,
     Removed,
@@ -54,22 +54,6 @@ _LASTING = frozenset({400, 401, 403, 404, 405, 422})
 _T = TypeVar("_T")
 
 
-class World(Protocol):
-    """What is done to the cluster. All of it may raise ApiError and LeaseLost."""
-
-    async def preflight(self) -> Refused | Found: ...
-    async def shift(self, state: State, percent: int) -> Event | None: ...
-    async def warm_up(self, state: State) -> Event: ...
-    async def finalise(self, state: State) -> Event | None: ...
-    async def restore(self, state: State) -> Event | None: ...
-    async def give_back(self, state: State) -> None: ...
-    async def discover(self, state: State) -> Event | None: ...
-    async def leading_to(self, *pools: PoolRef) -> tuple[tuple[str, str, str], ...]: ...
-    async def uid_of(self, pool: PoolRef) -> str: ...
-    async def remove(self, objects: tuple[ObjectRef, ...]) -> Removed: ...
-    async def event(self, reason: str, message: str, *, warning: bool = False) -> None: ...
-
-
 @dataclass(eq=False)
 class Runner:
     """One replacement, from whatever state it is in. Times in seconds.
@@ -78,7 +62,7 @@ class Runner:
     can write: of what it lists, nothing else is removed."""
 
     plan: Plan
-    world: World
+    world: Cluster
     reader: Measure
     keeper: Store
     _: KW_ONLY
