@@ -172,21 +172,16 @@ def _overrides(plan: PickPlan, mode: _Mode, fails_open: bool) -> any_pb2.Any:
 
 
 def _pick_mode(plan: PickPlan) -> _Mode:
-    streamed = plan.body_mode is BodyMode.STREAMED
-    mode = _Mode(
+    streamed, ours = plan.body_mode is BodyMode.STREAMED, plan.service.is_ours
+    return _Mode(
         request_header_mode=_Mode.SEND,
         request_body_mode=_Stream if streamed else _Mode.BUFFERED,
         # Envoy takes FULL_DUPLEX_STREAMED only together with trailers.
         request_trailer_mode=_Mode.SEND if streamed else _Mode.SKIP,
-        response_header_mode=_Mode.SKIP,
-        response_body_mode=_Mode.NONE,
-        response_trailer_mode=_Mode.SKIP,
+        response_header_mode=_Mode.SKIP if ours else _Mode.SEND,
+        response_body_mode=_Mode.NONE if ours else _Stream,
+        response_trailer_mode=_Mode.SKIP if ours else _Mode.SEND,
     )
-    if not plan.service.is_ours:
-        mode.response_header_mode = _Mode.SEND
-        mode.response_body_mode = _Stream
-        mode.response_trailer_mode = _Mode.SEND
-    return mode
 
 
 def _observe_mode(*, bodies: bool) -> _Mode:

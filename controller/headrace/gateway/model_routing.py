@@ -203,14 +203,9 @@ def _body_filters(gateway: str) -> Sequence[http_connection_manager_pb2.HttpFilt
 def _for_json(name: str, inner: str, config: Message) -> http_connection_manager_pb2.HttpFilter:
     """A filter that only requests with a JSON body pass; others skip it."""
     json = string_pb2.StringMatcher(prefix="application/json", ignore_case=True)
-    both = _Predicate(
-        and_matcher=_Predicate.PredicateList(
-            predicate=[
-                _header_predicate(http.METHOD, string_pb2.StringMatcher(exact="POST")),
-                _header_predicate(http.CONTENT_TYPE, json),
-            ]
-        )
-    )
+    post = _header_predicate(http.METHOD, string_pb2.StringMatcher(exact="POST"))
+    wanted = _Predicate.PredicateList(predicate=[post, _header_predicate(http.CONTENT_TYPE, json)])
+    both = _Predicate(and_matcher=wanted)
     action = xds_extension_pb2.TypedExtensionConfig(name="skip", typed_config=pack(skip_action_pb2.SkipFilter()))
     skip = matcher_pb2.Matcher.OnMatch(action=action)
     other = matcher_pb2.Matcher.MatcherList.FieldMatcher(predicate=_Predicate(not_matcher=both), on_match=skip)

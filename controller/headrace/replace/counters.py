@@ -30,14 +30,10 @@ IN_FLIGHT = ("headrace_epp_ledger_requests", "inference_objective_running_reques
 RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "trtllm_num_requests_running")
 WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "trtllm_num_requests_waiting")
 
-_WANTED = (
-    *REQUESTS,
-    *ERRORS,
-    *IN_FLIGHT,
-    *RUNNING,
-    *WAITING,
-    *(f"{name}_bucket" for name in (*TTFT, *TPOT)),
-)
+# All that is counted: what only grows, and what comes and goes.
+COUNTERS = (*REQUESTS, *ERRORS, *(f"{name}_bucket" for name in (*TTFT, *TPOT)))
+GAUGES = (*IN_FLIGHT, *RUNNING, *WAITING)
+
 # A busy picker's page has some thousand rows that count; nobody waits for the reader, so it may take its time.
 _LIMITS = PageLimits(kept_bytes=8 << 20, cpu_seconds=1.0)
 # What a row takes in memory beside the text of its labels.
@@ -180,7 +176,7 @@ class RowsReader:
     """Reads the samples that are counted of one page, as it arrives."""
 
     def __init__(self) -> None:
-        self._page = PageReader(_WANTED, _LIMITS)
+        self._page = PageReader((*COUNTERS, *GAUGES), _LIMITS)
         self._rows: Rows = {}
 
     def feed(self, piece: bytes) -> None:

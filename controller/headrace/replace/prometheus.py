@@ -22,13 +22,11 @@ import aiohttp
 from msgspec import Struct
 
 from headrace.protocol import http
-from headrace.replace.counters import ERRORS, IN_FLIGHT, REQUESTS, RUNNING, TPOT, TTFT, WAITING, Rows
+from headrace.replace.counters import COUNTERS, GAUGES, Rows
 
 _SECONDS = 10.0
 # A gauge may be zero by chance when it is scraped: it counts with the most that it was for so long.
 _IDLE_RANGE = "2m"
-_COUNTERS = (*REQUESTS, *ERRORS, *(f"{name}_bucket" for name in (*TTFT, *TPOT)))
-_GAUGES = (*IN_FLIGHT, *RUNNING, *WAITING)
 # (Pod, instance): a Pod of several servers has several.
 Source = tuple[str, str]
 
@@ -43,8 +41,8 @@ def queries(namespace: str, pods: Iterable[str], match: str) -> tuple[str, ...]:
     `match` are further label matchers, as PromQL writes them: `cluster="a"`."""
     names = "|".join(re.escape(pod).replace("\\", "\\\\") for pod in sorted(pods))
     labels = f'namespace="{namespace}",pod=~"{names}"{f",{match}" if match else ""}'
-    counters = f'{{__name__=~"{"|".join(_COUNTERS)}",{labels}}}'
-    return (counters, f'{{__name__=~"{"|".join(_GAUGES)}",{labels}}}[{_IDLE_RANGE}]')
+    counters = f'{{__name__=~"{"|".join(COUNTERS)}",{labels}}}'
+    return (counters, f'{{__name__=~"{"|".join(GAUGES)}",{labels}}}[{_IDLE_RANGE}]')
 
 
 def read_answer(body: bytes) -> dict[Source, Rows]:

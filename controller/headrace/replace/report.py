@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from html import escape
 from typing import Any
 
 import yaml
@@ -95,9 +95,9 @@ def as_html(plan: Plan, state: State) -> str:
     good = state.phase is Phase.DONE
     title = f"{plan.old.name} → {plan.new.name}: {state.phase.value}"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p class='{'pass' if good else 'fail'}'>{_text(state.reason or 'Nothing failed.')}</p>",
-        f"<p class=soft>{_text(str(plan.old))} was to be replaced by {_text(str(plan.new))}. "
+        f"<h1>{escape(title)}</h1>",
+        f"<p class='{'pass' if good else 'fail'}'>{escape(state.reason or 'Nothing failed.')}</p>",
+        f"<p class=soft>{escape(str(plan.old))} was to be replaced by {escape(str(plan.new))}. "
         f"Began {_time(state.started)}, took {_seconds(state):.0f} s.</p>",
         "<h2>Share of the new pool</h2>",
         "<p class=soft>Blue: what the routes asked for. Orange: what was served while a gate measured.</p>",
@@ -108,29 +108,29 @@ def as_html(plan: Plan, state: State) -> str:
         parts.append("<h2>What the gates measured</h2><p class=soft>Grey: old pool, blue: new pool, by step.</p>")
         parts += [_bars(name, state.history) for name in names]
         parts += ["<h2>Gates</h2>", *(_gate(result) for result in state.history)]
-    parts += ["<h2>Inventory</h2>", *(f"<p>{_text(line)}</p>" for line in inventory_change(plan, state))]
+    parts += ["<h2>Inventory</h2>", *(f"<p>{escape(line)}</p>" for line in inventory_change(plan, state))]
     parts += ["<h2>Log</h2>", "<table>"]
-    parts += [f"<tr><td class=soft>{_time(entry.at)}<td>{_text(entry.message)}" for entry in state.log]
+    parts += [f"<tr><td class=soft>{_time(entry.at)}<td>{escape(entry.message)}" for entry in state.log]
     parts += ["</table>", "<h2>Routes</h2>", "<table><tr><th>Route<th>Rule<th>Backends before"]
     for record in state.records:
         for rule in record.rules:
             refs = ", ".join(f"{ref.get('name')}={ref.get('weight', 1)}" for ref in rule.refs)
-            parts.append(f"<tr><td>{_text(str(record))}<td>{rule.index}<td>{_text(refs)}")
+            parts.append(f"<tr><td>{escape(str(record))}<td>{rule.index}<td>{escape(refs)}")
     parts.append("</table>")
     if lines := commit_lines(plan, state):
         parts.append("<h2>Backends to commit</h2><p class=soft>For routes that are kept in Git, before it goes on.</p>")
-        parts.append(f"<pre>{_text(chr(10).join(lines))}</pre>")
+        parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
     )
 
 
 def _gate(result: GateResult) -> str:
     rows = "".join(
-        f"<tr><td>{_text(check.name)}<td>{_value(check, check.old)}<td>{_value(check, check.new)}"
-        f"<td>{_text(check.limit)}<td>{'' if check.p_value is None else f'{check.p_value:.3g}'}"
-        f"<td class={check.verdict}>{check.verdict}<td class=soft>{_text(check.detail)}"
+        f"<tr><td>{escape(check.name)}<td>{_value(check, check.old)}<td>{_value(check, check.new)}"
+        f"<td>{escape(check.limit)}<td>{'' if check.p_value is None else f'{check.p_value:.3g}'}"
+        f"<td class={check.verdict}>{check.verdict}<td class=soft>{escape(check.detail)}"
         for check in result.checks
     )
     note = " The old pool was measured in an earlier window." if result.reference else ""
@@ -198,7 +198,7 @@ def _bars(name: str, history: Sequence[GateResult]) -> str:
     found = [(result.percent, check) for result in history for check in result.checks if check.name == name]
     top = max((value for _, check in found for value in (check.old, check.new) if value is not None), default=0.0)
     if top <= 0:
-        return f"<p><b>{_text(name)}</b> <span class=soft>0 throughout, or not measured.</span></p>"
+        return f"<p><b>{escape(name)}</b> <span class=soft>0 throughout, or not measured.</span></p>"
     room = (_RIGHT - _LEFT) / len(found)
     width = min(34.0, room / 3)
     every = math.ceil(_LABEL / room)
@@ -218,8 +218,8 @@ def _bars(name: str, history: Sequence[GateResult]) -> str:
         if at % every == 0:
             drawn.append(f"<text x={middle:.1f} y={_HEIGHT - 6} text-anchor=middle>{percent} %</text>")
     return (
-        f"<p><b>{_text(name)}</b></p><svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img "
-        f"aria-label='{_text(name)} of both pools by step'>{''.join(drawn)}</svg>"
+        f"<p><b>{escape(name)}</b></p><svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img "
+        f"aria-label='{escape(name)} of both pools by step'>{''.join(drawn)}</svg>"
     )
 
 
@@ -237,7 +237,3 @@ def _seconds(state: State) -> float:
 
 def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)

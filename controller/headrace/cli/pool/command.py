@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from headrace.cli.pool import views
+from headrace.cli.pool.cluster import NotAnswered, ask_url, decisions_of, pool_statuses
 from headrace.cli.pool.findings import Severity
+from headrace.cli.pool.kubeconfig import choose
 from headrace.cli.pool.manifests import read_files
+from headrace.kube.client import ApiError, ConfigurationError, connect
 from headrace.replace import command as replacement
 
 _FAILED = 1
@@ -98,9 +102,6 @@ def _migrate(args: argparse.Namespace) -> int:
 
 def _answered(work: Coroutine[Any, Any, int]) -> int:
     """Run it; what the cluster or a picker refuses is one line, not a traceback."""
-    from headrace.cli.pool.cluster import NotAnswered
-    from headrace.kube.client import ApiError, ConfigurationError
-
     try:
         return asyncio.run(work)
     except (ApiError, ConfigurationError, NotAnswered) as error:
@@ -111,9 +112,6 @@ def _answered(work: Coroutine[Any, Any, int]) -> int:
 async def _with_client(
     args: argparse.Namespace, work: Callable[[argparse.Namespace, Any, str | None], Awaitable[int]]
 ) -> int:
-    from headrace.cli.pool.kubeconfig import choose
-    from headrace.kube.client import connect
-
     path, note = choose(args.kubeconfig, args.context, os.environ, Path.home())
     if note:
         _complain(f"asking {note}")
@@ -125,9 +123,6 @@ async def _with_client(
 
 
 async def _status(args: argparse.Namespace, client: Any, namespace: str | None) -> int:
-    from headrace.cli.pool import views
-    from headrace.cli.pool.cluster import pool_statuses
-
     found = await pool_statuses(client, namespace, args.name, args.metrics_port)
     where = "any namespace" if namespace is None else f"namespace {namespace}"
     if not found:
@@ -141,8 +136,6 @@ async def _status(args: argparse.Namespace, client: Any, namespace: str | None) 
 
 
 async def _explain(args: argparse.Namespace, client: Any, namespace: str | None) -> int:
-    from headrace.cli.pool.cluster import decisions_of
-
     found, trouble = await decisions_of(client, namespace, args.name, args.metrics_port, args.request_id)
     for text in trouble:
         _complain(text)
@@ -150,8 +143,6 @@ async def _explain(args: argparse.Namespace, client: Any, namespace: str | None)
 
 
 async def _explain_url(args: argparse.Namespace) -> int:
-    from headrace.cli.pool.cluster import NotAnswered, ask_url
-
     token = ""
     if args.token_file:
         try:
@@ -163,8 +154,6 @@ async def _explain_url(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, found: list[dict[str, Any]]) -> int:
-    from headrace.cli.pool import views
-
     if args.output == "json":
         _print(json.dumps(found, indent=2))
     elif found:
