@@ -162,11 +162,7 @@ def _overrides(plan: PickPlan, mode: _Mode, fails_open: bool) -> any_pb2.Any:
     cluster = names.picker_cluster_name(names.pool_key(plan.pool))
     service.envoy_grpc.cluster_name = cluster
     service.envoy_grpc.authority = plan.authority
-    overrides = ext_proc_pb2.ExtProcOverrides(
-        processing_mode=mode,
-        grpc_service=service,
-        metadata_options=_metadata(),
-    )
+    overrides = ext_proc_pb2.ExtProcOverrides(processing_mode=mode, grpc_service=service, metadata_options=_metadata())
     overrides.failure_mode_allow.value = fails_open
     return pack(ext_proc_pb2.ExtProcPerRoute(overrides=overrides))
 

@@ -16,15 +16,7 @@ from headrace.core.fields import has_condition
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
 from headrace.gateway.filters import plan_pick
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import (
-    Backend,
-    GatewayKey,
-    Object,
-    Snapshot,
-    backends_of,
-    mapping,
-    mappings,
-)
+from headrace.gateway.snapshot import Backend, GatewayKey, Object, Snapshot, backends_of, mapping, mappings
 from headrace.gateway.trust import find_trust
 from headrace.kube.routes import rules_of
 from headrace.protocol.objects import ACCEPTED, FILTERS_ACCEPTED, GATEWAY_GROUP, RESOLVED_REFS, ROUTES_TRANSLATED

@@ -223,10 +223,7 @@ class Command:
             logger.error("no replacement of %s is recorded: there is nothing to report", self.plan.old)
             return EXIT_REFUSED
         plan, state = stored.plan, stored.state
-        pages = {
-            "json": json.dumps(report.as_json(plan, state), indent=2) + "\n",
-            "html": report.as_html(plan, state),
-        }
+        pages = {"json": json.dumps(report.as_json(plan, state), indent=2) + "\n", "html": report.as_html(plan, state)}
         self.options.output.mkdir(parents=True, exist_ok=True)
         written = {suffix: self.options.output / f"{self._store.name}.{suffix}" for suffix in pages}
         for suffix, content in pages.items():
