@@ -149,7 +149,7 @@ def _refusal(error: msgspec.ValidationError, given: Any, wanted: Any, at: str) -
         return InvalidConfig(path, value, _fix(kind))
     if named[1] == "missing required":
         return _of_field(value, path, named[2], _fix(_field(kind, named[2])))
-    known = ", ".join(sorted(field.encode_name for field in _fields(kind)))
+    known = ", ".join(sorted(field.encode_name for field in fields_of(kind)))
     return _of_field(value, path, named[2], f"unknown; parameters here: {known or 'none'}")
 
 
@@ -159,14 +159,14 @@ def _of_field(value: Any, path: str, name: str, fix: str, shown: object = None) 
     return InvalidConfig(f"{path}.{name}" if path else name, shown, fix)
 
 
-def _fields(kind: Any) -> Iterator[Any]:
-    """The declared fields of a type."""
+def fields_of(kind: Any) -> Iterator[Any]:
+    """The declared fields of a type, as `msgspec.inspect` has them."""
     return (field for inner in (kind, *getattr(kind, "types", ())) for field in getattr(inner, "fields", ()))
 
 
 def _field(kind: Any, name: object) -> Any:
     """The type of a declared field; None where there is no such field."""
-    return next((field.type for field in _fields(kind) if field.encode_name == name), None)
+    return next((field.type for field in fields_of(kind) if field.encode_name == name), None)
 
 
 def _entry(kind: Any) -> Any:

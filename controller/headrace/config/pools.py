@@ -15,6 +15,7 @@ from headrace.config.decode import Refused, decode
 from headrace.core.fields import mapping
 from headrace.core.pool import (
     DEFAULT_PICKER_PORT,
+    EXTENSION_GROUP,
     GA_GROUP,
     H2C,
     MAX_SELECTOR_LABELS,
@@ -123,6 +124,10 @@ class _V1(Struct, frozen=True, rename="camel"):
         }
 
 
+# What a pool's spec is, by API group.
+SPECS: dict[str, type[_V1 | _V1Alpha2]] = {EXTENSION_GROUP: _V1Alpha2, GA_GROUP: _V1}
+
+
 def parse_pool(obj: Mapping[str, Any]) -> Pool:
     """The pool of a Kubernetes object (decoded JSON), by its `apiVersion`. Raises InvalidPool."""
     api_version = obj.get("apiVersion")
@@ -133,7 +138,6 @@ def parse_pool(obj: Mapping[str, Any]) -> Pool:
     if obj.get("kind", "InferencePool") != "InferencePool":
         raise InvalidPool("kind", obj.get("kind"), "use InferencePool")
     metadata = decode(obj.get("metadata"), Metadata, "metadata", InvalidPool)
-    schema: type[_V1 | _V1Alpha2] = _V1 if group == GA_GROUP else _V1Alpha2
     return Pool(
         group=group,
         namespace=metadata.namespace_name,
@@ -141,7 +145,7 @@ def parse_pool(obj: Mapping[str, Any]) -> Pool:
         uid=str(metadata.uid or ""),
         generation=metadata.generation if isinstance(metadata.generation, int) else 0,
         annotations={str(k): str(v) for k, v in mapping(metadata.annotations).items()},
-        **decode(obj.get("spec"), schema, "spec", InvalidPool).parts(),
+        **decode(obj.get("spec"), SPECS[group], "spec", InvalidPool).parts(),
     )
 
 

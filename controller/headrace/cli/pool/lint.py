@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from msgspec import inspect as types
 
 from headrace.cli.pool import findings
 from headrace.cli.pool.findings import Finding, Severity, in_order
 from headrace.cli.pool.links import check_links
 from headrace.cli.pool.manifests import Document, duplicate_keys, items
-from headrace.config.decode import InvalidConfig
+from headrace.config.decode import InvalidConfig, fields_of
 from headrace.config.policies import parse_model_rewrite, parse_objective
-from headrace.config.pools import parse_pool
+from headrace.config.pools import SPECS, parse_pool
 from headrace.core import EXTENSION_GROUP, GA_GROUP, InvalidObject, InvalidPool
 from headrace.core.fields import mapping
 from headrace.core.invalid import shown
@@ -24,16 +25,6 @@ from headrace.core.pool import DEFAULT_PICKER_PORT, VERSION_OF_GROUP
 from headrace.epp.config_file import read_document
 from headrace.scheduling.config import API_VERSIONS, KIND
 
-_V1ALPHA2_FIELDS = {
-    "spec": ("selector", "targetPortNumber", "extensionRef"),
-    "spec.extensionRef": ("group", "kind", "name", "portNumber", "port", "failureMode"),
-}
-_V1_FIELDS = {
-    "spec": ("selector", "targetPorts", "appProtocol", "endpointPickerRef"),
-    "spec.selector": ("matchLabels",),
-    "spec.endpointPickerRef": ("group", "kind", "name", "port", "failureMode"),
-    "spec.endpointPickerRef.port": ("number",),
-}
 # Names of the other version, or of an older one: too far from the right one for a guess by letters.
 _OTHER_NAMES = {
     "targetPort": "targetPortNumber",
@@ -124,7 +115,7 @@ def _check_pool(document: Document) -> Iterator[Finding]:
     if not isinstance(spec, Mapping):
         yield findings.error(document, "spec", f"{shown(spec)}: give an object")
         return
-    yield from _check_fields(document, spec, _V1_FIELDS if group == GA_GROUP else _V1ALPHA2_FIELDS)
+    yield from _check_fields(document, "spec", types.type_info(SPECS[group]), spec)
     yield from _errors(document, spec)
     if "status" in value:
         yield findings.warning(document, "status", "leave it out: gateways write it, and applying it does nothing")
@@ -157,21 +148,18 @@ def _check_reference(document: Document, reference: Mapping[str, Any], group: st
         yield findings.info(document, path, text)
 
 
-def _check_fields(
-    document: Document, spec: Mapping[str, Any], fields: Mapping[str, Sequence[str]]
-) -> Iterator[Finding]:
-    for path, known in fields.items():
-        found: Any = {"spec": spec}
-        for step in path.split("."):
-            found = mapping(found).get(step)
-        for name in mapping(found):
-            if name in known:
-                continue
-            close = difflib.get_close_matches(str(name), known, 1, 0.75)
-            meant = close[0] if close else _OTHER_NAMES.get(str(name), "")
-            fix = f"{meant} is meant" if meant else f"known: {', '.join(known)}"
-            text = f"unknown field: API servers drop it, or refuse the object; {fix}"
-            yield findings.error(document, f"{path}.{name}", text)
+def _check_fields(document: Document, path: str, kind: Any, value: object) -> Iterator[Finding]:
+    """Fields that a type of `msgspec.inspect` does not have."""
+    known = {field.encode_name: field.type for field in fields_of(kind)}
+    for name, inner in mapping(value).items() if known else ():
+        if name in known:
+            yield from _check_fields(document, f"{path}.{name}", known[name], inner)
+            continue
+        close = difflib.get_close_matches(str(name), known, 1, 0.75)
+        meant = close[0] if close else _OTHER_NAMES.get(str(name), "")
+        fix = f"{meant} is meant" if meant else f"known: {', '.join(known)}"
+        text = f"unknown field: API servers drop it, or refuse the object; {fix}"
+        yield findings.error(document, f"{path}.{name}", text)
 
 
 def _errors(document: Document, spec: Mapping[str, Any]) -> Iterator[Finding]:
