@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headrace.replace import machine
 from headrace.replace.counters import Counters, Histogram
@@ -32,9 +34,10 @@ from headrace.replace.machine import (
     advance,
     percent_of,
 )
-from headrace.replace.plan import ObjectRef, Plan, PoolRef
+from headrace.replace.plan import ObjectRef, Plan, PoolRef, parse_plan
 from headrace.replace.routes import Foreign, final_patch, records, restore_patch, shift_patch
 from headrace.replace.state import SCHEMA, InvalidState, Phase, State, parse_state, state_as_json
+from headrace.replace.store import _request
 
 from .patching import patched
 from .test_routes import MIXED, grpc, pool, route, rule
@@ -285,6 +288,18 @@ def test_a_state_of_an_earlier_version_is_read() -> None:
     plain = [dataclasses.replace(record, kind="HTTPRoute", owners=(), rest="") for record in state.records]
     assert found == dataclasses.replace(state, old_uid="", new_uid="", kept="", waited=0.0, records=tuple(plain))
     assert found.records
+
+
+def test_a_record_that_another_version_wrote_is_read_and_written_alike(repository: Path) -> None:
+    recorded = json.loads((repository / "tests/data/replacement-record.json").read_text())
+    plan, state = parse_plan(recorded["plan.json"]), parse_state(recorded["state.json"])
+    assert json.loads(json.dumps(plan.as_json())) == recorded["plan.json"]
+    assert json.loads(json.dumps(state_as_json(state))) == recorded["state.json"]
+    asked = _request(json.dumps(recorded["request"]))
+    assert asked is not None and structs.asdict(asked) == recorded["request"]
+    (record,) = state.records
+    assert (record.key, record.owners[0].manager) == (("HTTPRoute", "serving", "llm"), "kubectl")
+    assert state.reference is not None and state.reference.ttft is not None and state.reference.tpot is None
 
 
 @pytest.mark.parametrize(
