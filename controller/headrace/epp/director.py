@@ -48,13 +48,6 @@ class Admission(Protocol):
         """Returns when the request may go on (None), or is to be refused. The pick follows at once."""
 
 
-class Selection(Protocol):
-    """Another way to pick, for the requests that it is meant for."""
-
-    def pick(self, request: Request, states: Sequence[EndpointState]) -> Outcome | None:
-        """The pick among the pool's endpoints; None where the request is not for this way."""
-
-
 @dataclass(frozen=True, slots=True)
 class Picked:
     """The outcome for the conversation, and the in-flight entry to end later (None where nothing was sent)."""
@@ -89,7 +82,6 @@ class Director:
         decisions_kept: int,
         flow_control: FlowControlConfig | None = None,
         admission: Admission | None = None,
-        selection: Selection | None = None,
     ) -> None:
         self.store = EndpointStore()
         self.ledger = Ledger(self.store)
@@ -121,7 +113,6 @@ class Director:
         self._rng = rng
         self._deadline = pick_deadline
         self._admission = admission or self.flow
-        self._selection = selection
         self._synced = asyncio.Event()
 
     def join_peers(self, journal: Journal, peers: PeerAccounts) -> None:
@@ -263,9 +254,7 @@ class Director:
             self.memory.sessions,
             self.memory.cold_picks,
         )
-        outcome = self._selection.pick(request, states) if self._selection is not None else None
-        if outcome is None:
-            outcome = run(profile, states, facts, self.metrics.plugins.of_next())
+        outcome = run(profile, states, facts, self.metrics.plugins.of_next())
         if not outcome.picks:
             return self._refused(request, _no_pick(outcome), outcome, time.perf_counter() - started)
         key = outcome.picks[0]

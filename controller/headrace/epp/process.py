@@ -18,7 +18,7 @@ from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
 from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
-from headrace.epp.conformance import SelectionByHeader
+from headrace.epp.conformance import with_selection
 from headrace.epp.director import Director
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.metrics import Metrics, PoolCollector
@@ -31,6 +31,7 @@ from headrace.prefixes.precise import PreciseIndex
 from headrace.prefixes.tokenizer import Tokenizer
 from headrace.replicas.metrics import PeerCollector, PeerMetrics
 from headrace.replicas.peering import KEEPALIVE, Peering, PeerSettings
+from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
 from headrace.serving.servers import CannotServe, Servers
 from headrace.serving.tasks import Supervisor
@@ -66,14 +67,13 @@ class Process:
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
         self.director = Director(
-            config=config.scheduling,
+            config=self._scheduling(config),
             flow_control=config.flow_control,
             metrics=self._metrics,
             clock=time.monotonic,
             rng=rng,
             pick_deadline=options.pick_deadline,
             decisions_kept=options.decisions_kept,
-            selection=SelectionByHeader() if options.conformance_hooks else None,
         )
         if options.conformance_hooks:
             logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
@@ -221,10 +221,13 @@ class Process:
         self._metrics.kv_event_batches.labels("ok").inc()
         self.director.kv_events(key, batch)
 
+    def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
+        return with_selection(config.scheduling) if self._options.conformance_hooks else config.scheduling
+
     def _reconfigure(self, config: PickerConfig) -> None:
         if config.kv_events != self._kv_events:
             logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
-        self.director.reconfigure(config.scheduling, config.flow_control)
+        self.director.reconfigure(self._scheduling(config), config.flow_control)
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 

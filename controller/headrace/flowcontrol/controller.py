@@ -123,7 +123,7 @@ class FlowController:
             return _SHED
         if request.priority < 0 and config.admitters:
             states = self._candidates(request)
-            if any(admitter.sheds(request, states, {}, self._rng) for admitter in config.admitters):
+            if any(admitter.sheds(request, states, self._rng) for admitter in config.admitters):
                 return _SHED
         return None
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from headrace.config.decode import Parameters, Refused, Share, ShareOverZero
 from headrace.config.plugins import PluginType, accepted, plugin
-from headrace.flowcontrol.admitters import LatencySloAdmitter, ProbabilisticAdmitter
+from headrace.flowcontrol.admitters import ProbabilisticAdmitter
 from headrace.flowcontrol.fairness import GlobalStrict, LeastAttainedService, RoundRobin
 from headrace.flowcontrol.limits import PriorityHoldback, SoftReflectiveCeiling, StaticLimit
 from headrace.flowcontrol.ordering import EarliestDeadlineFirst, FirstComeFirstServed, SloDeadline
@@ -45,7 +45,11 @@ PLUGINS = (
     PluginType(PriorityHoldback.type_name, _Holdback, _Holdback.policy),
     plugin(SoftReflectiveCeiling),
     plugin(ProbabilisticAdmitter),
-    plugin(LatencySloAdmitter, ignored=("latencyPredictionInfoProducerName",)),
+    accepted(
+        "latency-slo-admitter",
+        ignored=("latencyPredictionInfoProducerName",),
+        note="it sheds nothing: nothing predicts latencies",
+    ),
     # Eviction order is fixed: lowest negative priority first, newest first.
     accepted("eviction-sheddable-filter"),
     accepted("eviction-priority-then-time-ordering"),

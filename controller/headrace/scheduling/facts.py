@@ -51,23 +51,8 @@ class Binding(NamedTuple):
     used_at: float
 
 
-class Prediction(NamedTuple):
-    """What a request's latency on an endpoint should be, in seconds, against what it may be (0: no objective)."""
-
-    ttft: float
-    tpot: float
-    ttft_objective: float = 0.0
-    tpot_objective: float = 0.0
-
-    @property
-    def meets_objectives(self) -> bool:
-        """Whether both headrooms (objective minus prediction) are there."""
-        return self.ttft_objective >= self.ttft and self.tpot_objective >= self.tpot
-
-
 _NO_MATCHES: Mapping[str, int] = MappingProxyType({})
 _NO_SESSIONS: Mapping[str, Binding] = MappingProxyType({})
-_NO_PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({})
 
 
 class Facts(NamedTuple):
@@ -89,5 +74,3 @@ class Facts(NamedTuple):
     sessions: Mapping[str, Binding] = _NO_SESSIONS
     # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
     cold_picks: Mapping[str, int] = _NO_MATCHES
-    # Latency by endpoint key, where something predicts it.
-    predictions: Mapping[str, Prediction] = _NO_PREDICTIONS

@@ -97,27 +97,6 @@ class PrefixCacheAffinityFilter(Parameters, frozen=True):
         return having
 
 
-class SloHeadroomTierFilter(Parameters, frozen=True):
-    """Keeps the endpoints that should meet the request's latency objectives, or, with `epsilon` probability, the others
-    too get their turn. Without predictions all stay; an endpoint without one counts as not meeting them."""
-
-    type_name: ClassVar[str] = "slo-headroom-tier-filter"
-    epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
-
-    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        predictions = facts.predictions
-        if len(states) <= 1 or not predictions or not any(state.key in predictions for state in states):
-            return states
-        meeting: list[EndpointState] = []
-        failing: list[EndpointState] = []
-        for state in states:
-            found = predictions.get(state.key)
-            (meeting if found is not None and found.meets_objectives else failing).append(state)
-        if meeting and failing:
-            return failing if facts.rng.random() < self.epsilon else meeting
-        return meeting or failing
-
-
 @dataclass(frozen=True)
 class EndpointAttributeFilter:
     """Keeps endpoints whose metric of the configuration's own compares as asked with a value."""
@@ -172,13 +151,10 @@ class SubsetFilter:
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         subset = facts.request.subset
-        return states if subset is None else named(states, subset)
-
-
-def named(states: Sequence[EndpointState], entries: Sequence[str]) -> Sequence[EndpointState]:
-    """The candidates that a list of `ip:port` and `ip` names, in their order. An `ip` names each port of it."""
-    allowed = {_normal(entry) for entry in entries}
-    return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
+        if subset is None:
+            return states
+        allowed = {_normal(entry) for entry in subset}
+        return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
 
 
 def _normal(entry: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from headrace.config.decode import (
     AnyNumber,
@@ -199,6 +199,10 @@ class _AttributeFilter(Parameters, frozen=True):
         )
 
 
+class _SloHeadroom(Parameters, frozen=True):
+    epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
+
+
 def _role(values: tuple[str, ...], no_label: bool) -> Callable[[Any], labels.ByLabelFilter]:
     return lambda _: labels.ByLabelFilter(ROLE_LABEL, frozenset(values), no_label)
 
@@ -244,7 +248,12 @@ PLUGINS = (
     PluginType(filters.EndpointAttributeFilter.type_name, _AttributeFilter, _AttributeFilter.filter, ("producer",)),
     plugin(filters.AdapterAffinityFilter),
     plugin(filters.PrefixCacheAffinityFilter, ignored=_PRODUCERS),
-    plugin(filters.SloHeadroomTierFilter, ignored=_PRODUCERS),
+    accepted(
+        "slo-headroom-tier-filter",
+        _SloHeadroom,
+        ignored=_PRODUCERS,
+        note="it keeps all endpoints: nothing predicts latencies",
+    ),
     plugin(labels.ByLabelFilter),
     PluginType(labels.LabelSelectorFilter.type_name, _LabelSelector, _LabelSelector.filter, had=("by-label-selector",)),
     *(PluginType(name, make=_role(*role)) for name, role in labels.ROLES.items()),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headrace.config.decode import InvalidConfig
 from headrace.datalayer.engines import Series
 from headrace.epp.config_file import ConfigFile, PickerConfig, look_at_config, parse_config
-from headrace.flowcontrol.admitters import LatencySloAdmitter, ProbabilisticAdmitter
+from headrace.flowcontrol.admitters import ProbabilisticAdmitter
 from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import GlobalStrict, LeastAttainedService, RoundRobin
 from headrace.flowcontrol.limits import PriorityHoldback, StaticLimit
@@ -84,7 +84,7 @@ def test_flow_control_of_llm_d() -> None:
     fair = LeastAttainedService(0.7, 0.3, 120.0)
     assert flow.default_band == BandConfig(fairness=fair)
     assert flow.default_negative_band == BandConfig(10, fairness=fair, ordering=EarliestDeadlineFirst())
-    assert flow.admitters == (ProbabilisticAdmitter(), LatencySloAdmitter())
+    assert flow.admitters == (ProbabilisticAdmitter(),)
     assert flow.eviction
     assert flow.fairness_policies == {fair}
     engine = config.engines.of({})
@@ -93,6 +93,21 @@ def test_flow_control_of_llm_d() -> None:
     assert engine.running == (Series("my_queue", (("kind", "running"),)),)
     assert engine.custom == (("temperature", Series("my_gpu_temperature")),)
     assert config.engines.of({"llm-d.ai/engine-type": "sglang"}).name == "sglang"
+
+
+def test_what_only_predicted_latencies_would_change_is_said() -> None:
+    names = ["slo-headroom-tier-filter", "latency-slo-admitter", "queue-scorer"]
+    config = parse(
+        {
+            "plugins": [
+                {"type": names[0], "parameters": {"epsilonExploreNeg": 0.1}},
+                *({"type": n} for n in names[1:]),
+            ],
+            "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": name} for name in (names[0], names[2])]}],
+        }
+    )
+    assert [note.partition(":")[0] for note in config.notes] == names[:2]
+    assert (config.flow_control.admitters, config.scheduling.profile.filters) == ((), ())
 
 
 def test_the_servers_own_events_of_llm_d() -> None:

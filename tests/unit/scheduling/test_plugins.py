@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import Endpoint, Request
-from headrace.scheduling import Binding, EndpointState, Facts, Prediction, run
+from headrace.scheduling import Binding, EndpointState, Facts, run
 from headrace.scheduling.affinity import (
     MAX_SESSION_LENGTH,
     HeaderLabelAffinityScorer,
@@ -25,7 +25,6 @@ from headrace.scheduling.filters import (
     EndpointAttributeFilter,
     HeaderBasedTestingFilter,
     PrefixCacheAffinityFilter,
-    SloHeadroomTierFilter,
 )
 from headrace.scheduling.labels import ROLES, ByLabelFilter, ContextLengthAware, LabelSelectorFilter, Requirement
 from headrace.scheduling.pickers import MaxScorePicker
@@ -186,18 +185,6 @@ def test_a_header_names_a_label() -> None:
     scorer = HeaderLabelAffinityScorer("x-tenant", "tenant")
     assert scorer.score(pods, facts(headers={"x-tenant": "b"})) == [0.0, 1.0, 0.0]
     assert scorer.score(pods, facts()) == [0.0, 0.0, 0.0]
-
-
-def test_slo_tiers() -> None:
-    states = [state(1), state(2), state(3)]
-    keep = SloHeadroomTierFilter(0.0).keep
-    asked = facts()
-    assert keep(states, asked) == states, "nothing predicts"
-    meets, misses = Prediction(0.5, 0.1, 1.0, 0.2), Prediction(0.5, 0.3, 1.0, 0.2)
-    assert keep(states, asked._replace(predictions={K1: meets, K2: misses})) == [states[0]]
-    assert keep(states, asked._replace(predictions={K2: misses})) == states
-    always = SloHeadroomTierFilter(1.0).keep
-    assert always(states, asked._replace(predictions={K1: meets, K2: misses})) == states[1:]
 
 
 # Sessions.
