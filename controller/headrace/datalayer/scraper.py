@@ -59,7 +59,8 @@ def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: 
 
 
 class Scraper:
-    """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time."""
+    """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time. `on_page`
+    is told of each page, how long it took and whether it came; `on_scraped` of each record a page has just come for."""
 
     def __init__(
         self,
@@ -70,16 +71,16 @@ class Scraper:
         clock: Callable[[], float],
         rng: Random,
         on_page: Callable[[float, bool], None] = lambda seconds, ok: None,
+        on_scraped: Callable[[EndpointRecord], None] = lambda record: None,
         engines: EngineSet | None = None,
     ) -> None:
         self.engines = engines or EngineSet()
-        # Told of each record that a page has just come for.
-        self.on_scraped: Callable[[EndpointRecord], None] = lambda record: None
         self._store = store
         self._settings = settings
         self._clock = clock
         self._rng = rng
         self._on_page = on_page
+        self._on_scraped = on_scraped
         self._tasks = TaskPerKey(tasks, "scrape")
         self._wakes: dict[str, asyncio.Event] = {}
         self._busy: set[str] = set()
@@ -159,7 +160,7 @@ class Scraper:
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
         record.scraped(metrics, asked_at, note)
-        self.on_scraped(record)
+        self._on_scraped(record)
         self._on_page(self._clock() - asked_at, True)
         return True
 

@@ -30,10 +30,10 @@ class LongestAgoPicker:
         self._last_turn: dict[str, int] = {}
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
-        chosen = min(scored, key=lambda candidate: self._last_turn.get(candidate.state.key, 0))
+        chosen = min(scored, key=lambda candidate: self._last_turn.get(candidate[1].key, 0))
         if len(self._last_turn) >= _MAX_ENDPOINTS:
             self._last_turn.clear()
-        self._last_turn[chosen.state.key] = next(self._turns)
+        self._last_turn[chosen[1].key] = next(self._turns)
         return [chosen]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Coroutine
 from random import Random
@@ -17,9 +18,9 @@ from headrace.core import Endpoint, FailureMode, Pool
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
+from headrace.epp.composition import Replicas, compose
 from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
 from headrace.epp.conformance import with_selection
-from headrace.epp.director import Director
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
@@ -27,7 +28,6 @@ from headrace.epp.readiness import Readiness
 from headrace.epp.service import ExtProcService
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.kv_settings import KvEventsSettings
-from headrace.prefixes.precise import PreciseIndex
 from headrace.prefixes.tokenizer import Tokenizer
 from headrace.replicas.metrics import PeerCollector, PeerMetrics
 from headrace.replicas.peering import KEEPALIVE, Peering, PeerSettings
@@ -66,7 +66,17 @@ class Process:
         self._metrics = Metrics(options.served_name)
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
-        self.director = Director(
+        if options.conformance_hooks:
+            logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
+        self._kv_events = config.kv_events
+        self._listener: KvSubscriber | None = None
+        self._tokenizer: Tokenizer | None = None
+        if config.kv_events is not None and config.tokenizer is not None:
+            self._tokenizer = Tokenizer(
+                config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
+            )
+        self._tracer = self._trace() if options.tracing else None
+        self._parts = compose(
             config=self._scheduling(config),
             flow_control=config.flow_control,
             metrics=self._metrics,
@@ -74,18 +84,18 @@ class Process:
             rng=rng,
             pick_deadline=options.pick_deadline,
             decisions_kept=options.decisions_kept,
+            on_pick=lambda key: self._scraper.wake(key),
+            kv_events=config.kv_events is not None,
+            tokenize=self._tokenizer.tokens if self._tokenizer is not None else None,
+            replica=(secrets.token_hex(8), options.identity) if options.has_peers else None,
+            observers=[self._tracer.decided] if self._tracer is not None else [],
         )
-        if options.conformance_hooks:
-            logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
-        director = self.director
-        self._metrics.registry.register(
-            PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
-        )
-        self._metrics.registry.register(
-            FlowControlCollector(self._metrics.flow_control, director.flow.waiting, director.flow.saturation)
-        )
+        pool, flow = self._parts.pool, self._parts.flow
+        registry = self._metrics.registry
+        registry.register(PoolCollector(self._metrics.pool_name, pool.store, pool.ledger, self._parts.index))
+        registry.register(FlowControlCollector(self._metrics.flow_control, flow.waiting, flow.saturation))
         self._scraper = Scraper(
-            director.store,
+            pool.store,
             ScrapeSettings(
                 busy_seconds=options.refresh_metrics_interval,
                 idle_seconds=options.idle_metrics_interval,
@@ -99,24 +109,12 @@ class Process:
             clock=time.monotonic,
             rng=rng,
             on_page=self._page_read,
+            on_scraped=pool.scraped,
             engines=config.engines,
         )
-        director.on_pick = self._scraper.wake
-        self._scraper.on_scraped = director.scraped
-        self._kv_events = config.kv_events
-        self._listener: KvSubscriber | None = None
-        self._tokenizer: Tokenizer | None = None
-        if config.kv_events is not None:
-            self.director.precise = PreciseIndex()
-            if config.tokenizer is not None:
-                self._tokenizer = Tokenizer(
-                    config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
-                )
-                self.director.tokenize = self._tokenizer.tokens
-        self._peering = self._join_peers(options, rng) if options.has_peers else None
-        if options.tracing:
-            director.tracer = self._trace()
-        self._readiness = Readiness(lambda: director.synced, leading=not options.leader_election)
+        replicas = self._parts.replicas
+        self._peering = self._peer(options, replicas, rng) if replicas is not None else None
+        self._readiness = Readiness(lambda: pool.synced, leading=not options.leader_election)
         self._elector: Elector | None = None
         self._standing: asyncio.Task[NoReturn] | None = None
         # Until the API server can be asked, nobody may read what asks for it.
@@ -131,13 +129,13 @@ class Process:
             # Imported here: OpenTelemetry's packages are loaded, and needed, only where they are used.
             from headrace.epp.tracing import start_tracing
 
-            return start_tracing(lambda result, count: spans.labels(result).inc(count))
+            return start_tracing(self._metrics.pool_name, lambda result, count: spans.labels(result).inc(count))
         except ImportError as error:
             raise CannotServe(
                 f"--tracing needs OpenTelemetry's packages: pip install 'headrace[tracing]' ({error})"
             ) from None
 
-    def _join_peers(self, options: Options, rng: Random) -> Peering:
+    def _peer(self, options: Options, replicas: Replicas, rng: Random) -> Peering:
         """Our side of the streams between replicas. Raises InvalidCertificate."""
         assert options.peer_cert_path is not None
         settings = PeerSettings(
@@ -150,19 +148,19 @@ class Process:
             own_address=options.own_address,
         )
         registry = self._metrics.registry
-        director = self.director
+        parts = self._parts
         peering = Peering(
-            director.store,
-            director.ledger,
-            director.index,
+            replicas.journal,
+            replicas.accounts,
+            parts.pool.ledger,
+            parts.index,
             settings,
             PeerMetrics(registry),
             rng=rng,
-            clock=director.clock,
-            synced=director.wait_synced,
-            on_change=director.flow.changed,
+            clock=time.monotonic,
+            synced=parts.pool.wait_synced,
+            on_change=parts.flow.changed,
         )
-        director.join_peers(peering.journal, peering.accounts)
         registry.register(PeerCollector(peering))
         return peering
 
@@ -178,8 +176,8 @@ class Process:
             if self._kv_events is not None:
                 self._listener = self._listen(self._kv_events)
                 stack.callback(self._listener.close)
-            if self.director.tracer is not None:
-                stack.push_async_callback(self.director.tracer.close)
+            if self._tracer is not None:
+                stack.push_async_callback(self._tracer.close)
             watch = await self._pool_source(stack)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
@@ -198,6 +196,7 @@ class Process:
         logger.info("stopped")
 
     def _listen(self, settings: KvEventsSettings) -> KvSubscriber:
+        assert self._parts.precise is not None
         # Imported here: ZeroMQ is loaded only where it is used.
         from headrace.prefixes.kv_subscriber import KvSubscriber
 
@@ -206,12 +205,12 @@ class Process:
             self._tasks,
             on_batch=self._kv_batch,
             on_bad=self._metrics.kv_event_batches.labels("error").inc,
-            on_disconnect=self.director.kv_disconnected,
+            on_disconnect=self._parts.precise.disconnected,
         )
 
     def _tokenizing_server(self) -> str | None:
         """One of the pool's servers that tell of their caches: those have the model's tokenizer, and /tokenize."""
-        speaking = self.director.precise.speaking() if self.director.precise is not None else []
+        speaking = self._parts.precise.speaking() if self._parts.precise is not None else []
         return f"{self._options.metrics_scheme}://{self._rng.choice(speaking)}" if speaking else None
 
     def _tokenized(self, ok: bool) -> None:
@@ -219,7 +218,7 @@ class Process:
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
         self._metrics.kv_event_batches.labels("ok").inc()
-        self.director.kv_events(key, batch)
+        self._parts.kv_events(key, batch)
 
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
         return with_selection(config.scheduling) if self._options.conformance_hooks else config.scheduling
@@ -227,7 +226,7 @@ class Process:
     def _reconfigure(self, config: PickerConfig) -> None:
         if config.kv_events != self._kv_events:
             logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
-        self.director.reconfigure(self._scheduling(config), config.flow_control)
+        self._parts.reconfigure(self._scheduling(config), config.flow_control)
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 
@@ -235,7 +234,7 @@ class Process:
         self._replace(endpoints, pool.failure_mode)
 
     def _replace(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
-        self.director.replace_endpoints(endpoints, failure_mode)
+        self._parts.pool.endpoints_changed(endpoints, failure_mode)
         self._scraper.adjust(endpoints)
         if self._listener is not None:
             self._listener.adjust(endpoints)
@@ -276,7 +275,7 @@ class Process:
             )
         malformed = self._metrics.malformed_objects
         return watch_all(
-            client, options, self._pool_changed, self.director.policies, lambda kind: malformed.labels(kind).inc()
+            client, options, self._pool_changed, self._parts.policies, lambda kind: malformed.labels(kind).inc()
         )
 
     async def _stand_down(self) -> None:
@@ -289,18 +288,20 @@ class Process:
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
         self._metrics.page_seconds.observe(seconds)
-        self.director.flow.changed()
+        self._parts.flow.changed()
 
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_SECONDS)
-            self.director.expire()
+            self._parts.expire()
 
     async def _serve(self, servers: Servers) -> grpc.aio.Server:
         """Add the servers and start them. Gives that of ext_proc. Raises CannotServe, and InvalidCertificate."""
         options, health = self._options, self._readiness.health
         service = ExtProcService(
-            self.director,
+            self._parts.director,
+            self._parts.pool,
+            self._metrics,
             max_body_bytes=options.max_body_bytes,
             max_parsed_body_bytes=options.max_parsed_body_bytes,
             control_headers=options.control_headers,
@@ -330,7 +331,7 @@ class Process:
         if self._peering is not None:
             handlers, peers = (self._peering.handler(),), self._peering.credentials()
             servers.add_grpc("peers", "peer-port", options.peer_port, handlers, credentials=peers, options=KEEPALIVE)
-        pages = status.application(self.director, self._readiness.ready, lambda: self._access, self._peering)
+        pages = status.application(self._parts, self._readiness.ready, lambda: self._access, self._peering)
         await servers.add_http("metrics", "metrics-port", options.metrics_port, pages)
         await servers.start()
         return server
@@ -349,5 +350,5 @@ class Process:
         self._readiness.leave()
         await self._shutdown.pause(options.drain_delay / 2)
         # Who still waits for a place would not get an answer in the time that is left.
-        self.director.flow.close()
+        self._parts.flow.close()
         await self._shutdown.finish(server.stop(options.drain_timeout))

@@ -7,8 +7,8 @@ Source: vLLM 0.32.0, `POST /tokenize`; llm-d-router, parameters of token-produce
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from msgspec import Struct
 from headrace.config.decode import Duration, Refused
 from headrace.core import Request
 from headrace.core.bounded_json import MAX_BYTES, load
+from headrace.prefixes.precise import PreciseIndex
 from headrace.protocol import http
 from headrace.serving.http_client import HttpClient, HttpError
 
@@ -72,6 +73,20 @@ class TokenizerParameters(Struct, frozen=True):
     def settings(self) -> TokenizerSettings:
         """The settings that they come to."""
         return TokenizerSettings(self.vllm.url.rstrip("/"), float(self.timeout))
+
+
+class TokenProducer:
+    """Has the tokens of text prompts, while some server reports its cache in blocks of tokens."""
+
+    def __init__(self, tokens: Callable[[Request], Awaitable[tuple[int, ...] | None]], index: PreciseIndex) -> None:
+        self._tokens = tokens
+        self._index = index
+
+    async def prepare_request(self, request: Request) -> Request:
+        """The request with its tokens, if they are to be had in time, and without the body that they are of."""
+        if not self._index.block_sizes():
+            return request
+        return replace(request, tokens=await self._tokens(request), body=b"")
 
 
 def question(request: Request) -> bytes | None:

@@ -6,10 +6,11 @@ account as a whole; nobody waits for it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from headrace.datalayer.ledger import InFlight, Ledger
+from headrace.datalayer.ledger import InFlight
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.replicas import peers_pb2 as messages
 
@@ -32,7 +33,6 @@ class Journal:
     def __init__(
         self,
         replica: str,
-        ledger: Ledger,
         index: PrefixIndex,
         *,
         clock: Callable[[], float],
@@ -42,9 +42,8 @@ class Journal:
         self.replica = replica
         # The number of the last batch.
         self.sequence = 0
-        # Called when there is something to make a batch of.
-        self.on_pending: Callable[[], None] = lambda: None
-        self._ledger = ledger
+        # Set when there is something to make a batch of.
+        self.pending = asyncio.Event()
         self._index = index
         self._clock = clock
         self._name = name
@@ -77,10 +76,8 @@ class Journal:
     def _note(self, start: bool, entry: InFlight, end: bool) -> None:
         if not self._followers:
             return
-        changes = self._changes
-        changes.append((start, entry, end))
-        if len(changes) == 1:
-            self.on_pending()
+        self._changes.append((start, entry, end))
+        self.pending.set()
 
     # For those who send it.
 
@@ -146,12 +143,12 @@ class Journal:
         """That there is nothing to tell."""
         return self._update(self.sequence).SerializeToString()
 
-    def account(self) -> tuple[int, Iterator[bytes]]:
-        """Our whole account as of now, in parts, and the number of the batch that it goes on after.
+    def account(self, own: Iterable[InFlight]) -> tuple[int, Iterator[bytes]]:
+        """Our whole account, which is `own` now, in parts, and the number of the batch that it goes on after.
 
         Parts are made when they are asked for: what changes meanwhile is in a later batch, and sets anew."""
         self.cut()
-        return self.sequence, self._parts(list(self._ledger.own()), self.sequence)
+        return self.sequence, self._parts(list(own), self.sequence)
 
     def _parts(self, entries: list[InFlight], sequence: int) -> Iterator[bytes]:
         for begin in range(0, max(1, len(entries)), _ENTRIES_A_PART):

@@ -67,11 +67,20 @@ class Peer:
 class PeerAccounts:
     """The other replicas' part of the books. Belongs to the event loop that owns the ledger.
 
-    `me` is our own name among replicas."""
+    `me` is our own name among replicas. `on_pick` is told the endpoint of each request that another one has picked."""
 
-    def __init__(self, store: EndpointStore, ledger: Ledger, index: PrefixIndex, *, me: str) -> None:
-        # Told the endpoint of each request that another replica has picked.
-        self.on_pick: Callable[[str], None] = lambda key: None
+    def __init__(
+        self,
+        store: EndpointStore,
+        ledger: Ledger,
+        index: PrefixIndex,
+        *,
+        me: str,
+        clock: Callable[[], float],
+        on_pick: Callable[[str], None] = lambda key: None,
+    ) -> None:
+        self._clock = clock
+        self._on_pick = on_pick
         self._store = store
         self._ledger = ledger
         self._index = index
@@ -89,8 +98,9 @@ class PeerAccounts:
         """One of them."""
         return self._peers.get(replica)
 
-    def receive(self, update: messages.Update, now: float) -> None:
+    def receive(self, update: messages.Update) -> None:
         """Take an update. Raises OutOfStep."""
+        now = self._clock()
         peer = self._peers.get(update.replica)
         if update.reset:
             peer = self._reset(update.replica, now)
@@ -110,21 +120,22 @@ class PeerAccounts:
         for sent in update.sent:
             self._sent(sent)
 
-    def expire(self, now: float) -> list[str]:
+    def expire(self) -> list[str]:
         """Forget those that are silent; gives their names."""
+        now = self._clock()
         silent = [replica for replica, peer in self._peers.items() if now - peer.heard_at > SILENT_SECONDS]
         for replica in silent:
-            self.forget(replica, now)
+            self.forget(replica)
         return silent
 
-    def forget(self, replica: str, now: float) -> None:
+    def forget(self, replica: str) -> None:
         """A replica is gone: what it had in flight is not counted any more."""
         peer = self._peers.pop(replica, None)
         if peer is not None:
             for entry in peer.entries.values():
-                self._ledger.abandon(entry, now)
+                self._ledger.abandon(entry, self._clock())
 
-    def endpoint_came(self, key: str, now: float) -> None:
+    def add(self, key: str) -> None:
         """An endpoint joined the pool: others may have known it before us."""
         record = self._store.get(key)
         if record is None:
@@ -132,10 +143,13 @@ class PeerAccounts:
         for peer in self._peers.values():
             for entry in peer.entries.values():
                 if entry.endpoint == key and entry.record is None:
-                    self._ledger.recount(entry, key, now)
+                    self._ledger.recount(entry, key, self._clock())
+
+    def remove(self, key: str) -> None:
+        """An endpoint left it: what is in flight there has no record any more."""
 
     def _reset(self, replica: str, now: float) -> Peer:
-        self.forget(replica, now)
+        self.forget(replica)
         peer = self._peers[replica] = Peer(replica, heard_at=now)
         return peer
 
@@ -173,7 +187,7 @@ class PeerAccounts:
             on_page = record.scraped_at is not None and entry.started_at <= record.scraped_at
             record.started(entry.model, entry.size, now, entry.tokens, page_knows=on_page)
             record.of_peers += 1
-            self.on_pick(entry.endpoint)
+            self._on_pick(entry.endpoint)
 
     def _hand_over(self, pick: InFlight, peer: Peer, entry: InFlight, now: float) -> None:
         """A pick, ours or another replica's, is observed by `peer`: it counts as before, for that one."""

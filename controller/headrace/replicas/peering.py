@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from google.protobuf.message import DecodeError
 
 from headrace.core import endpoint_key, split_key
 from headrace.datalayer.ledger import Ledger
-from headrace.datalayer.store import EndpointStore
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.protocol import rpc
 from headrace.replicas import peers_pb2 as messages
@@ -86,7 +84,8 @@ class Peering:
 
     def __init__(
         self,
-        store: EndpointStore,
+        journal: Journal,
+        accounts: PeerAccounts,
         ledger: Ledger,
         index: PrefixIndex,
         settings: PeerSettings,
@@ -97,7 +96,9 @@ class Peering:
         synced: Callable[[], Awaitable[object]],
         on_change: Callable[[], None],
     ) -> None:
-        self.replica = secrets.token_hex(8)
+        self.replica = journal.replica
+        self.journal = journal
+        self.accounts = accounts
         self.links: dict[str, Link] = {}
         # Who follows us, and the last batch that each was told.
         self.followers: dict[str, int] = {}
@@ -109,13 +110,9 @@ class Peering:
         self._rng = rng
         self.clock = clock
         self.ledger = ledger
-        self._pending = asyncio.Event()
         self._cut = asyncio.Event()
         self._wanted: tuple[str, ...] = ()
         read_certificate(settings.certificates)
-        self.accounts = PeerAccounts(store, ledger, index, me=self.replica)
-        self.journal = Journal(self.replica, ledger, index, clock=self.clock, name=settings.name)
-        self.journal.on_pending = self._pending.set
 
     # The stream that others follow us by.
 
@@ -182,7 +179,7 @@ class Peering:
         self, follower: str, context: grpc.aio.ServicerContext[bytes, bytes], *, prefixes: bool
     ) -> None:
         """The account as a whole; what changes meanwhile is in the batches after it."""
-        sequence, parts = self.journal.account()
+        sequence, parts = self.journal.account(self.ledger.own())
         self.followers[follower] = sequence
         for part in parts:
             await context.write(part)
@@ -203,9 +200,9 @@ class Peering:
 
     async def _publish(self) -> None:
         while True:
-            await self._pending.wait()
+            await self.journal.pending.wait()
             await asyncio.sleep(_BATCH_SECONDS)
-            self._pending.clear()
+            self.journal.pending.clear()
             self.journal.cut()
             done, self._cut = self._cut, asyncio.Event()
             done.set()
@@ -285,7 +282,7 @@ class Peering:
             return
         if link.problem or link.replica != update.replica:
             self._meet(link, update.replica)
-        self.accounts.receive(update, self.clock())
+        self.accounts.receive(update)
         self._metrics.received.inc()
         self._on_change()
 
@@ -296,7 +293,7 @@ class Peering:
                 raise OutOfStep(f"it is followed already, at {other.address}")
         if link.replica not in ("", replica):
             # Another process is at this address now: the one before it is no more.
-            self.accounts.forget(link.replica, self.clock())
+            self.accounts.forget(link.replica)
         link.replica, link.problem = replica, ""
         logger.info("following replica %s", link.address, extra={"replica": replica})
 

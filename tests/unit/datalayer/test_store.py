@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import Endpoint
+from headrace.datalayer.adapters import AdapterNames
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.metrics_page import ServerMetrics
-from headrace.datalayer.store import AdapterNames, EndpointStore
+from headrace.datalayer.store import EndpointStore
 
 
 def endpoint(number: int, uid: str = "u") -> Endpoint:
@@ -148,8 +149,8 @@ def test_adapters_sent_count_as_in_use_before_the_server_says_so() -> None:
     state = store.snapshot()[0]
     assert state.running_adapters == {"a", "b"}
     assert not state.has_adapter_slot()
-    assert store.is_adapter("b")
-    assert not store.is_adapter("base")
+    assert "b" in store.adapters.names
+    assert "base" not in store.adapters.names
     # Done, it is still loaded, until others have pushed it out.
     ledger.finish(entry, 3.0)
     assert store.snapshot()[0].running_adapters == {"a"}
@@ -164,16 +165,16 @@ def test_adapters_are_known_while_a_server_that_reports_them_is_there() -> None:
     scrape(store, K1, 1.0, known_adapters=frozenset({"a", "b"}))
     scrape(store, K2, 1.0, known_adapters=frozenset({"b", "c"}))
     store.snapshot()
-    assert store.adapters == {"a", "b", "c"}
+    assert store.adapters.names == {"a", "b", "c"}
     scrape(store, K1, 2.0, known_adapters=frozenset({"a"}))
     store.snapshot()
-    assert store.adapters == {"a", "b", "c"}
+    assert store.adapters.names == {"a", "b", "c"}
     store.replace([endpoint(1)])
-    assert store.adapters == {"a"}
-    assert not store.is_adapter("b")
+    assert store.adapters.names == {"a"}
+    assert "b" not in store.adapters.names
     # Another Pod under the same address.
     store.replace([endpoint(1, uid="new")])
-    assert store.adapters == set()
+    assert store.adapters.names == set()
 
 
 NAMES = st.frozensets(st.sampled_from("abcdefgh"))

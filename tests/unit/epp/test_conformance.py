@@ -88,28 +88,28 @@ def test_the_gateways_subset_holds_too() -> None:
 
 async def test_a_list_of_another_pools_endpoints_is_refused() -> None:
     d = director(config=with_selection(SchedulingConfig()))
-    d.replace_endpoints((rank(1), rank(2)), FailureMode.OPEN)
-    picked = await d.decide(needed(headers={HEADER: "10.9.9.9"}))
-    assert isinstance(picked.outcome, Refusal)
-    assert (picked.outcome.status, picked.outcome.reason) == (503, RefusalReason.NO_ENDPOINTS)
+    d.pool.endpoints_changed((rank(1), rank(2)), FailureMode.OPEN)
+    picked = await d.director.decide(needed(headers={HEADER: "10.9.9.9"}))
+    assert isinstance(picked.answer, Refusal)
+    assert (picked.answer.status, picked.answer.reason) == (503, RefusalReason.NO_ENDPOINTS)
     assert picked.entry is None
 
 
 async def test_picks_are_counted_and_explained_as_any_other() -> None:
     d = director(config=with_selection(SchedulingConfig()))
-    d.replace_endpoints((rank(1), rank(2)), FailureMode.CLOSE)
-    picked = await d.decide(needed(headers={HEADER: "10.0.0.2"}))
-    assert picked.outcome == Decision(("10.0.0.2:3000",))
+    d.pool.endpoints_changed((rank(1), rank(2)), FailureMode.CLOSE)
+    picked = await d.director.decide(needed(headers={HEADER: "10.0.0.2"}))
+    assert picked.answer == Decision(("10.0.0.2:3000",))
     assert picked.entry is not None
-    assert len(d.ledger) == 1
+    assert len(d.pool.ledger) == 1
     (record,) = d.decisions.find()
     assert (record["winner"], record["profile"]) == ("10.0.0.2:3000", HEADER)
-    d.finish(picked.entry)
-    assert len(d.ledger) == 0
+    d.pool.finished(picked.entry)
+    assert len(d.pool.ledger) == 0
 
 
 async def test_without_the_flag_the_header_means_nothing() -> None:
     d = director()
-    d.replace_endpoints((rank(1),), FailureMode.CLOSE)
-    picked = await d.decide(needed(headers={HEADER: "10.9.9.9"}))
-    assert picked.outcome == Decision(("10.0.0.1:3000",))
+    d.pool.endpoints_changed((rank(1),), FailureMode.CLOSE)
+    picked = await d.director.decide(needed(headers={HEADER: "10.9.9.9"}))
+    assert picked.answer == Decision(("10.0.0.1:3000",))

@@ -45,11 +45,10 @@ class Replica:
         self.clock = clock
         self.store = EndpointStore()
         self.index = PrefixIndex(PrefixSettings())
-        self.ledger = Ledger(self.store)
+        self.journal = Journal(name, self.index, clock=clock, name=name, kept_bytes=kept_bytes)
+        self.ledger = Ledger(self.store, [self.journal])
         self.ledger.expect_observers()
-        self.journal = Journal(name, self.ledger, self.index, clock=clock, name=name, kept_bytes=kept_bytes)
-        self.ledger.listener = self.journal
-        self.peers = PeerAccounts(self.store, self.ledger, self.index, me=name)
+        self.peers = PeerAccounts(self.store, self.ledger, self.index, me=name, clock=clock)
         self.links: dict[str, Link] = {}
         # How often it had to begin anew with another's account.
         self.anew = 0
@@ -61,7 +60,7 @@ class Replica:
             self.index.remove(endpoint.key)
         for endpoint in came:
             self.index.add(endpoint.key)
-            self.peers.endpoint_came(endpoint.key, self.clock())
+            self.peers.add(endpoint.key)
 
     def pick(self, request_id: str, key: str = KEYS[0], **more: object) -> InFlight:
         fields: dict[str, object] = {"attached": False, "tokens": 10, **more}
@@ -91,14 +90,14 @@ class Replica:
         for _ in range(batches):
             try:
                 if link.sequence is None:
-                    link.sequence, parts = other.journal.account()
+                    link.sequence, parts = other.journal.account(other.ledger.own())
                     for raw in parts:
-                        self.peers.receive(read_update(raw), self.clock())
+                        self.peers.receive(read_update(raw))
                 elif (raw := other.journal.after(link.sequence)) is not None:
-                    self.peers.receive(read_update(raw), self.clock())
+                    self.peers.receive(read_update(raw))
                     link.sequence += 1
                 else:
-                    self.peers.receive(read_update(other.journal.sign_of_life()), self.clock())
+                    self.peers.receive(read_update(other.journal.sign_of_life()))
                     return
             except (FellBehind, OutOfStep):
                 link.sequence = None
