@@ -15,7 +15,7 @@ from random import Random
 import orjson
 
 from headrace.core import Endpoint, FailureMode
-from headrace.epp.composition import Components, compose
+from headrace.epp.composition import Components
 from headrace.epp.metrics import Metrics
 from headrace.epp.service import StreamSession
 from headrace.extproc import ConversationSettings
@@ -33,7 +33,7 @@ PREFIXES = 20
 
 def director(endpoints: int) -> Components:
     """A picker over so many endpoints, without servers."""
-    made = compose(
+    made = Components(
         config=SchedulingConfig(),
         flow_control=FlowControlConfig(),
         metrics=Metrics("bench"),

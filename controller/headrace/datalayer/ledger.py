@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Protocol
 
-from headrace.core import NOT_ASKED, Asked
+from headrace.core import NOT_ASKED, Asked, Request
 from headrace.datalayer.store import ARRIVAL_SECONDS, EndpointRecord, EndpointStore
 
 # How long a pick may go unobserved: an observation stream opens within milliseconds of the pick. Without any observer
@@ -111,22 +111,12 @@ class Ledger:
         """How many requests of each model are in flight, in our own account."""
         return Counter(entry.model for entry in self.own())
 
-    def start(
-        self,
-        request_id: str,
-        endpoint: str,
-        model: str,
-        size: int,
-        now: float,
-        *,
-        attached: bool,
-        asked: Asked = NOT_ASKED,
-        tokens: int = 0,
-    ) -> InFlight:
+    def start(self, request: Request, endpoint: str, now: float, *, attached: bool, tokens: int = 0) -> InFlight:
         """A request was picked. `attached`: the stream that picked sees its end too. `tokens`: of its prompt, those
         that the endpoint has to compute."""
         record = self._store.get(endpoint)
-        entry = InFlight(request_id, endpoint, model, size, now, attached, record, asked=asked, tokens=tokens)
+        model, size, asked = request.model, request.body_size, request.asked
+        entry = InFlight(request.request_id, endpoint, model, size, now, attached, record, asked=asked, tokens=tokens)
         entry.picked_for = endpoint
         self._take(entry)
         if not attached:

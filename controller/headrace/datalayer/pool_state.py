@@ -40,7 +40,7 @@ class PoolObserver:
     def started(self, entry: InFlight, request: Request) -> None:
         """A request was sent to an endpoint."""
 
-    def answered(self, entry: InFlight, status: int, *, elsewhere: bool) -> None:
+    def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
         """The response's headers were seen. `elsewhere`: from another endpoint than the first one picked."""
 
     def first_token(self, entry: InFlight, seconds: float) -> None:
@@ -111,16 +111,7 @@ class PoolState:
     def started(self, request: Request, key: str, *, attached: bool, tokens: int = 0) -> InFlight:
         """A request is sent to an endpoint. `attached`: the stream that picked sees its end too. `tokens`: of its
         prompt, those that the endpoint has to compute."""
-        entry = self.ledger.start(
-            request.request_id,
-            key,
-            request.model,
-            request.body_size,
-            self.clock(),
-            attached=attached,
-            asked=request.asked,
-            tokens=tokens,
-        )
+        entry = self.ledger.start(request, key, self.clock(), attached=attached, tokens=tokens)
         for tell in self._on_started:
             tell(entry, request)
         return entry

@@ -16,18 +16,16 @@ _MOST_CANDIDATES = 64
 _MOST_TEXT = 256
 
 
+# Of the request, as they are shown.
+_REQUEST = ("request_id", "model", "asked_model", "objective", "priority", "path", "body_bytes", "prompt_blocks")
+
+
 class _Kept(NamedTuple):
     """One decision. `wall_time` is seconds since 1970, `seconds` is what the decision took."""
 
     wall_time: float
-    request_id: str
-    model: str
-    asked_model: str
-    objective: str
-    priority: int
-    path: str
-    body_bytes: int
-    prompt_blocks: int
+    # The values of _REQUEST.
+    request: tuple[str | int, ...]
     prefix_matches: Mapping[str, int]
     profile: Profile
     outcome: Outcome
@@ -42,14 +40,7 @@ class _Kept(NamedTuple):
         outcome, refusal = self.outcome, self.refusal
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.wall_time)),
-            "request_id": self.request_id,
-            "model": self.model,
-            "asked_model": self.asked_model,
-            "objective": self.objective,
-            "priority": self.priority,
-            "path": self.path,
-            "body_bytes": self.body_bytes,
-            "prompt_blocks": self.prompt_blocks,
+            **dict(zip(_REQUEST, self.request, strict=True)),
             "profile": self.profile.name,
             "winner": outcome.picks[0] if outcome.picks else None,
             "winner_pod": self.pod,
@@ -78,30 +69,27 @@ class DecisionLog:
 
     def add(self, pick: Pick) -> None:
         """Keep one decision."""
-        answer, request, facts, outcome = pick.answer, pick.request, pick.facts, pick.outcome
-        if answer is None:
+        request, facts, outcome = pick.request, pick.facts, pick.outcome
+        if pick.answer is None:
             return
         record = pick.entry.record if pick.entry is not None else None
-        refusal = answer if isinstance(answer, Refusal) else None
+        refusal = pick.answer if isinstance(pick.answer, Refusal) else None
         count, reason = len(outcome.candidates), outcome.reason if refusal is None else refusal.message
         if count > _MOST_CANDIDATES and outcome.picks:
             reason = reason or explain(pick.profile, outcome)
             outcome = _winner(outcome)
+        asked, path = request.asked_model or request.model, request.path.partition("?")[0]
+        blocks, matches = (facts.prefix_blocks, facts.prefix_matches) if facts is not None else (0, {})
+        shown = (request.objective[:_MOST_TEXT], request.priority, path[:_MOST_TEXT], request.body_size, blocks)
+        pod = record.endpoint.pod_name if record is not None else ""
         self._kept.append(
             _Kept(
                 time.time(),
-                request.request_id,
-                request.model,
-                request.asked_model or request.model,
-                request.objective[:_MOST_TEXT],
-                request.priority,
-                request.path.partition("?")[0][:_MOST_TEXT],
-                request.body_size,
-                facts.prefix_blocks if facts is not None else 0,
-                facts.prefix_matches if facts is not None else {},
+                (request.request_id, request.model, asked, *shown),
+                matches,
                 pick.profile,
                 outcome,
-                record.endpoint.pod_name if record is not None else "",
+                pod,
                 refusal,
                 count,
                 reason,
@@ -113,7 +101,7 @@ class DecisionLog:
         """The newest decisions first; with a request id, those of that request."""
         found = []
         for kept in reversed(self._kept):
-            if request_id and kept.request_id != request_id:
+            if request_id and kept.request[0] != request_id:
                 continue
             found.append(kept.as_json())
             if len(found) >= limit:

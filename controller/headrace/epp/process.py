@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
+import uuid
 from collections.abc import Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,7 +19,7 @@ from headrace.core import Endpoint, FailureMode, Pool
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
-from headrace.epp.composition import Replicas, compose
+from headrace.epp.composition import Components
 from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
 from headrace.epp.conformance import with_selection
 from headrace.epp.flow_metrics import FlowControlCollector
@@ -26,6 +27,7 @@ from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
 from headrace.epp.service import ExtProcService
+from headrace.extproc import ConversationSettings
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.prefixes.tokenizer import Tokenizer
@@ -76,7 +78,7 @@ class Process:
                 config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
             )
         self._tracer = self._trace() if options.tracing else None
-        self._parts = compose(
+        self._parts = Components(
             config=self._scheduling(config),
             flow_control=config.flow_control,
             metrics=self._metrics,
@@ -87,7 +89,7 @@ class Process:
             on_pick=lambda key: self._scraper.wake(key),
             kv_events=config.kv_events is not None,
             tokenize=self._tokenizer.tokens if self._tokenizer is not None else None,
-            replica=(secrets.token_hex(8), options.identity) if options.has_peers else None,
+            replica=(secrets.token_hex(8), options.identity),
             observers=[self._tracer.decided] if self._tracer is not None else [],
         )
         pool, flow = self._parts.pool, self._parts.flow
@@ -112,8 +114,7 @@ class Process:
             on_scraped=pool.scraped,
             engines=config.engines,
         )
-        replicas = self._parts.replicas
-        self._peering = self._peer(options, replicas, rng) if replicas is not None else None
+        self._peering = self._peer(options, rng) if options.has_peers else None
         self._readiness = Readiness(lambda: pool.synced, leading=not options.leader_election)
         self._elector: Elector | None = None
         self._standing: asyncio.Task[NoReturn] | None = None
@@ -135,8 +136,9 @@ class Process:
                 f"--tracing needs OpenTelemetry's packages: pip install 'headrace[tracing]' ({error})"
             ) from None
 
-    def _peer(self, options: Options, replicas: Replicas, rng: Random) -> Peering:
+    def _peer(self, options: Options, rng: Random) -> Peering:
         """Our side of the streams between replicas. Raises InvalidCertificate."""
+        parts = self._parts
         assert options.peer_cert_path is not None
         settings = PeerSettings(
             certificates=options.peer_cert_path,
@@ -148,10 +150,9 @@ class Process:
             own_address=options.own_address,
         )
         registry = self._metrics.registry
-        parts = self._parts
         peering = Peering(
-            replicas.journal,
-            replicas.accounts,
+            parts.journal,
+            parts.accounts,
             parts.pool.ledger,
             parts.index,
             settings,
@@ -298,16 +299,15 @@ class Process:
     async def _serve(self, servers: Servers) -> grpc.aio.Server:
         """Add the servers and start them. Gives that of ext_proc. Raises CannotServe, and InvalidCertificate."""
         options, health = self._options, self._readiness.health
-        service = ExtProcService(
-            self._parts.director,
-            self._parts.pool,
-            self._metrics,
+        settings = ConversationSettings(
+            new_request_id=lambda: str(uuid.uuid4()),
             max_body_bytes=options.max_body_bytes,
             max_parsed_body_bytes=options.max_parsed_body_bytes,
             control_headers=options.control_headers,
             subset_hint=options.subset_filter,
             conformance_hooks=options.conformance_hooks,
         )
+        service = ExtProcService(self._parts.director, self._parts.pool, self._metrics, settings)
         credentials = None
         if options.secure_serving:
             credentials = server_credentials(options.cert_path, reload=options.enable_cert_reload)

@@ -5,7 +5,6 @@ Registered with raw bytes for messages (no protobuf classes of gRPC's own): the 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import AsyncIterator
 
 import grpc
@@ -142,29 +141,11 @@ class StreamSession:
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    def __init__(
-        self,
-        director: Director,
-        pool: PoolState,
-        metrics: Metrics,
-        *,
-        max_body_bytes: int,
-        max_parsed_body_bytes: int,
-        control_headers: bool = True,
-        subset_hint: bool = True,
-        conformance_hooks: bool = False,
-    ) -> None:
+    def __init__(self, director: Director, pool: PoolState, metrics: Metrics, settings: ConversationSettings) -> None:
         self._director = director
         self._pool = pool
         self._metrics = metrics
-        self._settings = ConversationSettings(
-            new_request_id=lambda: str(uuid.uuid4()),
-            max_body_bytes=max_body_bytes,
-            max_parsed_body_bytes=max_parsed_body_bytes,
-            control_headers=control_headers,
-            subset_hint=subset_hint,
-            conformance_hooks=conformance_hooks,
-        )
+        self._settings = settings
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""

@@ -59,19 +59,6 @@ class Observer(Protocol):
         """The queue was looked at for one to let go; this took so long."""
 
 
-class Unobserved:
-    """Nobody wants to know."""
-
-    def enqueued(self, ticket: Ticket, seconds: float) -> None:
-        """Nothing."""
-
-    def settled(self, ticket: Ticket, seconds: float) -> None:
-        """Nothing."""
-
-    def looked(self, seconds: float) -> None:
-        """Nothing."""
-
-
 class FlowController:
     """The admission of one pool. `states` gives its endpoints as they are now, `clock` seconds that only go forward."""
 
@@ -82,14 +69,14 @@ class FlowController:
         states: Callable[[], Sequence[EndpointState]],
         clock: Callable[[], float],
         rng: Random,
-        observer: Observer | None = None,
+        observer: Observer,
     ) -> None:
         self._config = config
         self._queue = FlowQueue(config)
         self._states = states
         self._clock = clock
         self._rng = rng
-        self._observer = observer or Unobserved()
+        self._observer = observer
         # The request that was let go and has not been picked for yet.
         self._going: Ticket | None = None
         self._soon = False

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from headrace.core import Decision, Endpoint, FailureMode, Refusal, RefusalReason, Request
-from headrace.epp.composition import Components, compose
+from headrace.epp.composition import Components
 from headrace.epp.director import Director, Pick
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.extproc.events import PickNeeded
@@ -39,7 +39,7 @@ def director(**changes: Any) -> Components:
         "decisions_kept": 10,
         **changes,
     }
-    return compose(**fields)
+    return Components(**fields)
 
 
 def endpoints(count: int) -> tuple[Endpoint, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from headrace.core import Endpoint
+from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.store import EndpointStore
 from headrace.prefixes.approximate import PrefixIndex
@@ -64,7 +64,7 @@ class Replica:
 
     def pick(self, request_id: str, key: str = KEYS[0], **more: object) -> InFlight:
         fields: dict[str, object] = {"attached": False, "tokens": 10, **more}
-        return self.ledger.start(request_id, key, "model", 100, self.clock(), **fields)  # type: ignore[arg-type]
+        return self.ledger.start(Request(request_id, model="model", body_size=100), key, self.clock(), **fields)  # type: ignore[arg-type]
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Of each endpoint requests, bytes and tokens, of all replicas."""
