@@ -58,15 +58,18 @@ class Journal:
 
     def started(self, entry: InFlight) -> None:
         """It is in our account."""
-        self._note(True, entry, False)
+        if self._followers:
+            self._note(True, entry, False)
 
     def changed(self, entry: InFlight) -> None:
         """It counts for another endpoint, or with other tokens."""
-        self._note(False, entry, False)
+        if self._followers:
+            self._note(False, entry, False)
 
     def finished(self, entry: InFlight) -> None:
         """It is no longer in our account."""
-        self._note(False, entry, True)
+        if self._followers:
+            self._note(False, entry, True)
 
     def sent(self, endpoint: str, blocks: Sequence[int]) -> None:
         """A prompt of these blocks went to an endpoint."""
@@ -74,8 +77,6 @@ class Journal:
             self._sent.append((endpoint, blocks, self._index.settings.block_bytes))
 
     def _note(self, start: bool, entry: InFlight, end: bool) -> None:
-        if not self._followers:
-            return
         self._changes.append((start, entry, end))
         self.pending.set()
 

@@ -140,3 +140,15 @@ def test_models_named_by_clients_do_not_make_series_without_end() -> None:
     lines = [line for line in text.splitlines() if line.startswith("inference_objective_request_total{")]
     assert len(lines) == 1001
     assert 'request_total{model_name="other",priority="0",target_model_name="other"} 100.0' in text
+
+
+async def test_a_request_that_the_stream_refuses_is_counted_and_logged() -> None:
+    d = picker(Clock())
+    session = StreamSession(d.director, d.pool, m.settings(max_body_bytes=8))
+    headers = m.request_headers(m.REQUEST, protocol_config=m.config(BodyMode.FULL_DUPLEX_STREAMED))
+    await feed(session, headers, m.body("request_body", BODY, True))
+    session.end()
+    (logged,) = d.decisions.find()
+    assert logged["refused"] == {"status": 413, "reason": "body-too-large"}
+    assert sample(d, 'headrace_epp_refused_total{reason="body-too-large"}') == 1
+    assert len(d.pool.ledger) == 0
