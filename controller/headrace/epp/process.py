@@ -20,7 +20,7 @@ from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
 from headrace.epp.access_rules import Access, Closed, Open
 from headrace.epp.composition import Components
-from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
+from headrace.epp.config_file import PickerConfig, parse_config, watch_config, watched_config
 from headrace.epp.conformance import with_selection
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.metrics import Metrics, PoolCollector
@@ -57,15 +57,16 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        self._config_file = ConfigFile(options.config_file) if options.config_file is not None else None
-        if self._config_file is not None:
-            config = self._config_file.load()
-        else:
-            config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
-        for note in config.notes:
-            logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
         self._metrics = Metrics(options.served_name)
+        self._config_file = None
+        if options.config_file is not None:
+            bad = self._metrics.config_reloads.labels("error")
+            self._config_file = watched_config(options.config_file, bad.inc)
+            config = self._config_file.current
+        else:
+            config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
+        self._note(config)
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
         if options.conformance_hooks:
@@ -186,9 +187,7 @@ class Process:
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
             if self._config_file is not None:
-                on_bad = self._metrics.config_reloads.labels("error").inc
-                work = watch_config(self._config_file, self._reconfigure, on_bad=on_bad)
-                tasks.start(work, "watch the configuration")
+                tasks.start(watch_config(self._config_file, self._reconfigure), "watch the configuration")
             if self._elector is not None:
                 self._standing = tasks.start(self._elector.run(), "leader election")
             logger.info("serving", extra={"ports": servers.ports, "pool": self._metrics.pool_name})
@@ -224,7 +223,12 @@ class Process:
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
         return with_selection(config.scheduling) if self._options.conformance_hooks else config.scheduling
 
+    def _note(self, config: PickerConfig) -> None:
+        for note in config.notes:
+            logger.warning("%s: %s", self._options.config_file or "--config-text", note)
+
     def _reconfigure(self, config: PickerConfig) -> None:
+        self._note(config)
         if config.kv_events != self._kv_events:
             logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
         self._parts.reconfigure(self._scheduling(config), config.flow_control)
