@@ -18,7 +18,6 @@ from prometheus_client import Counter
 from headrace.core import Endpoint, FailureMode, Pool
 from headrace.datalayer.scraper import Scraper, ScrapeSettings
 from headrace.epp import status
-from headrace.epp.access_rules import Access, Closed, Open
 from headrace.epp.composition import Components
 from headrace.epp.config_file import PickerConfig, parse_config, watch_config, watched_config
 from headrace.epp.conformance import with_selection
@@ -119,8 +118,7 @@ class Process:
         self._readiness = Readiness(lambda: pool.synced, leading=not options.leader_election)
         self._elector: Elector | None = None
         self._standing: asyncio.Task[NoReturn] | None = None
-        # Until the API server can be asked, nobody may read what asks for it.
-        self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
+        self._client: Any = None
         self._shutdown = Shutdown()
 
     def _trace(self) -> Tracer | None:
@@ -256,18 +254,15 @@ class Process:
         if options.endpoints:
             return self._serve_static()
         # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.epp.access import ReviewedAccess
         from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
         from headrace.kube.lease import Elector
 
         try:
-            client = await connect(options.kubeconfig)
+            client = self._client = await connect(options.kubeconfig)
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        if options.metrics_endpoint_auth:
-            self._access = ReviewedAccess(client, clock=time.monotonic)
         if options.leader_election:
             name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
             self._elector = Elector(
@@ -335,7 +330,13 @@ class Process:
         if self._peering is not None:
             handlers, peers = (self._peering.handler(),), self._peering.credentials()
             servers.add_grpc("peers", "peer-port", options.peer_port, handlers, credentials=peers, options=KEEPALIVE)
-        pages = status.application(self._parts, self._readiness.ready, lambda: self._access, self._peering)
+        access = None
+        if options.metrics_endpoint_auth:
+            # Imported here: the Kubernetes client takes longer to load than everything else together.
+            from headrace.epp.access import Access
+
+            access = Access(lambda: self._client, clock=time.monotonic)
+        pages = status.application(self._parts, self._readiness.ready, access, self._peering)
         await servers.add_http("metrics", "metrics-port", options.metrics_port, pages)
         await servers.start()
         return server

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from headrace.core.fields import is_digits
-from headrace.epp.access_rules import Access, Open
 from headrace.epp.composition import Components
 from headrace.protocol import http
 from headrace.replicas.metrics import peer_page
 from headrace.replicas.peering import Peering
 from headrace.serving.servers import health_routes, metrics_route
+
+if TYPE_CHECKING:
+    from headrace.epp.access import Access
 
 _MOST_DECISIONS = 1000
 _FOR_ALL = ("/healthz", "/readyz")
@@ -24,16 +26,16 @@ _FOR_ALL = ("/healthz", "/readyz")
 def application(
     parts: Components,
     is_ready: Callable[[], bool],
-    access: Callable[[], Access] = Open,
+    access: Access | None = None,
     peering: Peering | None = None,
 ) -> web.Application:
-    """The HTTP application. Metrics and debug pages are for those whom `access` lets in; health is for all."""
+    """The HTTP application. Metrics and debug pages are for those whom `access` lets in, health is for all."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _FOR_ALL:
+        if access is None or request.path in _FOR_ALL:
             return await handler(request)
-        verdict = await access().check(request.headers.get(http.AUTHORIZATION, ""), request.path)
+        verdict = await access.check(request.headers.get(http.AUTHORIZATION, ""), request.path)
         if verdict is None:
             return await handler(request)
         headers = {http.WWW_AUTHENTICATE: "Bearer"} if verdict.status == 401 else {}
