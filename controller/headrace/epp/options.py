@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from headrace.config.flags import (
@@ -29,6 +29,7 @@ from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, Inva
 from headrace.core.bounded_json import MAX_BYTES
 from headrace.core.fields import is_digits
 from headrace.core.pool import MAX_TARGET_PORTS
+from headrace.datalayer.scraper import ScrapeSettings
 from headrace.epp.reference_flags import ReferenceFlags, level
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "read_options"]
@@ -121,9 +122,6 @@ class Options:
     config_text: str = flag("", "the same as text, in place of a file")
     kubeconfig: str | None = flag("", "else in-cluster, or $KUBECONFIG", optional)
     verbosity: int = flag(2, "2 default, 3 verbose, 4 debug, 5 trace", level, "-v --v")
-    refresh_metrics_interval: float = flag(0.2, "time between metrics pages of a server in use", period)
-    idle_metrics_interval: float = flag(5.0, "the same of an idle server", period)
-    metrics_staleness_threshold: float = flag(2.0, "metrics older than this are not used", duration)
     pick_deadline: float = flag(2.0, "then the pool's failure mode answers", period)
     drain_delay: float = flag(
         6.0, "serve on this long after SIGTERM: not ready at once, not healthy to gateways after half of it", duration
@@ -174,26 +172,7 @@ class Options:
         truth,
         "--ha-enable-leader-election",
     )
-    metrics_scheme: str = flag(
-        "http",
-        "http or https, of the servers' metrics pages",
-        choice(("http", "https")),
-        "--model-server-metrics-scheme",
-    )
-    metrics_path: str = flag("", "the page's path; else the engine's own", str, "--model-server-metrics-path")
-    metrics_page_port: int = flag(
-        0,
-        "the page's port; 0, the endpoint's own (deprecated by the reference picker)",
-        port,
-        "--model-server-metrics-port",
-    )
-    metrics_verify: bool = flag(
-        True,
-        "do not verify the certificates of https metrics pages",
-        truth,
-        "--model-server-metrics-https-insecure-skip-verify",
-        inverted=True,
-    )
+    scrape: ScrapeSettings = field(default_factory=ScrapeSettings)
     own_address: str = ""
     # Who this replica is: its Pod's name.
     identity: str = ""
@@ -209,8 +188,8 @@ class Options:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every flag."""
-    add_flags(parser, Options)
-    add_flags(parser, ReferenceFlags)
+    for options in (Options, ScrapeSettings, ReferenceFlags):
+        add_flags(parser, options)
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
@@ -218,14 +197,14 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
     options = read_flags(args, Options)
     _check(options)
     namespace = options.pool_namespace or environment.get("NAMESPACE") or "default"
-    service = options.peer_service
+    service, scrape = options.peer_service, read_flags(args, ScrapeSettings)
     log_level = read_flags(args, ReferenceFlags).zap_log_level
     return replace(
         options,
         pool_namespace=namespace,
         served_name=options.pool_name or _deployment(environment.get("POD_NAME", "")) or "static",
         verbosity=options.verbosity if log_level is None else log_level,
-        idle_metrics_interval=max(options.idle_metrics_interval, options.refresh_metrics_interval),
+        scrape=replace(scrape, idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds)),
         peer_service=f"{service}.{namespace}.svc" if service and "." not in service else service,
         own_address=environment.get("POD_IP", ""),
         identity=environment.get("POD_NAME") or socket.gethostname(),

@@ -16,7 +16,7 @@ import grpc.aio
 from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode, Pool
-from headrace.datalayer.scraper import Scraper, ScrapeSettings
+from headrace.datalayer.scraper import Scraper
 from headrace.epp import status
 from headrace.epp.composition import Components
 from headrace.epp.config_file import PickerConfig, parse_config, watch_config, watched_config
@@ -98,15 +98,7 @@ class Process:
         registry.register(FlowControlCollector(self._metrics.flow_control, flow.waiting, flow.saturation))
         self._scraper = Scraper(
             pool.store,
-            ScrapeSettings(
-                busy_seconds=options.refresh_metrics_interval,
-                idle_seconds=options.idle_metrics_interval,
-                stale_seconds=options.metrics_staleness_threshold,
-                scheme=options.metrics_scheme,
-                path=options.metrics_path,
-                port=options.metrics_page_port,
-                verify=options.metrics_verify,
-            ),
+            options.scrape,
             self._tasks,
             clock=time.monotonic,
             rng=rng,
@@ -209,7 +201,7 @@ class Process:
     def _tokenizing_server(self) -> str | None:
         """One of the pool's servers that tell of their caches: those have the model's tokenizer, and /tokenize."""
         speaking = self._parts.precise.speaking() if self._parts.precise is not None else []
-        return f"{self._options.metrics_scheme}://{self._rng.choice(speaking)}" if speaking else None
+        return f"{self._options.scrape.scheme}://{self._rng.choice(speaking)}" if speaking else None
 
     def _tokenized(self, ok: bool) -> None:
         self._metrics.tokenizations.labels("ok" if ok else "error").inc()

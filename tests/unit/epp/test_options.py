@@ -61,8 +61,8 @@ REFERENCE = (
 
 def test_the_reference_pickers_flags() -> None:
     found = options(*REFERENCE.split())
-    assert (found.metrics_scheme, found.metrics_path, found.metrics_page_port) == ("https", "/m", 8001)
-    assert not found.metrics_verify
+    assert (found.scrape.scheme, found.scrape.path, found.scrape.port) == ("https", "/m", 8001)
+    assert not found.scrape.verify
     assert not found.subset_filter
     assert found.config_text == "{}"
     assert found.verbosity == 4
