@@ -8,14 +8,13 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
 from prometheus_client import Counter
 
-from headrace.core import Endpoint, FailureMode, Pool
+from headrace.core import Endpoint, FailureMode
 from headrace.datalayer.scraper import Scraper
 from headrace.epp import status
 from headrace.epp.composition import Components
@@ -25,29 +24,26 @@ from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
+from headrace.epp.servers import start_servers
 from headrace.epp.service import ExtProcService
 from headrace.extproc import ConversationSettings
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.prefixes.tokenizer import Tokenizer
 from headrace.replicas.metrics import PeerCollector, PeerMetrics
-from headrace.replicas.peering import KEEPALIVE, Peering, PeerSettings
+from headrace.replicas.peering import Peering
 from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
 from headrace.serving.servers import CannotServe, Servers
 from headrace.serving.tasks import Supervisor
-from headrace.serving.tls import server_credentials
 
 if TYPE_CHECKING:
     from headrace.epp.tracing import Tracer
-    from headrace.kube.lease import Elector
     from headrace.prefixes.kv_subscriber import KvSubscriber
 
 logger = logging.getLogger(__name__)
 
 _EXPIRE_SECONDS = 1.0
-# Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
-_MESSAGE_OVERHEAD = 1 << 20
 # The reference picker's, so that replicas of both kinds never lead at once.
 _LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
 
@@ -74,9 +70,8 @@ class Process:
         self._listener: KvSubscriber | None = None
         self._tokenizer: Tokenizer | None = None
         if config.kv_events is not None and config.tokenizer is not None:
-            self._tokenizer = Tokenizer(
-                config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
-            )
+            server, on_answer = self._tokenizing_server, self._tokenized
+            self._tokenizer = Tokenizer(config.tokenizer, server=server, clock=time.monotonic, on_answer=on_answer)
         self._tracer = self._trace() if options.tracing else None
         self._parts = Components(
             config=self._scheduling(config),
@@ -106,9 +101,8 @@ class Process:
             on_scraped=pool.scraped,
             engines=config.engines,
         )
-        self._peering = self._peer(options, rng) if options.has_peers else None
+        self._peering = self._peer(rng) if options.peers.wanted else None
         self._readiness = Readiness(lambda: pool.synced, leading=not options.leader_election)
-        self._elector: Elector | None = None
         self._standing: asyncio.Task[NoReturn] | None = None
         self._client: Any = None
         self._shutdown = Shutdown()
@@ -127,26 +121,15 @@ class Process:
                 f"--tracing needs OpenTelemetry's packages: pip install 'headrace[tracing]' ({error})"
             ) from None
 
-    def _peer(self, options: Options, rng: Random) -> Peering:
+    def _peer(self, rng: Random) -> Peering:
         """Our side of the streams between replicas. Raises InvalidCertificate."""
-        parts = self._parts
-        assert options.peer_cert_path is not None
-        settings = PeerSettings(
-            certificates=options.peer_cert_path,
-            pool=f"{options.pool_namespace}/{options.served_name}",
-            service=options.peer_service,
-            addresses=options.peers,
-            port=options.peer_port,
-            name=options.identity,
-            own_address=options.own_address,
-        )
-        registry = self._metrics.registry
+        parts, registry = self._parts, self._metrics.registry
         peering = Peering(
             parts.journal,
             parts.accounts,
             parts.pool.ledger,
             parts.index,
-            settings,
+            self._options.peers,
             PeerMetrics(registry),
             rng=rng,
             clock=time.monotonic,
@@ -170,16 +153,15 @@ class Process:
                 stack.callback(self._listener.close)
             if self._tracer is not None:
                 stack.push_async_callback(self._tracer.close)
-            watch = await self._pool_source(stack)
+            if not self._options.endpoints:
+                self._client = await self._connected(stack)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
-            tasks.start(watch, "watch the pool")
+            self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
             if self._config_file is not None:
                 tasks.start(watch_config(self._config_file, self._reconfigure), "watch the configuration")
-            if self._elector is not None:
-                self._standing = tasks.start(self._elector.run(), "leader election")
             logger.info("serving", extra={"ports": servers.ports, "pool": self._metrics.pool_name})
             await self._shutdown.asked.wait()
             await self._drain(server)
@@ -225,9 +207,6 @@ class Process:
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 
-    def _pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
-        self._replace(endpoints, pool.failure_mode)
-
     def _replace(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
         self._parts.pool.endpoints_changed(endpoints, failure_mode)
         self._scraper.adjust(endpoints)
@@ -235,40 +214,35 @@ class Process:
             self._listener.adjust(endpoints)
         self._readiness.health.changed()
 
-    async def _serve_static(self) -> None:
-        """Serve the endpoints that the flags name. Never returns."""
-        self._replace(self._options.endpoints, self._options.static_failure_mode)
-        await asyncio.Event().wait()
-
-    async def _pool_source(self, stack: contextlib.AsyncExitStack) -> Coroutine[Any, Any, None]:
-        """What keeps the pool's endpoints up to date. Raises CannotServe."""
-        options = self._options
-        if options.endpoints:
-            return self._serve_static()
+    async def _connected(self, stack: contextlib.AsyncExitStack) -> Any:
+        """A client of the API server, as long as the stack lasts. Raises CannotServe."""
         # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
-        from headrace.kube.lease import Elector
 
         try:
-            client = self._client = await connect(options.kubeconfig)
+            client = await connect(self._options.kubeconfig)
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        if options.leader_election:
-            name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
-            self._elector = Elector(
-                client,
-                options.pool_namespace,
-                name,
-                options.identity,
-                clock=time.monotonic,
-                on_change=self._readiness.lead,
-            )
+        return client
+
+    def _follow_pool(self, tasks: Supervisor) -> None:
+        """Keep the pool's endpoints up to date, and take part in the election."""
+        options, client = self._options, self._client
+        if client is None:
+            self._replace(options.endpoints, options.static_failure_mode)
+            return
+        from headrace.epp.watch import watch_all
+        from headrace.kube.lease import Elector
+
         malformed = self._metrics.malformed_objects
-        return watch_all(
-            client, options, self._pool_changed, self._parts.policies, lambda kind: malformed.labels(kind).inc()
-        )
+        policies, on_malformed = self._parts.policies, lambda kind: malformed.labels(kind).inc()
+        tasks.start(watch_all(client, options, self._replace, policies, on_malformed), "watch the pool")
+        if options.leader_election:
+            namespace, lead = options.pool_namespace, self._readiness.lead
+            name = f"epp-{namespace}-{options.served_name}{_LEASE_SUFFIX}"
+            elector = Elector(client, namespace, name, options.identity, clock=time.monotonic, on_change=lead)
+            self._standing = tasks.start(elector.run(), "leader election")
 
     async def _stand_down(self) -> None:
         """Leave the election; the Lease is given back."""
@@ -289,7 +263,7 @@ class Process:
 
     async def _serve(self, servers: Servers) -> grpc.aio.Server:
         """Add the servers and start them. Gives that of ext_proc. Raises CannotServe, and InvalidCertificate."""
-        options, health = self._options, self._readiness.health
+        options = self._options
         settings = ConversationSettings(
             new_request_id=lambda: str(uuid.uuid4()),
             max_body_bytes=options.max_body_bytes,
@@ -299,29 +273,6 @@ class Process:
             conformance_hooks=options.conformance_hooks,
         )
         service = ExtProcService(self._parts.director, self._parts.pool, self._metrics, settings)
-        credentials = None
-        if options.secure_serving:
-            credentials = server_credentials(options.cert_path, reload=options.enable_cert_reload)
-        message_bytes = options.max_body_bytes + _MESSAGE_OVERHEAD
-        server = servers.add_grpc(
-            "grpc",
-            "grpc-port",
-            options.grpc_port,
-            (service.handler(), health.handler()),
-            credentials=credentials,
-            options={
-                "grpc.max_receive_message_length": message_bytes,
-                "grpc.max_send_message_length": message_bytes,
-                "grpc.max_concurrent_streams": 1 << 20,
-                # Above 1,000 calls that wait for a handler gRPC drops some at random. A burst is what admission is for.
-                "grpc.server.max_pending_requests": 1 << 20,
-                "grpc.server.max_pending_requests_hard_limit": 1 << 20,
-            },
-        )
-        servers.add_grpc("health", "grpc-health-port", options.grpc_health_port, (health.handler(),))
-        if self._peering is not None:
-            handlers, peers = (self._peering.handler(),), self._peering.credentials()
-            servers.add_grpc("peers", "peer-port", options.peer_port, handlers, credentials=peers, options=KEEPALIVE)
         access = None
         if options.metrics_endpoint_auth:
             # Imported here: the Kubernetes client takes longer to load than everything else together.
@@ -329,9 +280,7 @@ class Process:
 
             access = Access(lambda: self._client, clock=time.monotonic)
         pages = status.application(self._parts, self._readiness.ready, access, self._peering)
-        await servers.add_http("metrics", "metrics-port", options.metrics_port, pages)
-        await servers.start()
-        return server
+        return await start_servers(servers, options, service, self._readiness.health, pages, self._peering)
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest.

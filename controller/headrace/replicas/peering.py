@@ -13,7 +13,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -29,6 +28,7 @@ from headrace.replicas import peers_pb2 as messages
 from headrace.replicas.journal import FellBehind, Journal
 from headrace.replicas.metrics import PeerMetrics
 from headrace.replicas.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAccounts, read_update
+from headrace.replicas.settings import PeerSettings
 from headrace.replicas.tls import channel_credentials, read_certificate, server_credentials
 from headrace.serving.tasks import Supervisor
 from headrace.serving.tls import InvalidCertificate
@@ -51,20 +51,6 @@ KEEPALIVE = {
     "grpc.http2.min_ping_interval_without_data_ms": 1000,
     "grpc.http2.max_ping_strikes": 0,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerSettings:
-    """Where the other replicas are: behind a headless Service's name, or at fixed addresses (ip:port)."""
-
-    certificates: Path
-    pool: str
-    service: str = ""
-    addresses: tuple[str, ...] = ()
-    port: int = 9004
-    # Our own Pod: its name, for people, and its address, which is not followed.
-    name: str = ""
-    own_address: str = ""
 
 
 @dataclass(slots=True)
@@ -112,7 +98,9 @@ class Peering:
         self.ledger = ledger
         self._cut = asyncio.Event()
         self._wanted: tuple[str, ...] = ()
-        read_certificate(settings.certificates)
+        assert settings.certificates is not None
+        self._certificates = settings.certificates
+        read_certificate(self._certificates)
 
     # The stream that others follow us by.
 
@@ -123,7 +111,7 @@ class Peering:
 
     def credentials(self) -> grpc.ServerCredentials:
         """What it serves with."""
-        return server_credentials(self._settings.certificates)
+        return server_credentials(self._certificates)
 
     async def _followed(self, raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         request = await self._admit(raw, context)
@@ -160,7 +148,7 @@ class Peering:
     async def _admit(self, raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> messages.FollowRequest:
         """What is asked, by a replica of this pool; others are turned away."""
         try:
-            name = read_certificate(self._settings.certificates).name
+            name = read_certificate(self._certificates).name
         except InvalidCertificate as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         shown = (context.auth_context() or {}).get("x509_subject_alternative_name") or ()
@@ -299,7 +287,7 @@ class Peering:
 
     @contextlib.asynccontextmanager
     async def _stream(self, address: str) -> AsyncIterator[Any]:
-        held = read_certificate(self._settings.certificates)
+        held = read_certificate(self._certificates)
         options = [
             ("grpc.ssl_target_name_override", held.name),
             ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
