@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from headrace.core import Endpoint, FailureMode, Request
 from headrace.datalayer.ledger import InFlight, Ledger
@@ -56,30 +56,25 @@ class PoolObserver:
         """A request was given up: no stream ever told its end."""
 
 
+@dataclass(eq=False)
 class PoolState:
     """Everything known of one pool, kept on one event loop. `clock` gives seconds that only go forward. `followers`
     keep something for each endpoint."""
 
-    def __init__(
-        self,
-        store: EndpointStore,
-        ledger: Ledger,
-        *,
-        clock: Callable[[], float],
-        followers: Sequence[FollowsEndpoints] = (),
-        observers: Sequence[PoolObserver] = (),
-    ) -> None:
-        self.store = store
-        self.ledger = ledger
-        self.clock = clock
+    store: EndpointStore
+    ledger: Ledger
+    _: KW_ONLY
+    clock: Callable[[], float]
+    followers: Sequence[FollowsEndpoints] = ()
+    observers: Sequence[PoolObserver] = ()
+
+    def __post_init__(self) -> None:
         self.failure_mode = FailureMode.CLOSE
         # Whether the pool's endpoints are known.
         self.synced = False
-        self._followers = followers
-        self._observers = observers
-        self._on_started = _overridden(observers, "started")
-        self._on_finished = _overridden(observers, "finished")
-        self._on_load_changed = _overridden(observers, "load_changed")
+        self._on_started = _overridden(self.observers, "started")
+        self._on_finished = _overridden(self.observers, "finished")
+        self._on_load_changed = _overridden(self.observers, "load_changed")
         self._synced = asyncio.Event()
 
     async def wait_synced(self) -> None:
@@ -91,12 +86,12 @@ class PoolState:
         self.failure_mode = failure_mode
         came, gone = self.store.replace(endpoints)
         for endpoint in gone:
-            for follower in self._followers:
+            for follower in self.followers:
                 follower.remove(endpoint.key)
-            for observer in self._observers:
+            for observer in self.observers:
                 observer.endpoint_removed(endpoint)
         for endpoint in came:
-            for follower in self._followers:
+            for follower in self.followers:
                 follower.add(endpoint.key)
         if came or gone:
             logger.info(
@@ -123,14 +118,14 @@ class PoolState:
     def answered(self, entry: InFlight, served: str, status: int) -> None:
         """The response's headers were seen. `served`: the endpoint that the gateway says they are from, or ""."""
         elsewhere = bool(served) and self.ledger.move(entry, served, self.clock())
-        for observer in self._observers:
+        for observer in self.observers:
             observer.answered(entry, status, elsewhere=elsewhere)
 
     def first_token(self, entry: InFlight) -> None:
         """The first piece of a streamed response went by."""
         self.ledger.prompt_computed(entry)
         seconds = self.clock() - entry.started_at
-        for observer in self._observers:
+        for observer in self.observers:
             observer.first_token(entry, seconds)
 
     def responded(self, entry: InFlight, response: ResponseTotals) -> None:
@@ -139,7 +134,7 @@ class PoolState:
         decode = None if response.first_at is None else now - response.first_at
         if response.usage is not None:
             entry.output_tokens = response.usage.output_tokens
-        for observer in self._observers:
+        for observer in self.observers:
             observer.responded(entry, response, now - entry.started_at, decode)
 
     def finished(self, entry: InFlight) -> None:
@@ -170,7 +165,7 @@ class PoolState:
     def _given_up(self, entries: Sequence[InFlight]) -> None:
         for entry in entries:
             logger.debug("a pick was never observed", extra={"request_id": entry.request_id})
-            for observer in self._observers:
+            for observer in self.observers:
                 observer.unobserved(entry)
 
     def _load_changed(self) -> None:

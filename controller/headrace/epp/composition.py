@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from headrace.core import Request
@@ -31,38 +32,38 @@ logger = logging.getLogger(__name__)
 Tokenize = Callable[[Request], Awaitable[tuple[int, ...] | None]]
 
 
+@dataclass(eq=False)
 class _Admitted(PoolObserver):
     """Charges flows for what they get, and has admission look again when load changes."""
 
-    def __init__(self, flow: FlowController) -> None:
-        self._flow = flow
+    flow: FlowController
 
     def load_changed(self) -> None:
-        self._flow.changed()
+        self.flow.changed()
 
     def started(self, entry: InFlight, request: Request) -> None:
-        if self._flow.config.enabled:
+        if self.flow.config.enabled:
             entry.flow, entry.priority = request.fairness_id, request.priority
             entry.output_tokens = output_tokens(request)
-            self._flow.charge(entry.priority, entry.flow, input_tokens(request), 0)
+            self.flow.charge(entry.priority, entry.flow, input_tokens(request), 0)
 
     def finished(self, entry: InFlight, seconds: float) -> None:
-        self._flow.charge(entry.priority, entry.flow, 0, entry.output_tokens)
+        self.flow.charge(entry.priority, entry.flow, 0, entry.output_tokens)
 
 
+@dataclass(eq=False)
 class _Sent:
     """Tells the scraper and other replicas where requests went."""
 
-    def __init__(self, on_pick: Callable[[str], None], journal: Journal) -> None:
-        self._on_pick = on_pick
-        self._journal = journal
+    on_pick: Callable[[str], None]
+    journal: Journal
 
     def decided(self, pick: Pick) -> None:
         """A pick is over."""
         if pick.entry is not None:
-            self._on_pick(pick.entry.endpoint)
+            self.on_pick(pick.entry.endpoint)
             if pick.facts is not None:
-                self._journal.sent(pick.entry.endpoint, pick.facts.prefix_hashes)
+                self.journal.sent(pick.entry.endpoint, pick.facts.prefix_hashes)
 
 
 class Components:

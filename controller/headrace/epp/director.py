@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -71,52 +71,34 @@ class Admission(Protocol):
         """The request that was let go is in flight now, or was refused."""
 
 
+@dataclass(eq=False)
 class Director:
     """Picks an endpoint for each request. `request_producers` prepare a request before admission, `producers` its facts
     after it. `stopwatch` gives what measures the next decision's plugins, None for most."""
 
-    def __init__(
-        self,
-        config: SchedulingConfig,
-        pool: PoolState,
-        *,
-        policies: Policies,
-        admission: Admission,
-        producers: Producers,
-        memory: PickMemory,
-        rng: Random,
-        pick_deadline: float,
-        request_producers: Sequence[RequestProducer] = (),
-        observers: Sequence[PickObserver] = (),
-        stopwatch: Callable[[], Stopwatch | None] = lambda: None,
-    ) -> None:
-        self._config = config
-        self._pool = pool
-        self._policies = policies
-        self._admission = admission
-        self._producers = producers
-        self._memory = memory
-        self._rng = rng
-        self._deadline = pick_deadline
-        self._request_producers = request_producers
-        self._observers = observers
-        self._stopwatch = stopwatch
-
-    @property
-    def profile(self) -> Profile:
-        """The profile in use; the first, where there are several."""
-        return self._config.profile
+    config: SchedulingConfig
+    pool: PoolState
+    _: KW_ONLY
+    policies: Policies
+    admission: Admission
+    producers: Producers
+    memory: PickMemory
+    rng: Random
+    pick_deadline: float
+    request_producers: Sequence[RequestProducer] = ()
+    observers: Sequence[PickObserver] = ()
+    stopwatch: Callable[[], Stopwatch | None] = lambda: None
 
     def reconfigure(self, config: SchedulingConfig) -> None:
         """Pick by another configuration from now on."""
-        self._config = config
+        self.config = config
 
     async def decide(self, needed: PickNeeded) -> Pick:
         """The decision for one request: its `answer`. Never raises for what the request or the pool is like.
 
         A pick that takes longer than the deadline (the pool is not known yet, say), or fails, ends in the pool's
         failure mode."""
-        pick = Pick(needed.request, self._config.profile, needed.covers_response)
+        pick = Pick(needed.request, self.config.profile, needed.covers_response)
         try:
             await self._decide(pick)
         finally:
@@ -125,31 +107,31 @@ class Director:
 
     def refused(self, request: Request, refusal: Refusal) -> None:
         """The stream refused a request by itself: observers learn of that too."""
-        self._tell(Pick(request, self._config.profile, answer=refusal))
+        self._tell(Pick(request, self.config.profile, answer=refusal))
 
     def _tell(self, pick: Pick) -> None:
-        for observe in self._observers:
+        for observe in self.observers:
             try:
                 observe(pick)
             except Exception:  # the request has its answer
                 logger.exception("an observer of picks failed", extra={"request_id": pick.request.request_id})
 
     async def _decide(self, pick: Pick) -> None:
-        applied = self._policies.apply(pick.request)
+        applied = self.policies.apply(pick.request)
         if isinstance(applied, Refusal):
             pick.answer = applied
             return
         pick.request = applied
         try:
-            if not self._pool.synced:
+            if not self.pool.synced:
                 await self._pool_known()
-            for producer in self._request_producers:
+            for producer in self.request_producers:
                 # Before admission: who is admitted is picked for at once.
                 pick.request = await producer.prepare_request(pick.request)
-            pick.answer = await self._admission.admit(pick.request)
+            pick.answer = await self.admission.admit(pick.request)
             if pick.answer is None:
                 self._pick(pick)
-                self._admission.picked()
+                self.admission.picked()
         except TimeoutError:
             self._by_failure_mode(pick, "deadline", "the pool's endpoints are not known yet")
         except Exception:  # a fault of ours must end one pick, not the stream
@@ -158,13 +140,13 @@ class Director:
 
     async def _pool_known(self) -> None:
         """Waits for the pool's endpoints. Raises TimeoutError."""
-        async with asyncio.timeout(self._deadline):
-            await self._pool.wait_synced()
+        async with asyncio.timeout(self.pick_deadline):
+            await self.pool.wait_synced()
 
     def _pick(self, pick: Pick) -> None:
         """Schedule, and send the request on its way."""
         started = time.perf_counter()
-        profile = self._config.choose(pick.request)
+        profile = self.config.choose(pick.request)
         if profile is None:
             pick.answer = Refusal(400, RefusalReason.BAD_REQUEST, "there is no such scheduling profile")
             return
@@ -175,10 +157,10 @@ class Director:
 
     def _schedule(self, pick: Pick) -> Facts:
         """Filter, score and pick by the profile, among the endpoints as they are now. Gives what it went by."""
-        states = self._pool.store.snapshot()
-        facts = Facts(pick.request, self._pool.clock(), self._rng)
-        self._producers.prepare(facts, states)
-        pick.outcome = run(pick.profile, states, facts, self._stopwatch())
+        states = self.pool.store.snapshot()
+        facts = Facts(pick.request, self.pool.clock(), self.rng)
+        self.producers.prepare(facts, states)
+        pick.outcome = run(pick.profile, states, facts, self.stopwatch())
         return facts
 
     def _send(self, pick: Pick, facts: Facts) -> Decision:
@@ -187,29 +169,29 @@ class Director:
         assert outcome.state is not None
         key = outcome.state.key
         self._start(pick, key, facts.uncached_tokens(key))
-        self._producers.picked(outcome.state, facts)
-        headers = self._memory.remember(pick.profile, outcome.state, facts) if pick.profile.note_takers else ()
+        self.producers.picked(outcome.state, facts)
+        headers = self.memory.remember(pick.profile, outcome.state, facts) if pick.profile.note_takers else ()
         return _decision(pick.request, outcome.picks, headers)
 
     def _start(self, pick: Pick, key: str, tokens: int = 0) -> None:
-        pick.entry = self._pool.started(pick.request, key, attached=pick.covers_response, tokens=tokens)
+        pick.entry = self.pool.started(pick.request, key, attached=pick.covers_response, tokens=tokens)
 
     def _by_failure_mode(self, pick: Pick, cause: str, why: str) -> None:
         """FailClose: 503. FailOpen: any endpoint that is allowed, or, with none known, the gateway's own choice."""
-        request, mode = pick.request, self._pool.failure_mode
+        request, mode = pick.request, self.pool.failure_mode
         pick.failure = Failure(mode, cause)
         if pick.entry is not None:
-            self._pool.finished(pick.entry)
+            self.pool.finished(pick.entry)
         pick.entry, pick.facts, pick.outcome = None, None, _NO_OUTCOME
         if mode is FailureMode.CLOSE:
             reason = RefusalReason.PICK_DEADLINE if cause == "deadline" else RefusalReason.INTERNAL
             pick.answer = Refusal(503, reason, f"no endpoint was picked: {why}")
             return
-        allowed = _SUBSET.keep(self._pool.store.snapshot(), Facts(request, self._pool.clock(), self._rng))
+        allowed = _SUBSET.keep(self.pool.store.snapshot(), Facts(request, self.pool.clock(), self.rng))
         if not allowed and request.subset is not None:
             pick.answer = Refusal(503, RefusalReason.NO_ENDPOINTS, "no ready endpoint is in the gateway's subset")
             return
-        picks = (self._rng.choice(list(allowed)).key,) if allowed else ()
+        picks = (self.rng.choice(list(allowed)).key,) if allowed else ()
         for key in picks:
             self._start(pick, key)
         pick.outcome = Outcome(picks, picks, (0.0,) * len(picks), {}, f"any endpoint, by the failure mode: {why}")

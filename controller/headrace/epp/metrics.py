@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter as Counts
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from prometheus_client import Histogram
 from prometheus_client.core import Metric
@@ -224,20 +225,22 @@ class Metrics(MetricSet, PoolObserver):
         self._attempts.forget(pod_name=endpoint.pod_name, namespace=endpoint.namespace, port=str(endpoint.port))
 
 
+@dataclass(eq=False)
 class PoolCollector(Collector):
     """Metrics of the pool as it is when somebody asks."""
 
-    def __init__(self, pool_name: str, store: EndpointStore, ledger: Ledger, index: PrefixIndex) -> None:
-        self._pool_name = pool_name
-        self._store = store
-        self._ledger = ledger
-        self._index = index
+    pool_name: str
+    store: EndpointStore
+    ledger: Ledger
+    index: PrefixIndex
+
+    def __post_init__(self) -> None:
         self._model = CappedLabels()
 
     def collect(self) -> Iterable[Metric]:
         """The pool's gauges."""
-        states = self._store.snapshot()
-        pool, count = self._pool_name, len(states)
+        states = self.store.snapshot()
+        pool, count = self.pool_name, len(states)
 
         def of_pool(name: str, text: str, total: float) -> Metric:
             return gauges(f"inference_pool_{name}", text, ("name",), [((pool,), total)])
@@ -267,13 +270,13 @@ class PoolCollector(Collector):
             ("endpoint",),
             (((state.key,), float(state.fresh)) for state in states),
         )
-        blocks = len(self._index)
+        blocks = len(self.index)
         yield gauges(f"{_EXTENSION}_prefix_indexer_size", "Distinct blocks in the prefix index.", (), [((), blocks)])
         running: Counts[tuple[str, ...]] = Counts()
-        for model, number in self._ledger.by_model().items():
+        for model, number in self.ledger.by_model().items():
             running[self._model(model)] += number
         yield gauges(f"{_OBJECTIVE}_running_requests", "Requests in flight.", ("model_name",), running.items())
-        total = len(self._ledger)
+        total = len(self.ledger)
         yield gauges(f"{_OWN}_ledger_requests", "Requests in the in-flight account.", (), [((), total)])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import KW_ONLY, InitVar, dataclass
 
 import grpc
 import grpc.aio
@@ -30,17 +31,19 @@ from headrace.protocol import rpc
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
 
-    def __init__(
-        self, director: Director, pool: PoolState, settings: ConversationSettings, *, observed: bool = False
-    ) -> None:
-        self._director = director
-        self._pool = pool
-        self._observed = observed
-        if observed:
-            pool.ledger.expect_observers()
+    director: Director
+    pool: PoolState
+    settings: InitVar[ConversationSettings]
+    _: KW_ONLY
+    observed: bool = False
+
+    def __post_init__(self, settings: ConversationSettings) -> None:
+        if self.observed:
+            self.pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
         self._entry: InFlight | None = None
         self._covers_response = False
@@ -67,7 +70,7 @@ class StreamSession:
         the gateway takes that as "no more processing"."""
         if self._covers_response or not self._stream.request_done:
             return False
-        return self._observed or self._pool.ledger.observers_seen
+        return self.observed or self.pool.ledger.observers_seen
 
     async def feed(self, raw: bytes) -> list[bytes]:
         """The answers to one message; waits where a decision waits. Raises MalformedMessage or ProtocolViolation."""
@@ -87,10 +90,10 @@ class StreamSession:
             return
         # A stream that does not see the response ends before it: then an observer, or the clock, ends the request.
         if self._stream.observing or self._covers_response or (self._response_seen and not entry.observed):
-            self._pool.finished(entry)
+            self.pool.finished(entry)
 
     async def _pick(self, event: PickNeeded) -> list[bytes]:
-        pick = await self._director.decide(event)
+        pick = await self.director.decide(event)
         self._entry = pick.entry
         self._covers_response = event.covers_response
         assert pick.answer is not None
@@ -98,11 +101,11 @@ class StreamSession:
             return self._stream.resume(pick.answer)
         except BaseException:
             if pick.entry is not None:
-                self._pool.finished(pick.entry)
+                self.pool.finished(pick.entry)
             raise
 
     def _note(self, event: Event) -> None:
-        pool = self._pool
+        pool = self.pool
         if isinstance(event, RequestObserved):
             self._entry = pool.observed(event.request_id, event.destination)
         elif isinstance(event, ResponseChunk):
@@ -120,7 +123,7 @@ class StreamSession:
                 pool.finished(self._entry)
         elif isinstance(event, RequestRefused):
             refusal = Refusal(event.status, RefusalReason(event.reason), "the stream refused the request")
-            self._director.refused(Request(event.request_id), refusal)
+            self.director.refused(Request(event.request_id), refusal)
 
     @property
     def _tells_of_response(self) -> bool:
@@ -133,19 +136,19 @@ class StreamSession:
             totals = self._totals = ResponseTotals()
         totals.size += chunk.size
         if self._streaming and totals.first_at is None and chunk.size:
-            totals.first_at = self._pool.clock()
+            totals.first_at = self.pool.clock()
             if self._entry is not None and self._tells_of_response:
-                self._pool.first_token(self._entry)
+                self.pool.first_token(self._entry)
 
 
+@dataclass(eq=False)
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    def __init__(self, director: Director, pool: PoolState, metrics: Metrics, settings: ConversationSettings) -> None:
-        self._director = director
-        self._pool = pool
-        self._metrics = metrics
-        self._settings = settings
+    director: Director
+    pool: PoolState
+    metrics: Metrics
+    settings: ConversationSettings
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
@@ -154,8 +157,8 @@ class ExtProcService:
 
     async def _process(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         observed = any(name == rpc.OBSERVED and value == "true" for name, value in context.invocation_metadata() or ())
-        session = StreamSession(self._director, self._pool, self._settings, observed=observed)
-        metrics = self._metrics
+        session = StreamSession(self.director, self.pool, self.settings, observed=observed)
+        metrics = self.metrics
         kind = ""
         try:
             while True:

@@ -103,7 +103,7 @@ def endpoint_list(parts: Components) -> dict[str, Any]:
         "pool": parts.metrics.pool_name,
         "synced": pool.synced,
         "failure_mode": pool.failure_mode.value,
-        "profile": parts.director.profile.name,
+        "profile": parts.director.config.profile.name,
         "adapters": sorted(pool.store.adapters.names),
         "objectives": parts.policies.priorities,
         "rewritten_models": parts.policies.rewritten_models,

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -63,43 +63,33 @@ class Link:
     ourselves: bool = False
 
 
+@dataclass(eq=False)
 class Peering:
     """Our side of all streams. Raises InvalidCertificate where the certificates cannot be used.
 
     `synced` waits until the pool's endpoints are known; `on_change` is told when another replica's requests changed."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        accounts: PeerAccounts,
-        ledger: Ledger,
-        index: PrefixIndex,
-        settings: PeerSettings,
-        metrics: PeerMetrics,
-        *,
-        rng: Random,
-        clock: Callable[[], float],
-        synced: Callable[[], Awaitable[object]],
-        on_change: Callable[[], None],
-    ) -> None:
-        self.replica = journal.replica
-        self.journal = journal
-        self.accounts = accounts
+    journal: Journal
+    accounts: PeerAccounts
+    ledger: Ledger
+    index: PrefixIndex
+    settings: PeerSettings
+    metrics: PeerMetrics
+    _: KW_ONLY
+    rng: Random
+    clock: Callable[[], float]
+    synced: Callable[[], Awaitable[object]]
+    on_change: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.replica = self.journal.replica
         self.links: dict[str, Link] = {}
         # Who follows us, and the last batch that each was told.
         self.followers: dict[str, int] = {}
-        self._index = index
-        self._synced = synced
-        self._on_change = on_change
-        self._settings = settings
-        self._metrics = metrics
-        self._rng = rng
-        self.clock = clock
-        self.ledger = ledger
         self._cut = asyncio.Event()
         self._wanted: tuple[str, ...] = ()
-        assert settings.certificates is not None
-        self._certificates = settings.certificates
+        assert self.settings.certificates is not None
+        self._certificates = self.settings.certificates
         read_certificate(self._certificates)
 
     # The stream that others follow us by.
@@ -125,14 +115,14 @@ class Peering:
                 try:
                     batch = journal.after(sequence)
                 except FellBehind:
-                    self._metrics.dropped.inc(journal.sequence - sequence)
+                    self.metrics.dropped.inc(journal.sequence - sequence)
                     logger.warning("replica %s is slow: it is told our account as a whole", follower)
                     await self._tell_account(follower, context, prefixes=False)
                     continue
                 if batch is not None:
                     await context.write(batch)
                     self.followers[follower] = sequence + 1
-                    self._metrics.sent.inc()
+                    self.metrics.sent.inc()
                     continue
                 cut = self._cut
                 try:
@@ -158,8 +148,8 @@ class Peering:
             request = messages.FollowRequest.FromString(raw)
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a FollowRequest")
-        if request.pool != self._settings.pool:
-            text = f"this replica serves {self._settings.pool}, not {request.pool[:300]}"
+        if request.pool != self.settings.pool:
+            text = f"this replica serves {self.settings.pool}, not {request.pool[:300]}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
         return request
 
@@ -180,10 +170,10 @@ class Peering:
         """Find the others, follow them and be followed, by tasks of a group. Never returns."""
         tasks.start(self._publish(), "tell replicas")
         # What others tell is of endpoints that have to be known.
-        await self._synced()
-        if self._settings.service:
+        await self.synced()
+        if self.settings.service:
             await self._resolve(tasks)
-        self._adjust(self._settings.addresses, tasks)
+        self._adjust(self.settings.addresses, tasks)
         await asyncio.Event().wait()
 
     async def _publish(self) -> None:
@@ -201,13 +191,13 @@ class Peering:
         complaint = ""
         while True:
             try:
-                found = await loop.getaddrinfo(self._settings.service, self._settings.port, type=socket.SOCK_STREAM)
+                found = await loop.getaddrinfo(self.settings.service, self.settings.port, type=socket.SOCK_STREAM)
                 complaint = ""
-                addresses = {endpoint_key(str(address[0]), self._settings.port) for *_, address in found}
+                addresses = {endpoint_key(str(address[0]), self.settings.port) for *_, address in found}
                 self._adjust(addresses, tasks)
             except OSError as error:
                 # Those that are followed already still are.
-                text = f"cannot resolve the peer Service {self._settings.service}: {error}"
+                text = f"cannot resolve the peer Service {self.settings.service}: {error}"
                 if text != complaint:
                     logger.warning("%s", text)
                 complaint = text
@@ -215,7 +205,7 @@ class Peering:
 
     def _adjust(self, addresses: Iterable[str], tasks: Supervisor) -> None:
         """Follow these; one that is no longer among them is followed as long as it talks."""
-        own = self._settings.own_address
+        own = self.settings.own_address
         self._wanted = tuple(address for address in sorted(addresses) if split_key(address)[0] != own)
         for address in self._wanted:
             if address not in self.links:
@@ -238,7 +228,7 @@ class Peering:
                 logger.warning("replica %s is not heard: %s", link.address, problem)
             link.problem = problem
             longest = min(_MOST_RETRY_SECONDS, _FEWEST_RETRY_SECONDS * 2.0 ** min(failures, 8))
-            await asyncio.sleep(longest * self._rng.uniform(0.5, 1.0))
+            await asyncio.sleep(longest * self.rng.uniform(0.5, 1.0))
         del self.links[link.address]
 
     async def _hear(self, link: Link) -> str:
@@ -256,7 +246,7 @@ class Peering:
         except TimeoutError:
             return f"it said nothing for {SILENT_SECONDS:g} s"
         except OutOfStep as error:
-            self._metrics.out_of_step.inc()
+            self.metrics.out_of_step.inc()
             return str(error)
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
@@ -271,8 +261,8 @@ class Peering:
         if link.problem or link.replica != update.replica:
             self._meet(link, update.replica)
         self.accounts.receive(update)
-        self._metrics.received.inc()
-        self._on_change()
+        self.metrics.received.inc()
+        self.on_change()
 
     def _meet(self, link: Link, replica: str) -> None:
         """A replica is heard at an address. Raises OutOfStep where it is followed at another already."""
@@ -295,9 +285,9 @@ class Peering:
         ]
         request = messages.FollowRequest(
             replica=self.replica,
-            pool=self._settings.pool,
+            pool=self.settings.pool,
             # A new replica learns what the others know.
-            prefixes=not len(self._index),
+            prefixes=not len(self.index),
         )
         async with grpc.aio.secure_channel(address, channel_credentials(held), options=options) as channel:
             follow: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_METHOD)

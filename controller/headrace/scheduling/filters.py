@@ -5,15 +5,14 @@ Source of those under upstream names: Gateway API Inference Extension v1.5.0 and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import chain
 from operator import eq, ge, gt, le, lt, ne
 from typing import ClassVar, Literal
 
 from msgspec import field
 
-from headrace.config.decode import Number, Parameters, Refused, Share, Whole
+from headrace.config.decode import AnyNumber, Number, Parameters, Refused, Share, Text, Whole
 from headrace.core import split_key
 from headrace.core.endpoint import InvalidAddress
 from headrace.protocol import http
@@ -97,32 +96,40 @@ class PrefixCacheAffinityFilter(Parameters, frozen=True):
         return having
 
 
-@dataclass(frozen=True)
-class EndpointAttributeFilter:
+_HOLDS: Mapping[str, Callable[[float, float], bool]] = {
+    "LessThan": lt,
+    "LessThanOrEqual": le,
+    "GreaterThan": gt,
+    "GreaterThanOrEqual": ge,
+    "Equal": eq,
+    "NotEqual": ne,
+}
+
+
+class _Comparison(Parameters, frozen=True):
+    operator: Literal["LessThan", "LessThanOrEqual", "GreaterThan", "GreaterThanOrEqual", "Equal", "NotEqual"]
+    value: AnyNumber = 0.0
+
+
+class _Threshold(Parameters, frozen=True):
+    type: Literal["threshold"]
+    threshold: _Comparison
+
+
+class EndpointAttributeFilter(Parameters, frozen=True):
     """Keeps endpoints whose metric of the configuration's own compares as asked with a value."""
 
     type_name: ClassVar[str] = "endpoint-attribute-filter"
-    operators: ClassVar[dict[str, Callable[[float, float], bool]]] = {
-        "LessThan": lt,
-        "LessThanOrEqual": le,
-        "GreaterThan": gt,
-        "GreaterThanOrEqual": ge,
-        "Equal": eq,
-        "NotEqual": ne,
-    }
-    attribute: str
-    operator: str
-    value: float
-    pass_on_missing: bool = True
+    attribute: Text
+    algorithm: _Threshold
+    on_missing: Literal["Pass", "Fail"] = "Pass"
     fallback_on_empty: bool = False
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        holds = self.operators[self.operator]
-        kept = []
-        for state in states:
-            found = state.custom.get(self.attribute)
-            if self.pass_on_missing if found is None else holds(found, self.value):
-                kept.append(state)
+        wanted = self.algorithm.threshold
+        holds, passes = _HOLDS[wanted.operator], self.on_missing == "Pass"
+        found = [(state, state.custom.get(self.attribute)) for state in states]
+        kept = [state for state, value in found if (passes if value is None else holds(value, wanted.value))]
         return states if not kept and self.fallback_on_empty else kept
 
 

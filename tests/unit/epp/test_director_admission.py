@@ -246,7 +246,7 @@ async def test_another_configuration_keeps_what_is_known() -> None:
     other = parse_config(CONFIG + "plugins: [{type: prefix-cache-scorer}, {type: max-score-picker}]\n", "test")
     d.reconfigure(other.scheduling, other.flow_control)
     assert d.index.entries(home) == blocks
-    assert [entry.name for entry in d.director.profile.scorers] == ["prefix-cache-scorer"]
+    assert [entry.name for entry in d.director.config.profile.scorers] == ["prefix-cache-scorer"]
     again = await d.director.decide(needed(prompt=b"x" * 2000, model="m"))
     assert again.answer == picked.answer
     # Blocks of another size have other hashes.

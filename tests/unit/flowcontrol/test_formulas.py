@@ -58,8 +58,8 @@ LIMITS: list[tuple[UsageLimit, float, list[int], int, list[float]]] = [
     # equal steps by rank
     (PriorityHoldback(0.4, 0.9), 0.5, [10, 0, -1], 1, [0.9, 0.65, 0.4]),
     # in proportion to the values
-    (PriorityHoldback(0.4, 0.9, by_value=True), 0.5, [10, 0, -10], 1, [0.9, 0.65, 0.4]),
-    (PriorityHoldback(0.0, 1.0, by_value=True), 0.5, [4, 1, 0], 1, [1.0, 0.25, 0.0]),
+    (PriorityHoldback(0.4, 0.9, domain="value"), 0.5, [10, 0, -10], 1, [0.9, 0.65, 0.4]),
+    (PriorityHoldback(0.0, 1.0, domain="value"), 0.5, [4, 1, 0], 1, [1.0, 0.25, 0.0]),
     (PriorityHoldback(0.4, 0.9), 0.5, [3], 1, [0.9]),
     # 1 - rank * saturation / (bands - 1); at or over its ceiling a band is open every round(s / (1 - s))-th turn
     (SoftReflectiveCeiling(), 0.4, [2, 1, 0], 1, [1.0, 1.0, 1.0]),
@@ -79,7 +79,7 @@ def test_ceilings(
 
 @given(
     limit=st.sampled_from(
-        [StaticLimit(), PriorityHoldback(0.2), PriorityHoldback(0.2, by_value=True), SoftReflectiveCeiling()]
+        [StaticLimit(), PriorityHoldback(0.2), PriorityHoldback(0.2, domain="value"), SoftReflectiveCeiling()]
     ),
     saturation=st.floats(0, 5),
     priorities=st.lists(st.integers(-9, 9), unique=True, max_size=5),
