@@ -15,10 +15,11 @@ from random import Random
 import orjson
 
 from headrace.core import Endpoint, FailureMode
-from headrace.epp.director import Director
+from headrace.epp.composition import Components
 from headrace.epp.metrics import Metrics
 from headrace.epp.service import StreamSession
 from headrace.extproc import ConversationSettings
+from headrace.flowcontrol import FlowControlConfig
 from headrace.scheduling import SchedulingConfig
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
@@ -30,10 +31,11 @@ CHUNK = 60_000
 PREFIXES = 20
 
 
-def director(endpoints: int) -> Director:
+def director(endpoints: int) -> Components:
     """A picker over so many endpoints, without servers."""
-    made = Director(
+    made = Components(
         config=SchedulingConfig(),
+        flow_control=FlowControlConfig(),
         metrics=Metrics("bench"),
         clock=time.monotonic,
         rng=Random(1),
@@ -44,7 +46,7 @@ def director(endpoints: int) -> Director:
         Endpoint(namespace="default", pod_name=f"pod-{n}", address=f"10.0.{n // 250}.{n % 250 + 1}", port=8000)
         for n in range(endpoints)
     )
-    made.replace_endpoints(known, FailureMode.CLOSE)
+    made.pool.endpoints_changed(known, FailureMode.CLOSE)
     return made
 
 
@@ -73,20 +75,20 @@ def messages(size: int, rng: Random) -> list[bytes]:
     return sent
 
 
-async def microseconds(made: Director, prepared: list[list[bytes]]) -> float:
+async def microseconds(made: Components, prepared: list[list[bytes]]) -> float:
     """CPU microseconds per decision, over about SECONDS_A_CELL of them."""
     settings = ConversationSettings(new_request_id=lambda: "generated")
     count = 0
     started = time.process_time()
     while (spent := time.process_time() - started) < SECONDS_A_CELL:
         for sent in prepared:
-            session = StreamSession(made, settings, observed=True)
+            session = StreamSession(made.director, made.pool, settings, observed=True)
             for raw in sent:
                 await session.feed(raw)
             session.end()
-            entry = made.observed(session.request_id, "")
+            entry = made.pool.observed(session.request_id, "")
             assert entry is not None, "the request was not picked"
-            made.finish(entry)
+            made.pool.finished(entry)
             count += 1
     return spent / count * 1e6
 

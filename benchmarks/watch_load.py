@@ -116,7 +116,7 @@ async def measure(server: ApiServer, pickers: int, seconds: float, length: tuple
                 following = reflectors(client, number, length, delays)
                 for found in following:
                     tasks.start(found.run(), f"{found.resource} of picker {number}")
-                await asyncio.gather(*(found.wait_synced() for found in following))
+                await asyncio.gather(*(found.wait_settled() for found in following))
             # The watches of the start would all end in the same seconds: they are spread before it counts.
             await asyncio.sleep(length[1])
             delays.clear()

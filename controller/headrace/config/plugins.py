@@ -59,9 +59,9 @@ def refused(why: str, *names: str) -> tuple[PluginType, ...]:
     return tuple(PluginType(name, None, refused=why) for name in names)
 
 
-def accepted(name: str, parameters: type = Parameters, had: tuple[str, ...] = ()) -> PluginType:
+def accepted(name: str, parameters: type = Parameters, **more: Any) -> PluginType:
     """A type whose parameters are read, and that is no plugin of its own."""
-    return PluginType(name, parameters, _nothing, had=had)
+    return PluginType(name, parameters, _nothing, **more)
 
 
 def joined(*wings: Iterable[PluginType]) -> Mapping[str, PluginType]:

@@ -10,12 +10,12 @@ too, put in by `peer_accounts`, and counts for its endpoint as ours does."""
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Protocol
 
-from headrace.core import NOT_ASKED, Asked
+from headrace.core import NOT_ASKED, Asked, Request
 from headrace.datalayer.store import ARRIVAL_SECONDS, EndpointRecord, EndpointStore
 
 # How long a pick may go unobserved: an observation stream opens within milliseconds of the pick. Without any observer
@@ -76,10 +76,10 @@ class LedgerListener(Protocol):
 
 
 class Ledger:
-    """The in-flight account of one pool. Times are seconds of the caller's clock."""
+    """The in-flight account of one pool. Times are seconds of the caller's clock. `listeners` are told of changes."""
 
-    def __init__(self, store: EndpointStore) -> None:
-        self.listener: LedgerListener | None = None
+    def __init__(self, store: EndpointStore, listeners: Sequence[LedgerListener] = ()) -> None:
+        self._listeners = listeners
         self._store = store
         self._by_request: dict[str, list[InFlight]] = {}
         self._own = 0
@@ -111,30 +111,19 @@ class Ledger:
         """How many requests of each model are in flight, in our own account."""
         return Counter(entry.model for entry in self.own())
 
-    def start(
-        self,
-        request_id: str,
-        endpoint: str,
-        model: str,
-        size: int,
-        now: float,
-        *,
-        attached: bool,
-        asked: Asked = NOT_ASKED,
-        tokens: int = 0,
-    ) -> InFlight:
+    def start(self, request: Request, endpoint: str, now: float, *, attached: bool, tokens: int = 0) -> InFlight:
         """A request was picked. `attached`: the stream that picked sees its end too. `tokens`: of its prompt, those
         that the endpoint has to compute."""
         record = self._store.get(endpoint)
-        entry = InFlight(request_id, endpoint, model, size, now, attached, record, asked=asked, tokens=tokens)
+        model, size, asked = request.model, request.body_size, request.asked
+        entry = InFlight(request.request_id, endpoint, model, size, now, attached, record, asked=asked, tokens=tokens)
         entry.picked_for = endpoint
         self._take(entry)
         if not attached:
             self._unobserved[id(entry)] = entry
         if record is not None:
             record.started(model, size, now, tokens)
-        if self.listener is not None:
-            self.listener.started(entry)
+        self._tell_started(entry)
         return entry
 
     def observe(self, request_id: str, destination: str, now: float) -> InFlight | None:
@@ -162,8 +151,7 @@ class Ledger:
         entry = InFlight(request_id, first, "", 0, now, True, record, observed=True, elsewhere=True, picked_for=first)
         self._take(entry)
         record.started("", 0, now)
-        if self.listener is not None:
-            self.listener.started(entry)
+        self._tell_started(entry)
         return entry
 
     def _claim(self, pick: InFlight) -> InFlight:
@@ -175,8 +163,7 @@ class Ledger:
         if pick.record is not None:
             pick.record.of_peers -= 1
         self._take(entry)
-        if self.listener is not None:
-            self.listener.started(entry)
+        self._tell_started(entry)
         return entry
 
     def move(self, entry: InFlight, endpoint: str, now: float) -> bool:
@@ -184,8 +171,8 @@ class Ledger:
         if entry.over or not endpoint or endpoint == entry.endpoint:
             return False
         self.recount(entry, endpoint, now)
-        if self.listener is not None:
-            self.listener.changed(entry)
+        for listener in self._listeners:
+            listener.changed(entry)
         return True
 
     def recount(self, entry: InFlight, endpoint: str, now: float) -> None:
@@ -203,8 +190,8 @@ class Ledger:
             return
         entry.computed = True
         self.recompute(entry, 0)
-        if self.listener is not None:
-            self.listener.changed(entry)
+        for listener in self._listeners:
+            listener.changed(entry)
 
     def recompute(self, entry: InFlight, tokens: int) -> None:
         """Of an entry's prompt only so many tokens are still to be computed."""
@@ -216,11 +203,11 @@ class Ledger:
         """The request is over. False if it already was. `page_knows`: the server's last page did not count it."""
         if not self.drop(entry):
             return False
-        if entry.elsewhere and self.listener is not None:
+        if entry.elsewhere and self._listeners:
             self._remember(entry, now)
         self._uncount(entry, now, page_knows=page_knows)
-        if self.listener is not None and not entry.owner:
-            self.listener.finished(entry)
+        if not entry.owner:
+            self._tell_finished(entry)
         return True
 
     def abandon(self, entry: InFlight, now: float) -> None:
@@ -231,13 +218,20 @@ class Ledger:
 
     def described(self, entry: InFlight) -> None:
         """What we observe, and another replica picked, is described by its pick: others may not have heard of that."""
-        if self.listener is not None:
-            self.listener.started(entry)
+        self._tell_started(entry)
 
     def superseded(self, pick: InFlight) -> None:
         """Another replica observes what we picked, and accounts for it."""
-        if self.drop(pick) and self.listener is not None:
-            self.listener.finished(pick)
+        if self.drop(pick):
+            self._tell_finished(pick)
+
+    def _tell_started(self, entry: InFlight) -> None:
+        for listener in self._listeners:
+            listener.started(entry)
+
+    def _tell_finished(self, entry: InFlight) -> None:
+        for listener in self._listeners:
+            listener.finished(entry)
 
     # The table itself; `peer_accounts` keeps the entries of other replicas in it.
 

@@ -5,4 +5,7 @@ from __future__ import annotations
 from headrace.config.plugins import PluginType
 from headrace.datalayer.engines import EngineParameters
 
-PLUGINS = (PluginType("core-metrics-extractor", EngineParameters, EngineParameters.engines),)
+PLUGINS = (
+    # Which metrics each kind of server has.
+    PluginType("core-metrics-extractor", EngineParameters, EngineParameters.engines),
+)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from headrace.config.flags import choice, flag, period, port, truth
+from headrace.config.values import duration
 from headrace.core import Endpoint, endpoint_key
 from headrace.datalayer.engines import Engine, EngineSet
 from headrace.datalayer.exposition import DEFAULT_LIMITS, PageLimits
@@ -29,21 +31,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ScrapeSettings:
-    """Times in seconds. `stale_seconds`: after that long without a page, a server's own word no longer counts."""
+    """How pages are read: the picker's flags, and what has no flag. Times in seconds."""
 
-    busy_seconds: float = 0.2
-    idle_seconds: float = 5.0
+    busy_seconds: float = flag(
+        0.2, "time between metrics pages of a server in use", period, "--refresh-metrics-interval"
+    )
+    idle_seconds: float = flag(5.0, "the same of an idle server", period, "--idle-metrics-interval")
+    # After that long without a page, what a server says of itself no longer counts.
+    stale_seconds: float = flag(2.0, "metrics older than this are not used", duration, "--metrics-staleness-threshold")
+    scheme: str = flag(
+        "http",
+        "http or https, of the servers' metrics pages",
+        choice(("http", "https")),
+        "--model-server-metrics-scheme",
+    )
+    path: str = flag("", "the page's path; else the engine's own", str, "--model-server-metrics-path")
+    port: int = flag(
+        0,
+        "the page's port; 0, the endpoint's own (deprecated by the reference picker)",
+        port,
+        "--model-server-metrics-port",
+    )
+    verify: bool = flag(
+        True,
+        "do not verify the certificates of https metrics pages",
+        truth,
+        "--model-server-metrics-https-insecure-skip-verify",
+        inverted=True,
+    )
     timeout_seconds: float = 2.0
-    stale_seconds: float = 2.0
     # Of busy endpoints together, and of idle ones.
     max_pages_per_second: float = 100.0
     limits: PageLimits = DEFAULT_LIMITS
     jitter: float = 0.2
-    scheme: str = "http"
-    path: str = ""
-    port: int = 0
-    # Of https pages: a Pod's own certificate is seldom one that can be verified.
-    verify: bool = False
 
 
 def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: int, rng: Random) -> float:
@@ -59,7 +79,8 @@ def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: 
 
 
 class Scraper:
-    """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time."""
+    """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time. `on_page`
+    is told of each page, how long it took and whether it came; `on_scraped` of each record a page has just come for."""
 
     def __init__(
         self,
@@ -70,16 +91,16 @@ class Scraper:
         clock: Callable[[], float],
         rng: Random,
         on_page: Callable[[float, bool], None] = lambda seconds, ok: None,
+        on_scraped: Callable[[EndpointRecord], None] = lambda record: None,
         engines: EngineSet | None = None,
     ) -> None:
         self.engines = engines or EngineSet()
-        # Told of each record that a page has just come for.
-        self.on_scraped: Callable[[EndpointRecord], None] = lambda record: None
         self._store = store
         self._settings = settings
         self._clock = clock
         self._rng = rng
         self._on_page = on_page
+        self._on_scraped = on_scraped
         self._tasks = TaskPerKey(tasks, "scrape")
         self._wakes: dict[str, asyncio.Event] = {}
         self._busy: set[str] = set()
@@ -159,7 +180,7 @@ class Scraper:
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
         record.scraped(metrics, asked_at, note)
-        self.on_scraped(record)
+        self._on_scraped(record)
         self._on_page(self._clock() - asked_at, True)
         return True
 
@@ -197,5 +218,5 @@ def _name(endpoint: Endpoint) -> str:
 
 def page_url(endpoint: Endpoint, engine: Engine, settings: ScrapeSettings) -> str:
     """Where an endpoint's page is."""
-    port = settings.port or endpoint.port
-    return f"{settings.scheme}://{endpoint_key(endpoint.address, port)}{settings.path or engine.path}"
+    key = endpoint_key(endpoint.address, settings.port or endpoint.port)
+    return f"{settings.scheme}://{key}{settings.path or engine.path}"

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from headrace.core import Endpoint
+from headrace.datalayer.adapters import AdapterNames
 from headrace.datalayer.metrics_page import ServerMetrics
 from headrace.scheduling import EndpointState
 
@@ -166,6 +167,7 @@ class EndpointRecord:
             fresh=self.fresh,
             in_flight_tokens=self.in_flight_tokens,
             custom=known.custom,
+            cache_tokens=self.metrics.cache_tokens if self.metrics is not None else 0,
         )
 
     def _resident(self, slots: int, adapters: Set[str]) -> frozenset[str]:
@@ -175,38 +177,6 @@ class EndpointRecord:
         return frozenset(islice(used, max(1, slots)))
 
 
-class AdapterNames:
-    """The names that the pool's present servers report as adapters', up to `most` of them."""
-
-    def __init__(self, most: int = 16_384) -> None:
-        # All of them, as they are now. Not to be changed by the reader.
-        self.names: Set[str] = set()
-        self._most = most
-        # How many servers report each name; and of each server what it reported, and what of it is counted.
-        self._servers: Counter[str] = Counter()
-        self._reported: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
-
-    def report(self, key: str, names: frozenset[str]) -> None:
-        """A server reports these and no others; none of them once it is gone."""
-        reported, counted = self._reported.get(key, (frozenset(), frozenset()))
-        if names == reported:
-            return
-        for name in counted - names:
-            self._servers[name] -= 1
-            if not self._servers[name]:
-                del self._servers[name]
-        room = self._most - len(self._servers)
-        new = frozenset(islice((name for name in names if name not in self._servers), max(0, room)))
-        kept = new | (names & self._servers.keys())
-        self._servers.update(kept - counted)
-        # A set: `state` intersects with it at each decision, which is slower with a dictionary's keys.
-        self.names = set(self._servers)
-        if names:
-            self._reported[key] = (names, kept)
-        else:
-            self._reported.pop(key, None)
-
-
 class EndpointStore:
     """The pool's endpoints. Not safe for threads: one event loop owns it."""
 
@@ -214,7 +184,8 @@ class EndpointStore:
         self._records: dict[str, EndpointRecord] = {}
         self._states: dict[str, EndpointState] = {}
         self._snapshot: tuple[EndpointState, ...] | None = ()
-        self._adapters = AdapterNames()
+        # As of the last snapshot.
+        self.adapters = AdapterNames()
 
     def replace(self, endpoints: Iterable[Endpoint]) -> tuple[list[Endpoint], list[Endpoint]]:
         """Make these the pool's endpoints. What is known of those that stay is kept; returns who came and who went.
@@ -228,7 +199,7 @@ class EndpointStore:
                 gone.append(record.endpoint)
                 del self._records[key]
                 self._states.pop(key, None)
-                self._adapters.report(key, frozenset())
+                self.adapters.report(key, frozenset())
             elif new != record.endpoint:
                 record.endpoint = new
                 record.changed = True
@@ -257,23 +228,14 @@ class EndpointStore:
             return self._snapshot
         for record in changed:
             if record.metrics is not None:
-                self._adapters.report(record.endpoint.key, record.metrics.known_adapters)
+                self.adapters.report(record.endpoint.key, record.metrics.known_adapters)
         usual = self._usual() if any(not record.fresh for record in changed) else Usual()
         for record in changed:
-            self._states[record.endpoint.key] = record.state(usual, self._adapters.names)
+            self._states[record.endpoint.key] = record.state(usual, self.adapters.names)
             record.changed = False
         states = self._states
         self._snapshot = tuple([states[key] for key in self._records])
         return self._snapshot
-
-    @property
-    def adapters(self) -> frozenset[str]:
-        """Every name that a present server of the pool reports as an adapter's. As of the last snapshot."""
-        return frozenset(self._adapters.names)
-
-    def is_adapter(self, model: str) -> bool:
-        """Whether a present server of the pool reports this name as an adapter's. As of the last snapshot."""
-        return model in self._adapters.names
 
     def _usual(self) -> Usual:
         """The mean of what servers with fresh metrics report."""

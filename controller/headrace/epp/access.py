@@ -9,9 +9,9 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from headrace.epp.access_rules import Denied
 from headrace.kube.client import ApiError, Resource, request
 
 logger = logging.getLogger(__name__)
@@ -25,18 +25,32 @@ _MOST_KEPT = 1024
 _MOST_TOKEN_BYTES = 16 << 10
 
 
-class ReviewedAccess:
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Why a page is not shown; `message` is for the one who asked."""
+
+    status: int
+    message: str
+
+
+class Access:
     """Asks the API server, and remembers its answers for a while. `clock` gives seconds that only go forward.
 
-    Tokens are kept as digests only."""
+    `client` gives a kubernetes.aio ApiClient, or None as long as the API server is not connected. Tokens are kept as
+    digests only."""
 
-    def __init__(self, client: Any, *, clock: Callable[[], float]) -> None:
+    def __init__(self, client: Callable[[], Any], *, clock: Callable[[], float]) -> None:
         self._client = client
         self._clock = clock
         self._answers: OrderedDict[tuple[bytes, str], tuple[float, Denied | None]] = OrderedDict()
 
     async def check(self, authorization: str, path: str) -> Denied | None:
-        """None lets in; 401 without a valid token, 403 where its owner may not, 503 where nobody can tell."""
+        """None lets in; 401 without a valid token, 403 where its owner may not, 503 where nobody can tell.
+
+        `authorization` is the request's header, "" without one."""
+        client = self._client()
+        if client is None:
+            return Denied(503, "cannot authorize yet: not connected to the API server")
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token or len(token) > _MOST_TOKEN_BYTES:
@@ -47,7 +61,7 @@ class ReviewedAccess:
         if kept is not None and kept[0] > now:
             return kept[1]
         try:
-            answer = await self._review(token, path)
+            answer = await _review(client, token, path)
         except ApiError as error:
             if error.status == 403:
                 fix = "give the picker's service account create on tokenreviews and subjectaccessreviews"
@@ -62,27 +76,29 @@ class ReviewedAccess:
             self._answers.popitem(last=False)
         return answer
 
-    async def _review(self, token: str, path: str) -> Denied | None:
-        status = await self._create(_TOKEN_REVIEWS, "TokenReview", {"token": token})
-        user = status.get("user")
-        if status.get("authenticated") is not True or not isinstance(user, Mapping):
-            return Denied(401, "the token is not valid; make a new one: kubectl create token ACCOUNT")
-        spec = {
-            "user": user.get("username") or "",
-            "uid": user.get("uid") or "",
-            "groups": user.get("groups") or [],
-            "extra": user.get("extra") or {},
-            "nonResourceAttributes": {"path": path, "verb": "get"},
-        }
-        status = await self._create(_ACCESS_REVIEWS, "SubjectAccessReview", spec)
-        if status.get("allowed") is True:
-            return None
-        rule = f'a ClusterRole with nonResourceURLs: ["{path}"], verbs: [get]'
-        return Denied(403, f"{spec['user']} may not read {path}: bind it to {rule}")
 
-    async def _create(self, resource: Resource, kind: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The status of a review. Raises ApiError."""
-        body = {"apiVersion": f"{resource.group}/{resource.version}", "kind": kind, "spec": spec}
-        answer = await request(self._client, "POST", resource.path(), body=body, content_type="application/json")
-        status = answer.get("status")
-        return status if isinstance(status, Mapping) else {}
+async def _review(client: Any, token: str, path: str) -> Denied | None:
+    status = await _create(client, _TOKEN_REVIEWS, "TokenReview", {"token": token})
+    user = status.get("user")
+    if status.get("authenticated") is not True or not isinstance(user, Mapping):
+        return Denied(401, "the token is not valid; make a new one: kubectl create token ACCOUNT")
+    spec = {
+        "user": user.get("username") or "",
+        "uid": user.get("uid") or "",
+        "groups": user.get("groups") or [],
+        "extra": user.get("extra") or {},
+        "nonResourceAttributes": {"path": path, "verb": "get"},
+    }
+    status = await _create(client, _ACCESS_REVIEWS, "SubjectAccessReview", spec)
+    if status.get("allowed") is True:
+        return None
+    rule = f'a ClusterRole with nonResourceURLs: ["{path}"], verbs: [get]'
+    return Denied(403, f"{spec['user']} may not read {path}: bind it to {rule}")
+
+
+async def _create(client: Any, resource: Resource, kind: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The status of a review. Raises ApiError."""
+    body = {"apiVersion": f"{resource.group}/{resource.version}", "kind": kind, "spec": spec}
+    answer = await request(client, "POST", resource.path(), body=body, content_type="application/json")
+    status = answer.get("status")
+    return status if isinstance(status, Mapping) else {}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.prefixes.tokenizer import TokenizerSettings
 from headrace.scheduling import SchedulingConfig, read_config
 from headrace.scheduling import plugins as scheduling_plugins
-
-logger = logging.getLogger(__name__)
+from headrace.serving.files import Reloading
 
 # Such files have a few kilobytes; YAML's aliases can make much of little.
 _MAX_BYTES = 1 << 20
@@ -84,70 +82,26 @@ def read_document(document: Any) -> PickerConfig:
     )
 
 
-def _read(path: Path) -> bytes:
+def load_config(path: Path) -> PickerConfig:
+    """The settings of a file, YAML or JSON. Raises InvalidConfig, its message naming the file."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise InvalidConfig(str(path), "", f"the file cannot be read: {error.strerror}") from None
+    return parse_config(content, str(path))
 
 
-class ConfigFile:
-    """A configuration file that is watched. By content: a mounted ConfigMap changes by swapping links, and a file's
-    times say little about that."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._digest = b""
-
-    def load(self) -> PickerConfig:
-        """The file as it is now, YAML or JSON. Raises InvalidConfig, its message naming the file."""
-        content = _read(self.path)
-        self._digest = _digest(content)
-        return parse_config(content, str(self.path))
-
-    def changed(self) -> PickerConfig | None:
-        """The file's settings, if it has other contents than when last looked at.
-
-        Raises InvalidConfig, once for each contents that cannot be used."""
-        try:
-            content = _read(self.path)
-        except InvalidConfig:
-            if not self._digest:
-                return None
-            self._digest = b""
-            raise
-        digest = _digest(content)
-        if digest == self._digest:
-            return None
-        self._digest = digest
-        return parse_config(content, str(self.path))
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+def watched_config(path: Path, on_bad: Callable[[], None] = lambda: None) -> Reloading[PickerConfig]:
+    """The settings of a file that may change. Raises InvalidConfig."""
+    return Reloading((path,), partial(load_config, path), "the configuration", on_bad=on_bad)
 
 
 async def watch_config(
-    file: ConfigFile,
-    apply: Callable[[PickerConfig], None],
-    *,
-    on_bad: Callable[[], None],
-    seconds: float = POLL_SECONDS,
+    file: Reloading[PickerConfig], apply: Callable[[PickerConfig], None], *, seconds: float = POLL_SECONDS
 ) -> None:
-    """Take up the file whenever it changes. One that cannot be used is told of, and the settings before it stay."""
+    """Apply the file whenever it changes. Never returns."""
     while True:
         await asyncio.sleep(seconds)
-        look_at_config(file, apply, on_bad=on_bad)
-
-
-def look_at_config(file: ConfigFile, apply: Callable[[PickerConfig], None], *, on_bad: Callable[[], None]) -> None:
-    """One look of `watch_config`."""
-    try:
         config = file.changed()
-    except InvalidConfig as error:
-        on_bad()
-        logger.error("the configuration stays as it was: %s", error)
-        return
-    if config is not None:
-        apply(config)
-        logger.info("the configuration has changed", extra={"file": str(file.path), "notes": list(config.notes)})
+        if config is not None:
+            apply(config)

@@ -5,37 +5,54 @@ of several pools."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import ClassVar
 
 from headrace.core import Request
 from headrace.protocol import http
-from headrace.scheduling import EndpointState, Outcome
-from headrace.scheduling.filters import named
+from headrace.scheduling import Facts, Profile, SchedulingConfig
+from headrace.scheduling.filters import HeaderBasedTestingFilter
+from headrace.scheduling.plugin import Scored
+
+_MAX_ENDPOINTS = 10_000
 
 
-class SelectionByHeader:
-    """Picks among the pool's endpoints that the header names, each in its turn, whatever their load.
+class LongestAgoPicker:
+    """The endpoint that was picked longest ago. Endpoints that another request's list names too take no more than their
+    share of either, and a new endpoint does not have to catch up."""
 
-    In turn means: the one that was picked longest ago. Endpoints that another request's list names too take no more
-    than their share of either, and a new endpoint does not have to catch up."""
+    type_name: ClassVar[str] = "longest-ago-picker"
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._turns = count(1)
         self._last_turn: dict[str, int] = {}
 
-    def pick(self, request: Request, states: Sequence[EndpointState]) -> Outcome | None:
-        """The pick; without one where the header names nothing of this pool; None for a request without the header."""
-        header = request.headers.get(http.CONFORMANCE_SELECTION, "")
-        wanted = tuple(part.strip() for part in header.split(",") if part.strip())
-        if not wanted:
-            return None
-        allowed = named(states, wanted) if request.subset is None else named(named(states, request.subset), wanted)
-        if not allowed:
-            return Outcome((), (), (), {}, f"header {http.CONFORMANCE_SELECTION} names no ready endpoint of this pool")
-        chosen = min(allowed, key=lambda state: self._last_turn.get(state.key, 0)).key
-        self._turn += 1
-        self._last_turn = {
-            state.key: self._last_turn[state.key] for state in states if state.key in self._last_turn
-        } | {chosen: self._turn}
-        keys = tuple(state.key for state in allowed)
-        return Outcome((chosen,), keys, (0.0,) * len(keys), {}, f"header {http.CONFORMANCE_SELECTION}")
+    def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
+        chosen = min(scored, key=lambda candidate: self._last_turn.get(candidate[1].key, 0))
+        if len(self._last_turn) >= _MAX_ENDPOINTS:
+            self._last_turn.clear()
+        self._last_turn[chosen[1].key] = next(self._turns)
+        return [chosen]
+
+
+class SelectionHandler:
+    """A profile handler: requests with the header are picked by a profile of their own, the others as configured."""
+
+    type_name: ClassVar[str] = "conformance-profile-handler"
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self._config = config
+        self._selected = Profile(http.CONFORMANCE_SELECTION, (HeaderBasedTestingFilter(),), (), LongestAgoPicker())
+
+    def choose(self, request: Request, profiles: Mapping[str, Profile]) -> Profile | None:
+        if request.headers.get(http.CONFORMANCE_SELECTION, "").strip(" ,"):
+            return self._selected
+        return self._config.choose(request)
+
+
+def with_selection(config: SchedulingConfig) -> SchedulingConfig:
+    """The configuration, with requests that carry the header picked by it."""
+    profiles = config.profiles or {config.profile.name: config.profile}
+    return dataclasses.replace(config, handler=SelectionHandler(config), profiles=profiles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -74,31 +75,26 @@ class FlowControlMetrics(MetricSet):
         self._looked.observe(seconds)
 
 
+@dataclass(eq=False)
 class FlowControlCollector(Collector):
     """The queue as it is when somebody asks."""
 
-    def __init__(
-        self,
-        metrics: FlowControlMetrics,
-        waiting: Callable[[], Iterable[Ticket]],
-        saturation: Callable[[], float],
-    ) -> None:
-        self._metrics = metrics
-        self._waiting = waiting
-        self._saturation = saturation
+    metrics: FlowControlMetrics
+    waiting: Callable[[], Iterable[Ticket]]
+    saturation: Callable[[], float]
 
     def collect(self) -> Iterable[Metric]:
         """The queue's gauges."""
         labels = ("fairness_id", "priority", "inference_pool", "model_name", "target_model_name")
-        pool = self._metrics.pool_name
+        pool = self.metrics.pool_name
         counts: Counts[tuple[str, ...]] = Counts()
         sizes: Counts[tuple[str, ...]] = Counts()
-        for ticket in self._waiting():
-            flow, model = self._metrics.pairs(ticket)
+        for ticket in self.waiting():
+            flow, model = self.metrics.pairs(ticket)
             key = (flow, str(ticket.request.priority), pool, model, model)
             counts[key] += 1
             sizes[key] += ticket.request.body_size
         yield gauges(f"{_PREFIX}_queue_size", "Requests that wait in admission.", labels, counts.items())
         yield gauges(f"{_PREFIX}_queue_bytes", "Bytes of requests that wait.", labels, sizes.items())
         text = "How full the pool is: 1 and more is full."
-        yield gauges(f"{_PREFIX}_pool_saturation", text, ("inference_pool",), [((pool,), self._saturation())])
+        yield gauges(f"{_PREFIX}_pool_saturation", text, ("inference_pool",), [((pool,), self.saturation())])

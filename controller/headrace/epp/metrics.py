@@ -7,18 +7,21 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter as Counts
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from prometheus_client import Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from headrace.core import Endpoint, Request
+from headrace.core import Endpoint, Refusal, Request
 from headrace.datalayer.ledger import InFlight, Ledger
+from headrace.datalayer.pool_state import PoolObserver, ResponseTotals
 from headrace.datalayer.store import EndpointStore
+from headrace.epp.director import Pick
 from headrace.epp.flow_metrics import FlowControlMetrics
 from headrace.epp.plugin_metrics import PluginDurations
-from headrace.extproc import Usage
 from headrace.prefixes.approximate import PrefixIndex
+from headrace.scheduling.tokens import BYTES_A_TOKEN
 from headrace.serving.metrics import (
     CappedLabels,
     Declared,
@@ -47,8 +50,8 @@ def _of_model(name: str, text: str, buckets: tuple[float, ...]) -> Declared[Seri
     return series(histogram(f"{_OBJECTIVE}_{name}", text, *_MODEL, buckets=buckets))
 
 
-class Metrics(MetricSet):
-    """Every metric of the process, in a registry of its own."""
+class Metrics(MetricSet, PoolObserver):
+    """Every metric of the process, in a registry of its own. Observes picks and the pool."""
 
     _requests = series(counter(f"{_OBJECTIVE}_request_total", "Requests picked for.", *_MODEL, "priority"))
     _errors = counter(
@@ -87,7 +90,7 @@ class Metrics(MetricSet):
         *("model_rewrite_name", "model_name", "target_model"),
     )
     _info = gauge(f"{_EXTENSION}_info", "What is running; always 1.", "commit", "build_ref")
-    scheduling_seconds = histogram(f"{_EXTENSION}_scheduler_e2e_duration_seconds", "A decision.", buckets=_FAST)
+    _scheduling_seconds = histogram(f"{_EXTENSION}_scheduler_e2e_duration_seconds", "A decision.", buckets=_FAST)
     _attempts = series(
         counter(
             f"{_EXTENSION}_scheduler_attempts_total",
@@ -95,28 +98,28 @@ class Metrics(MetricSet):
             *("status", "target_model_name", "pod_name", "namespace", "port"),
         )
     )
-    prefix_hit_ratio = histogram(
+    _prefix_hit_ratio = histogram(
         f"{_EXTENSION}_prefix_indexer_hit_ratio",
         "Blocks of a prompt expected in the picked endpoint's cache, of all its blocks.",
         buckets=_RATIO,
     )
-    prefix_hit_bytes = histogram(
+    _prefix_hit_bytes = histogram(
         f"{_EXTENSION}_prefix_indexer_hit_bytes",
         "Bytes of a prompt expected in the picked endpoint's cache.",
         buckets=_BYTES,
     )
     streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind")
     stream_errors = counter(f"{_OWN}_stream_errors_total", "Streams ended for an error.", "reason")
-    served_elsewhere = counter(
+    _served_elsewhere = counter(
         f"{_OWN}_served_elsewhere_total", "Responses from another endpoint than the first one picked."
     )
-    unobserved = counter(f"{_OWN}_unobserved_requests_total", "Picks of which no stream ever told the end.")
-    failure_mode_answers = counter(
+    _unobserved = counter(f"{_OWN}_unobserved_requests_total", "Picks of which no stream ever told the end.")
+    _failure_mode_answers = counter(
         f"{_OWN}_failure_mode_answers_total",
         "Picks not made in time, or failed, and answered by the pool's failure mode.",
         *("mode", "cause"),
     )
-    refused = counter(f"{_OWN}_refused_total", "Requests refused.", "reason")
+    _refused = counter(f"{_OWN}_refused_total", "Requests refused.", "reason")
     pages = counter(f"{_OWN}_metrics_pages_total", "Metrics pages asked of model servers.", "result")
     page_seconds = histogram(f"{_OWN}_metrics_page_seconds", "Time to get and read a metrics page.", buckets=_FAST)
     kv_event_batches = counter(
@@ -143,6 +146,22 @@ class Metrics(MetricSet):
         self._models = CappedLabels()
         self._info.labels("", f"headrace-{_version()}").set(1)
 
+    def decided(self, pick: Pick) -> None:
+        """A pick is over: a PickObserver."""
+        facts, state = pick.facts, pick.outcome.state
+        if pick.failure is not None:
+            self._failure_mode_answers.labels(pick.failure.mode.value, pick.failure.cause).inc()
+        if isinstance(pick.answer, Refusal):
+            self.not_picked(pick.request, pick.answer.status, pick.answer.reason.value)
+        elif pick.entry is not None and pick.entry.record is not None:
+            self.picked(pick.request, pick.entry.record.endpoint)
+        if facts is not None and state is not None:
+            self._scheduling_seconds.observe(pick.seconds)
+            if facts.prefix_blocks:
+                matched = facts.prefix_matches.get(state.key, 0)
+                self._prefix_hit_ratio.observe(matched / facts.prefix_blocks)
+                self._prefix_hit_bytes.observe(matched * facts.block_tokens * BYTES_A_TOKEN)
+
     def picked(self, request: Request, endpoint: Endpoint) -> None:
         """A request was sent to an endpoint."""
         asked, target = self._models(request.asked_model or request.model, request.model)
@@ -156,19 +175,19 @@ class Metrics(MetricSet):
         self._requests[asked, target, str(request.priority)].inc()
         self._errors.labels(asked, target, str(status)).inc()
         self._attempts["failure", target, "", "", ""].inc()
-        self.refused.labels(reason).inc()
+        self._refused.labels(reason).inc()
 
     def rewritten(self, rewrite: str, asked: str, target: str) -> None:
         """A rewrite object sent a request to another model."""
         self._rewrites.labels(rewrite, *self._models(asked, target)).inc()
 
-    def answered(self, entry: InFlight, status: int) -> None:
-        """A model server answered with a status."""
+    def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
+        if elsewhere:
+            self._served_elsewhere.inc()
         if status >= 400:
             self._errors.labels(*self._models(entry.asked.model, entry.model), str(status)).inc()
 
     def first_token(self, entry: InFlight, seconds: float) -> None:
-        """A streamed response has begun, so long after the pick."""
         names = self._models(entry.asked.model, entry.model)
         self._ttft[names].observe(seconds)
         self._last_request.labels(*names, "ttft").set(seconds)
@@ -176,12 +195,9 @@ class Metrics(MetricSet):
         if wanted is not None and seconds * 1000.0 > wanted:
             self._slo_violations.labels(*names, "ttft").inc()
 
-    def responded(
-        self, entry: InFlight, size: int, usage: Usage | None, seconds: float, decode_seconds: float | None
-    ) -> None:
-        """A response that was seen to its end: `seconds` after the pick, `decode_seconds` after its first piece."""
-        names = self._models(entry.asked.model, entry.model)
-        self._response_sizes[names].observe(size)
+    def responded(self, entry: InFlight, response: ResponseTotals, seconds: float, decode: float | None) -> None:
+        names, usage = self._models(entry.asked.model, entry.model), response.usage
+        self._response_sizes[names].observe(response.size)
         if usage is None:
             return
         self._input_tokens[names].observe(usage.input_tokens)
@@ -189,39 +205,42 @@ class Metrics(MetricSet):
         self._cached_tokens[names].observe(usage.cached_tokens)
         if usage.output_tokens:
             self._token_seconds[names].observe(seconds / usage.output_tokens)
-        if decode_seconds is None or usage.output_tokens < 2:
+        if decode is None or usage.output_tokens < 2:
             return
-        per_token = decode_seconds / (usage.output_tokens - 1)
+        per_token = decode / (usage.output_tokens - 1)
         self._tpot[names].observe(per_token)
         self._last_request.labels(*names, "tpot").set(per_token)
         wanted = entry.asked.slo_tpot_ms
         if wanted is not None and per_token * 1000.0 > wanted:
             self._slo_violations.labels(*names, "tpot").inc()
 
-    def ended(self, entry: InFlight, seconds: float) -> None:
-        """A request is over."""
-        names = self._models(entry.asked.model, entry.model)
-        self._duration[names].observe(seconds)
+    def finished(self, entry: InFlight, seconds: float) -> None:
+        self._duration[self._models(entry.asked.model, entry.model)].observe(seconds)
 
-    def forget(self, endpoint: Endpoint) -> None:
-        """An endpoint left the pool: its series go with it, or a pool of short-lived Pods would pile them up."""
+    def unobserved(self, entry: InFlight) -> None:
+        self._unobserved.inc()
+
+    def endpoint_removed(self, endpoint: Endpoint) -> None:
+        # Its series go with it, or a pool of short-lived Pods would pile them up.
         self._attempts.forget(pod_name=endpoint.pod_name, namespace=endpoint.namespace, port=str(endpoint.port))
 
 
+@dataclass(eq=False)
 class PoolCollector(Collector):
     """Metrics of the pool as it is when somebody asks."""
 
-    def __init__(self, pool_name: str, store: EndpointStore, ledger: Ledger, index: PrefixIndex) -> None:
-        self._pool_name = pool_name
-        self._store = store
-        self._ledger = ledger
-        self._index = index
+    pool_name: str
+    store: EndpointStore
+    ledger: Ledger
+    index: PrefixIndex
+
+    def __post_init__(self) -> None:
         self._model = CappedLabels()
 
     def collect(self) -> Iterable[Metric]:
         """The pool's gauges."""
-        states = self._store.snapshot()
-        pool, count = self._pool_name, len(states)
+        states = self.store.snapshot()
+        pool, count = self.pool_name, len(states)
 
         def of_pool(name: str, text: str, total: float) -> Metric:
             return gauges(f"inference_pool_{name}", text, ("name",), [((pool,), total)])
@@ -251,13 +270,13 @@ class PoolCollector(Collector):
             ("endpoint",),
             (((state.key,), float(state.fresh)) for state in states),
         )
-        blocks = len(self._index)
+        blocks = len(self.index)
         yield gauges(f"{_EXTENSION}_prefix_indexer_size", "Distinct blocks in the prefix index.", (), [((), blocks)])
         running: Counts[tuple[str, ...]] = Counts()
-        for model, number in self._ledger.by_model().items():
+        for model, number in self.ledger.by_model().items():
             running[self._model(model)] += number
         yield gauges(f"{_OBJECTIVE}_running_requests", "Requests in flight.", ("model_name",), running.items())
-        total = len(self._ledger)
+        total = len(self.ledger)
         yield gauges(f"{_OWN}_ledger_requests", "Requests in the in-flight account.", (), [((), total)])
 
 

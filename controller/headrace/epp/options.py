@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from headrace.config.flags import (
@@ -25,15 +24,15 @@ from headrace.config.flags import (
 )
 from headrace.config.pools import read_selector
 from headrace.config.values import duration, quantity
-from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidPool, endpoint_key, split_key
+from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidPool, split_key
 from headrace.core.bounded_json import MAX_BYTES
 from headrace.core.fields import is_digits
 from headrace.core.pool import MAX_TARGET_PORTS
+from headrace.datalayer.scraper import ScrapeSettings
 from headrace.epp.reference_flags import ReferenceFlags, level
+from headrace.replicas.settings import PeerSettings
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "read_options"]
-
-_HOST = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 def _listed(text: str) -> list[str]:
@@ -49,16 +48,6 @@ def _endpoints(text: str) -> tuple[Endpoint, ...]:
             raise ValueError(f"{endpoint.key} is there twice: name each endpoint once")
         found[endpoint.key] = endpoint
     return tuple(found.values())
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(endpoint_key(*split_key(part)) for part in _listed(text)))
-
-
-def _service(text: str) -> str:
-    if text and not _HOST.fullmatch(text):
-        raise ValueError("give the name of a headless Service, as my-epp-peers")
-    return text
 
 
 def _selector(text: str) -> Mapping[str, str]:
@@ -121,9 +110,6 @@ class Options:
     config_text: str = flag("", "the same as text, in place of a file")
     kubeconfig: str | None = flag("", "else in-cluster, or $KUBECONFIG", optional)
     verbosity: int = flag(2, "2 default, 3 verbose, 4 debug, 5 trace", level, "-v --v")
-    refresh_metrics_interval: float = flag(0.2, "time between metrics pages of a server in use", period)
-    idle_metrics_interval: float = flag(5.0, "the same of an idle server", period)
-    metrics_staleness_threshold: float = flag(2.0, "metrics older than this are not used", duration)
     pick_deadline: float = flag(2.0, "then the pool's failure mode answers", period)
     drain_delay: float = flag(
         6.0, "serve on this long after SIGTERM: not ready at once, not healthy to gateways after half of it", duration
@@ -154,17 +140,6 @@ class Options:
         "for the conformance suite alone: clients choose endpoints by header, and are told which one answered",
         truth,
     )
-    # Other replicas: behind the name of a headless Service, or at these addresses. All show peer_cert_path.
-    peer_service: str = flag(
-        "", "headless Service of this picker's replicas, NAME or NAME.NAMESPACE: they share what is in flight", _service
-    )
-    peers: tuple[str, ...] = flag("", "the other replicas, ip:port,ip:port, instead of a Service", _peers)
-    peer_port: int = flag(9004, "where other replicas follow this one", port)
-    peer_cert_path: Path | None = flag(
-        "",
-        "directory of tls.crt, tls.key and ca.crt, the same for all replicas (mutual TLS)",
-        folder("tls.crt", "tls.key", "ca.crt"),
-    )
     tracing: bool = flag(
         False, "send a span of each pick as OTLP; where to, and how many, say the OTEL_* environment variables", truth
     )
@@ -174,61 +149,44 @@ class Options:
         truth,
         "--ha-enable-leader-election",
     )
-    metrics_scheme: str = flag(
-        "http",
-        "http or https, of the servers' metrics pages",
-        choice(("http", "https")),
-        "--model-server-metrics-scheme",
-    )
-    metrics_path: str = flag("", "the page's path; else the engine's own", str, "--model-server-metrics-path")
-    metrics_page_port: int = flag(
-        0,
-        "the page's port; 0, the endpoint's own (deprecated by the reference picker)",
-        port,
-        "--model-server-metrics-port",
-    )
-    metrics_verify: bool = flag(
-        True,
-        "do not verify the certificates of https metrics pages",
-        truth,
-        "--model-server-metrics-https-insecure-skip-verify",
-        inverted=True,
-    )
-    own_address: str = ""
+    scrape: ScrapeSettings = field(default_factory=ScrapeSettings)
+    peers: PeerSettings = field(default_factory=PeerSettings)
     # Who this replica is: its Pod's name.
     identity: str = ""
     decisions_kept: int = 1000
     # What metrics call the pool: its name, or the picker's where it has none.
     served_name: str = "static"
 
-    @property
-    def has_peers(self) -> bool:
-        """Whether other replicas are to be followed."""
-        return bool(self.peer_service or self.peers)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every flag."""
-    add_flags(parser, Options)
-    add_flags(parser, ReferenceFlags)
+    for options in (Options, PeerSettings, ScrapeSettings, ReferenceFlags):
+        add_flags(parser, options)
 
 
 def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Options:
     """The options that parsed flags come to. Raises InvalidFlag."""
-    options = read_flags(args, Options)
+    scrape, peers = read_flags(args, ScrapeSettings), read_flags(args, PeerSettings)
+    options = replace(read_flags(args, Options), peers=peers)
     _check(options)
     namespace = options.pool_namespace or environment.get("NAMESPACE") or "default"
-    service = options.peer_service
+    served_name = options.pool_name or _deployment(environment.get("POD_NAME", "")) or "static"
+    identity = environment.get("POD_NAME") or socket.gethostname()
     log_level = read_flags(args, ReferenceFlags).zap_log_level
     return replace(
         options,
         pool_namespace=namespace,
-        served_name=options.pool_name or _deployment(environment.get("POD_NAME", "")) or "static",
+        served_name=served_name,
         verbosity=options.verbosity if log_level is None else log_level,
-        idle_metrics_interval=max(options.idle_metrics_interval, options.refresh_metrics_interval),
-        peer_service=f"{service}.{namespace}.svc" if service and "." not in service else service,
-        own_address=environment.get("POD_IP", ""),
-        identity=environment.get("POD_NAME") or socket.gethostname(),
+        scrape=replace(scrape, idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds)),
+        peers=replace(
+            peers,
+            service=f"{peers.service}.{namespace}.svc" if peers.service and "." not in peers.service else peers.service,
+            pool=f"{namespace}/{served_name}",
+            name=identity,
+            own_address=environment.get("POD_IP", ""),
+        ),
+        identity=identity,
     )
 
 
@@ -246,13 +204,14 @@ def _check(options: Options) -> None:
     if options.leader_election and options.endpoints:
         fix = "leave it out with --endpoints: Leases need Kubernetes"
         raise InvalidFlag("ha-enable-leader-election", "true", fix)
-    if options.peers and options.peer_service:
-        raise InvalidFlag("peers", ",".join(options.peers), "give --peer-service or --peers, not both")
-    if options.has_peers != bool(options.peer_cert_path):
+    peers = options.peers
+    if peers.addresses and peers.service:
+        raise InvalidFlag("peers", ",".join(peers.addresses), "give --peer-service or --peers, not both")
+    if peers.wanted != bool(peers.certificates):
         fix = "give it with --peer-service or --peers, and them with it: replicas know each other by certificate"
-        raise InvalidFlag("peer-cert-path", options.peer_cert_path or "", fix)
+        raise InvalidFlag("peer-cert-path", peers.certificates or "", fix)
     ports = [options.grpc_port, options.grpc_health_port, options.metrics_port]
-    used = [number for number in (*ports, options.peer_port if options.has_peers else 0) if number]
+    used = [number for number in (*ports, peers.port if peers.wanted else 0) if number]
     if len(set(used)) != len(used):
         raise InvalidFlag("grpc-port", options.grpc_port, "give gRPC, health, metrics and peers a port each")
     if options.config_file and options.config_text:

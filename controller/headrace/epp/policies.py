@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from headrace.core import ModelRewrite, Objective, Refusal, RefusalReason, Request, RewriteTable
 
 
+@dataclass(eq=False)
 class Policies:
     """The objectives and rewrites of one pool. `on_rewrite` is told of each: object, asked model, target model."""
 
-    def __init__(self, rng: Random, on_rewrite: Callable[[str, str, str], None]) -> None:
-        self._rng = rng
-        self._on_rewrite = on_rewrite
-        self._priorities: dict[str, int] = {}
+    rng: Random
+    on_rewrite: Callable[[str, str, str], None]
+
+    def __post_init__(self) -> None:
+        # By the name of their objective.
+        self.priorities: dict[str, int] = {}
         self._rewrites = RewriteTable()
 
     def set_objectives(self, objectives: Iterable[Objective]) -> None:
         """These are the pool's objectives from now on."""
-        self._priorities = {objective.name: objective.priority for objective in objectives}
+        self.priorities = {objective.name: objective.priority for objective in objectives}
 
     def set_rewrites(self, rewrites: Iterable[ModelRewrite]) -> None:
         """These are the pool's rewrites from now on."""
         self._rewrites = RewriteTable(rewrites)
-
-    @property
-    def priorities(self) -> dict[str, int]:
-        """The priority of each objective, by its name."""
-        return dict(self._priorities)
 
     @property
     def rewritten_models(self) -> list[str]:
@@ -41,15 +39,15 @@ class Policies:
 
         A rewrite object goes before the client's own rewrite header. What names no model is not rewritten; what may
         name one that is not known is refused where a rewrite could apply to it."""
-        priority = self._priorities.get(request.objective, 0) if request.objective else 0
+        priority = self.priorities.get(request.objective, 0) if request.objective else 0
         target = request.model
         if request.unread and (request.wanted_model or self._rewrites):
             text = f"the request's body is not read, and its model may have to be rewritten: {request.unread}"
             return Refusal(413, RefusalReason.BODY_TOO_LARGE, text)
         if target and (request.wanted_model or self._rewrites):
-            found = self._rewrites.choose(target, self._rng)
+            found = self._rewrites.choose(target, self.rng)
             if found is not None:
-                self._on_rewrite(found.rewrite, target, found.model)
+                self.on_rewrite(found.rewrite, target, found.model)
                 target = found.model
             elif request.wanted_model:
                 target = request.wanted_model

@@ -5,47 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Coroutine
+import uuid
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
 from prometheus_client import Counter
 
-from headrace.core import Endpoint, FailureMode, Pool
-from headrace.datalayer.scraper import Scraper, ScrapeSettings
+from headrace.core import Endpoint, FailureMode
+from headrace.datalayer.scraper import Scraper
 from headrace.epp import status
-from headrace.epp.access_rules import Access, Closed, Open
-from headrace.epp.config_file import ConfigFile, PickerConfig, parse_config, watch_config
-from headrace.epp.conformance import SelectionByHeader
-from headrace.epp.director import Director
+from headrace.epp.composition import Components
+from headrace.epp.config_file import PickerConfig, parse_config, watch_config, watched_config
+from headrace.epp.conformance import with_selection
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
+from headrace.epp.servers import start_servers
 from headrace.epp.service import ExtProcService
+from headrace.extproc import ConversationSettings
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.kv_settings import KvEventsSettings
-from headrace.prefixes.precise import PreciseIndex
 from headrace.prefixes.tokenizer import Tokenizer
 from headrace.replicas.metrics import PeerCollector, PeerMetrics
-from headrace.replicas.peering import KEEPALIVE, Peering, PeerSettings
+from headrace.replicas.peering import Peering
+from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
 from headrace.serving.servers import CannotServe, Servers
 from headrace.serving.tasks import Supervisor
-from headrace.serving.tls import server_credentials
 
 if TYPE_CHECKING:
     from headrace.epp.tracing import Tracer
-    from headrace.kube.lease import Elector
     from headrace.prefixes.kv_subscriber import KvSubscriber
 
 logger = logging.getLogger(__name__)
 
 _EXPIRE_SECONDS = 1.0
-# Beyond the largest body a message can carry: a body of max_body_bytes comes as one message where it is buffered.
-_MESSAGE_OVERHEAD = 1 << 20
 # The reference picker's, so that replicas of both kinds never lead at once.
 _LEASE_SUFFIX = ".gateway-api-inference-extension.sigs.k8s.io"
 
@@ -54,73 +52,59 @@ class Process:
     """One picker. `run` serves until it is told to stop."""
 
     def __init__(self, options: Options) -> None:
-        self._config_file = ConfigFile(options.config_file) if options.config_file is not None else None
-        if self._config_file is not None:
-            config = self._config_file.load()
-        else:
-            config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
-        for note in config.notes:
-            logger.warning("%s: %s", options.config_file or "--config-text", note)
         self._options = options
         self._metrics = Metrics(options.served_name)
+        self._config_file = None
+        if options.config_file is not None:
+            bad = self._metrics.config_reloads.labels("error")
+            self._config_file = watched_config(options.config_file, bad.inc)
+            config = self._config_file.current
+        else:
+            config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
+        self._note(config)
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
-        self.director = Director(
-            config=config.scheduling,
+        if options.conformance_hooks:
+            logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
+        self._kv_events = config.kv_events
+        self._listener: KvSubscriber | None = None
+        self._tokenizer: Tokenizer | None = None
+        if config.kv_events is not None and config.tokenizer is not None:
+            server, on_answer = self._tokenizing_server, self._tokenized
+            self._tokenizer = Tokenizer(config.tokenizer, server=server, clock=time.monotonic, on_answer=on_answer)
+        self._tracer = self._trace() if options.tracing else None
+        self._parts = Components(
+            config=self._scheduling(config),
             flow_control=config.flow_control,
             metrics=self._metrics,
             clock=time.monotonic,
             rng=rng,
             pick_deadline=options.pick_deadline,
             decisions_kept=options.decisions_kept,
-            selection=SelectionByHeader() if options.conformance_hooks else None,
+            on_pick=lambda key: self._scraper.wake(key),
+            kv_events=config.kv_events is not None,
+            tokenize=self._tokenizer.tokens if self._tokenizer is not None else None,
+            replica=(secrets.token_hex(8), options.identity),
+            observers=[self._tracer.decided] if self._tracer is not None else [],
         )
-        if options.conformance_hooks:
-            logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
-        director = self.director
-        self._metrics.registry.register(
-            PoolCollector(self._metrics.pool_name, director.store, director.ledger, director.index)
-        )
-        self._metrics.registry.register(
-            FlowControlCollector(self._metrics.flow_control, director.flow.waiting, director.flow.saturation)
-        )
+        pool, flow = self._parts.pool, self._parts.flow
+        registry = self._metrics.registry
+        registry.register(PoolCollector(self._metrics.pool_name, pool.store, pool.ledger, self._parts.index))
+        registry.register(FlowControlCollector(self._metrics.flow_control, flow.waiting, flow.saturation))
         self._scraper = Scraper(
-            director.store,
-            ScrapeSettings(
-                busy_seconds=options.refresh_metrics_interval,
-                idle_seconds=options.idle_metrics_interval,
-                stale_seconds=options.metrics_staleness_threshold,
-                scheme=options.metrics_scheme,
-                path=options.metrics_path,
-                port=options.metrics_page_port,
-                verify=options.metrics_verify,
-            ),
+            pool.store,
+            options.scrape,
             self._tasks,
             clock=time.monotonic,
             rng=rng,
             on_page=self._page_read,
+            on_scraped=pool.scraped,
             engines=config.engines,
         )
-        director.on_pick = self._scraper.wake
-        self._scraper.on_scraped = director.scraped
-        self._kv_events = config.kv_events
-        self._listener: KvSubscriber | None = None
-        self._tokenizer: Tokenizer | None = None
-        if config.kv_events is not None:
-            self.director.precise = PreciseIndex()
-            if config.tokenizer is not None:
-                self._tokenizer = Tokenizer(
-                    config.tokenizer, server=self._tokenizing_server, clock=time.monotonic, on_answer=self._tokenized
-                )
-                self.director.tokenize = self._tokenizer.tokens
-        self._peering = self._join_peers(options, rng) if options.has_peers else None
-        if options.tracing:
-            director.tracer = self._trace()
-        self._readiness = Readiness(lambda: director.synced, leading=not options.leader_election)
-        self._elector: Elector | None = None
+        self._peering = self._peer(rng) if options.peers.wanted else None
+        self._readiness = Readiness(lambda: pool.synced, leading=not options.leader_election)
         self._standing: asyncio.Task[NoReturn] | None = None
-        # Until the API server can be asked, nobody may read what asks for it.
-        self._access: Access = Closed() if options.metrics_endpoint_auth else Open()
+        self._client: Any = None
         self._shutdown = Shutdown()
 
     def _trace(self) -> Tracer | None:
@@ -131,38 +115,27 @@ class Process:
             # Imported here: OpenTelemetry's packages are loaded, and needed, only where they are used.
             from headrace.epp.tracing import start_tracing
 
-            return start_tracing(lambda result, count: spans.labels(result).inc(count))
+            return start_tracing(self._metrics.pool_name, lambda result, count: spans.labels(result).inc(count))
         except ImportError as error:
             raise CannotServe(
                 f"--tracing needs OpenTelemetry's packages: pip install 'headrace[tracing]' ({error})"
             ) from None
 
-    def _join_peers(self, options: Options, rng: Random) -> Peering:
+    def _peer(self, rng: Random) -> Peering:
         """Our side of the streams between replicas. Raises InvalidCertificate."""
-        assert options.peer_cert_path is not None
-        settings = PeerSettings(
-            certificates=options.peer_cert_path,
-            pool=f"{options.pool_namespace}/{options.served_name}",
-            service=options.peer_service,
-            addresses=options.peers,
-            port=options.peer_port,
-            name=options.identity,
-            own_address=options.own_address,
-        )
-        registry = self._metrics.registry
-        director = self.director
+        parts, registry = self._parts, self._metrics.registry
         peering = Peering(
-            director.store,
-            director.ledger,
-            director.index,
-            settings,
+            parts.journal,
+            parts.accounts,
+            parts.pool.ledger,
+            parts.index,
+            self._options.peers,
             PeerMetrics(registry),
             rng=rng,
-            clock=director.clock,
-            synced=director.wait_synced,
-            on_change=director.flow.changed,
+            clock=time.monotonic,
+            synced=parts.pool.wait_synced,
+            on_change=parts.flow.changed,
         )
-        director.join_peers(peering.journal, peering.accounts)
         registry.register(PeerCollector(peering))
         return peering
 
@@ -178,26 +151,24 @@ class Process:
             if self._kv_events is not None:
                 self._listener = self._listen(self._kv_events)
                 stack.callback(self._listener.close)
-            if self.director.tracer is not None:
-                stack.push_async_callback(self.director.tracer.close)
-            watch = await self._pool_source(stack)
+            if self._tracer is not None:
+                stack.push_async_callback(self._tracer.close)
+            if not self._options.endpoints:
+                self._client = await self._connected(stack)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
-            tasks.start(watch, "watch the pool")
+            self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
             if self._config_file is not None:
-                on_bad = self._metrics.config_reloads.labels("error").inc
-                work = watch_config(self._config_file, self._reconfigure, on_bad=on_bad)
-                tasks.start(work, "watch the configuration")
-            if self._elector is not None:
-                self._standing = tasks.start(self._elector.run(), "leader election")
+                tasks.start(watch_config(self._config_file, self._reconfigure), "watch the configuration")
             logger.info("serving", extra={"ports": servers.ports, "pool": self._metrics.pool_name})
             await self._shutdown.asked.wait()
             await self._drain(server)
         logger.info("stopped")
 
     def _listen(self, settings: KvEventsSettings) -> KvSubscriber:
+        assert self._parts.precise is not None
         # Imported here: ZeroMQ is loaded only where it is used.
         from headrace.prefixes.kv_subscriber import KvSubscriber
 
@@ -206,75 +177,72 @@ class Process:
             self._tasks,
             on_batch=self._kv_batch,
             on_bad=self._metrics.kv_event_batches.labels("error").inc,
-            on_disconnect=self.director.kv_disconnected,
+            on_disconnect=self._parts.precise.disconnected,
         )
 
     def _tokenizing_server(self) -> str | None:
         """One of the pool's servers that tell of their caches: those have the model's tokenizer, and /tokenize."""
-        speaking = self.director.precise.speaking() if self.director.precise is not None else []
-        return f"{self._options.metrics_scheme}://{self._rng.choice(speaking)}" if speaking else None
+        speaking = self._parts.precise.speaking() if self._parts.precise is not None else []
+        return f"{self._options.scrape.scheme}://{self._rng.choice(speaking)}" if speaking else None
 
     def _tokenized(self, ok: bool) -> None:
         self._metrics.tokenizations.labels("ok" if ok else "error").inc()
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
         self._metrics.kv_event_batches.labels("ok").inc()
-        self.director.kv_events(key, batch)
+        self._parts.kv_events(key, batch)
+
+    def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
+        return with_selection(config.scheduling) if self._options.conformance_hooks else config.scheduling
+
+    def _note(self, config: PickerConfig) -> None:
+        for note in config.notes:
+            logger.warning("%s: %s", self._options.config_file or "--config-text", note)
 
     def _reconfigure(self, config: PickerConfig) -> None:
+        self._note(config)
         if config.kv_events != self._kv_events:
             logger.warning("precise-prefix-cache-producer has changed: that takes effect at the next start")
-        self.director.reconfigure(config.scheduling, config.flow_control)
+        self._parts.reconfigure(self._scheduling(config), config.flow_control)
         self._scraper.engines = config.engines
         self._metrics.config_reloads.labels("ok").inc()
 
-    def _pool_changed(self, pool: Pool, endpoints: tuple[Endpoint, ...]) -> None:
-        self._replace(endpoints, pool.failure_mode)
-
     def _replace(self, endpoints: tuple[Endpoint, ...], failure_mode: FailureMode) -> None:
-        self.director.replace_endpoints(endpoints, failure_mode)
+        self._parts.pool.endpoints_changed(endpoints, failure_mode)
         self._scraper.adjust(endpoints)
         if self._listener is not None:
             self._listener.adjust(endpoints)
         self._readiness.health.changed()
 
-    async def _serve_static(self) -> None:
-        """Serve the endpoints that the flags name. Never returns."""
-        self._replace(self._options.endpoints, self._options.static_failure_mode)
-        await asyncio.Event().wait()
-
-    async def _pool_source(self, stack: contextlib.AsyncExitStack) -> Coroutine[Any, Any, None]:
-        """What keeps the pool's endpoints up to date. Raises CannotServe."""
-        options = self._options
-        if options.endpoints:
-            return self._serve_static()
+    async def _connected(self, stack: contextlib.AsyncExitStack) -> Any:
+        """A client of the API server, as long as the stack lasts. Raises CannotServe."""
         # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.epp.access import ReviewedAccess
-        from headrace.epp.watch import watch_all
         from headrace.kube.client import ConfigurationError, connect
-        from headrace.kube.lease import Elector
 
         try:
-            client = await connect(options.kubeconfig)
+            client = await connect(self._options.kubeconfig)
         except ConfigurationError as error:
             raise CannotServe(str(error)) from None
         stack.push_async_callback(client.close)
-        if options.metrics_endpoint_auth:
-            self._access = ReviewedAccess(client, clock=time.monotonic)
-        if options.leader_election:
-            name = f"epp-{options.pool_namespace}-{options.served_name}{_LEASE_SUFFIX}"
-            self._elector = Elector(
-                client,
-                options.pool_namespace,
-                name,
-                options.identity,
-                clock=time.monotonic,
-                on_change=self._readiness.lead,
-            )
+        return client
+
+    def _follow_pool(self, tasks: Supervisor) -> None:
+        """Keep the pool's endpoints up to date, and take part in the election."""
+        options, client = self._options, self._client
+        if client is None:
+            self._replace(options.endpoints, options.static_failure_mode)
+            return
+        from headrace.epp.watch import watch_all
+        from headrace.kube.lease import Elector
+
         malformed = self._metrics.malformed_objects
-        return watch_all(
-            client, options, self._pool_changed, self.director.policies, lambda kind: malformed.labels(kind).inc()
-        )
+        policies, on_malformed = self._parts.policies, lambda kind: malformed.labels(kind).inc()
+        tasks.start(watch_all(client, options, self._replace, policies, on_malformed), "watch the pool")
+        if options.leader_election:
+            namespace, lead = options.pool_namespace, self._readiness.lead
+            name = f"epp-{namespace}-{options.served_name}{_LEASE_SUFFIX}"
+            elector = Elector(client, namespace, name, options.identity, clock=time.monotonic, on_change=lead)
+            self._standing = tasks.start(elector.run(), "leader election")
 
     async def _stand_down(self) -> None:
         """Leave the election; the Lease is given back."""
@@ -286,51 +254,33 @@ class Process:
     def _page_read(self, seconds: float, ok: bool) -> None:
         self._metrics.pages.labels("ok" if ok else "error").inc()
         self._metrics.page_seconds.observe(seconds)
-        self.director.flow.changed()
+        self._parts.flow.changed()
 
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_SECONDS)
-            self.director.expire()
+            self._parts.expire()
 
     async def _serve(self, servers: Servers) -> grpc.aio.Server:
         """Add the servers and start them. Gives that of ext_proc. Raises CannotServe, and InvalidCertificate."""
-        options, health = self._options, self._readiness.health
-        service = ExtProcService(
-            self.director,
+        options = self._options
+        settings = ConversationSettings(
+            new_request_id=lambda: str(uuid.uuid4()),
             max_body_bytes=options.max_body_bytes,
             max_parsed_body_bytes=options.max_parsed_body_bytes,
             control_headers=options.control_headers,
             subset_hint=options.subset_filter,
             conformance_hooks=options.conformance_hooks,
         )
-        credentials = None
-        if options.secure_serving:
-            credentials = server_credentials(options.cert_path, reload=options.enable_cert_reload)
-        message_bytes = options.max_body_bytes + _MESSAGE_OVERHEAD
-        server = servers.add_grpc(
-            "grpc",
-            "grpc-port",
-            options.grpc_port,
-            (service.handler(), health.handler()),
-            credentials=credentials,
-            options={
-                "grpc.max_receive_message_length": message_bytes,
-                "grpc.max_send_message_length": message_bytes,
-                "grpc.max_concurrent_streams": 1 << 20,
-                # Above 1,000 calls that wait for a handler gRPC drops some at random. A burst is what admission is for.
-                "grpc.server.max_pending_requests": 1 << 20,
-                "grpc.server.max_pending_requests_hard_limit": 1 << 20,
-            },
-        )
-        servers.add_grpc("health", "grpc-health-port", options.grpc_health_port, (health.handler(),))
-        if self._peering is not None:
-            handlers, peers = (self._peering.handler(),), self._peering.credentials()
-            servers.add_grpc("peers", "peer-port", options.peer_port, handlers, credentials=peers, options=KEEPALIVE)
-        pages = status.application(self.director, self._readiness.ready, lambda: self._access, self._peering)
-        await servers.add_http("metrics", "metrics-port", options.metrics_port, pages)
-        await servers.start()
-        return server
+        service = ExtProcService(self._parts.director, self._parts.pool, self._metrics, settings)
+        access = None
+        if options.metrics_endpoint_auth:
+            # Imported here: the Kubernetes client takes longer to load than everything else together.
+            from headrace.epp.access import Access
+
+            access = Access(lambda: self._client, clock=time.monotonic)
+        pages = status.application(self._parts, self._readiness.ready, access, self._peering)
+        return await start_servers(servers, options, service, self._readiness.health, pages, self._peering)
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest.
@@ -346,5 +296,5 @@ class Process:
         self._readiness.leave()
         await self._shutdown.pause(options.drain_delay / 2)
         # Who still waits for a place would not get an answer in the time that is left.
-        self.director.flow.close()
+        self._parts.flow.close()
         await self._shutdown.finish(server.stop(options.drain_timeout))

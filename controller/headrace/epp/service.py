@@ -5,15 +5,17 @@ Registered with raw bytes for messages (no protobuf classes of gRPC's own): the 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import AsyncIterator
+from dataclasses import KW_ONLY, InitVar, dataclass
 
 import grpc
 import grpc.aio
 
-from headrace.core import Request
+from headrace.core import Refusal, RefusalReason, Request
 from headrace.datalayer.ledger import InFlight
-from headrace.epp.director import Director, ResponseTotals
+from headrace.datalayer.pool_state import PoolState, ResponseTotals
+from headrace.epp.director import Director
+from headrace.epp.metrics import Metrics
 from headrace.extproc import ConversationSettings, ExtProcStream, MalformedMessage, ProtocolViolation
 from headrace.extproc.events import (
     Event,
@@ -29,14 +31,19 @@ from headrace.protocol import rpc
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
 
-    def __init__(self, director: Director, settings: ConversationSettings, *, observed: bool = False) -> None:
-        self._director = director
-        self._observed = observed
-        if observed:
-            director.ledger.expect_observers()
+    director: Director
+    pool: PoolState
+    settings: InitVar[ConversationSettings]
+    _: KW_ONLY
+    observed: bool = False
+
+    def __post_init__(self, settings: ConversationSettings) -> None:
+        if self.observed:
+            self.pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
         self._entry: InFlight | None = None
         self._covers_response = False
@@ -63,7 +70,7 @@ class StreamSession:
         the gateway takes that as "no more processing"."""
         if self._covers_response or not self._stream.request_done:
             return False
-        return self._observed or self._director.ledger.observers_seen
+        return self.observed or self.pool.ledger.observers_seen
 
     async def feed(self, raw: bytes) -> list[bytes]:
         """The answers to one message; waits where a decision waits. Raises MalformedMessage or ProtocolViolation."""
@@ -83,38 +90,40 @@ class StreamSession:
             return
         # A stream that does not see the response ends before it: then an observer, or the clock, ends the request.
         if self._stream.observing or self._covers_response or (self._response_seen and not entry.observed):
-            self._director.finish(entry)
+            self.pool.finished(entry)
 
     async def _pick(self, event: PickNeeded) -> list[bytes]:
-        picked = await self._director.decide(event)
-        self._entry = picked.entry
+        pick = await self.director.decide(event)
+        self._entry = pick.entry
         self._covers_response = event.covers_response
+        assert pick.answer is not None
         try:
-            return self._stream.resume(picked.outcome)
+            return self._stream.resume(pick.answer)
         except BaseException:
-            if picked.entry is not None:
-                self._director.finish(picked.entry)
+            if pick.entry is not None:
+                self.pool.finished(pick.entry)
             raise
 
     def _note(self, event: Event) -> None:
-        director = self._director
+        pool = self.pool
         if isinstance(event, RequestObserved):
-            self._entry = director.observed(event.request_id, event.destination)
+            self._entry = pool.observed(event.request_id, event.destination)
         elif isinstance(event, ResponseChunk):
             self._note_chunk(event)
         elif isinstance(event, ResponseStarted):
             self._response_seen = True
             self._streaming = event.streaming
             if self._tells_of_response:
-                director.response_started(self._entry, event.served, event.status)  # type: ignore[arg-type]
+                pool.answered(self._entry, event.served, event.status)  # type: ignore[arg-type]
         elif isinstance(event, ResponseEnded):
             if self._entry is not None:
                 if self._totals is not None and self._tells_of_response:
                     self._totals.usage = event.usage
-                    director.responded(self._entry, self._totals)
-                director.finish(self._entry)
+                    pool.responded(self._entry, self._totals)
+                pool.finished(self._entry)
         elif isinstance(event, RequestRefused):
-            director.metrics.not_picked(Request(event.request_id), event.status, event.reason)
+            refusal = Refusal(event.status, RefusalReason(event.reason), "the stream refused the request")
+            self.director.refused(Request(event.request_id), refusal)
 
     @property
     def _tells_of_response(self) -> bool:
@@ -127,33 +136,19 @@ class StreamSession:
             totals = self._totals = ResponseTotals()
         totals.size += chunk.size
         if self._streaming and totals.first_at is None and chunk.size:
-            totals.first_at = self._director.clock()
+            totals.first_at = self.pool.clock()
             if self._entry is not None and self._tells_of_response:
-                self._director.first_token(self._entry)
+                self.pool.first_token(self._entry)
 
 
+@dataclass(eq=False)
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    def __init__(
-        self,
-        director: Director,
-        *,
-        max_body_bytes: int,
-        max_parsed_body_bytes: int,
-        control_headers: bool = True,
-        subset_hint: bool = True,
-        conformance_hooks: bool = False,
-    ) -> None:
-        self._director = director
-        self._settings = ConversationSettings(
-            new_request_id=lambda: str(uuid.uuid4()),
-            max_body_bytes=max_body_bytes,
-            max_parsed_body_bytes=max_parsed_body_bytes,
-            control_headers=control_headers,
-            subset_hint=subset_hint,
-            conformance_hooks=conformance_hooks,
-        )
+    director: Director
+    pool: PoolState
+    metrics: Metrics
+    settings: ConversationSettings
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
@@ -162,8 +157,8 @@ class ExtProcService:
 
     async def _process(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         observed = any(name == rpc.OBSERVED and value == "true" for name, value in context.invocation_metadata() or ())
-        session = StreamSession(self._director, self._settings, observed=observed)
-        metrics = self._director.metrics
+        session = StreamSession(self.director, self.pool, self.settings, observed=observed)
+        metrics = self.metrics
         kind = ""
         try:
             while True:

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from headrace.core.fields import is_digits
-from headrace.epp.access_rules import Access, Open
-from headrace.epp.director import Director
+from headrace.epp.composition import Components
 from headrace.protocol import http
 from headrace.replicas.metrics import peer_page
 from headrace.replicas.peering import Peering
 from headrace.serving.servers import health_routes, metrics_route
+
+if TYPE_CHECKING:
+    from headrace.epp.access import Access
 
 _MOST_DECISIONS = 1000
 _FOR_ALL = ("/healthz", "/readyz")
 
 
 def application(
-    director: Director,
+    parts: Components,
     is_ready: Callable[[], bool],
-    access: Callable[[], Access] = Open,
+    access: Access | None = None,
     peering: Peering | None = None,
 ) -> web.Application:
-    """The HTTP application. Metrics and debug pages are for those whom `access` lets in; health is for all."""
+    """The HTTP application. Metrics and debug pages are for those whom `access` lets in, health is for all."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _FOR_ALL:
+        if access is None or request.path in _FOR_ALL:
             return await handler(request)
-        verdict = await access().check(request.headers.get(http.AUTHORIZATION, ""), request.path)
+        verdict = await access.check(request.headers.get(http.AUTHORIZATION, ""), request.path)
         if verdict is None:
             return await handler(request)
         headers = {http.WWW_AUTHENTICATE: "Bearer"} if verdict.status == 401 else {}
@@ -42,13 +44,13 @@ def application(
         return response
 
     async def endpoints(_: web.Request) -> web.Response:
-        return _json(endpoint_list(director))
+        return _json(endpoint_list(parts))
 
     async def decisions(request: web.Request) -> web.Response:
         text = request.query.get("limit", "100")
         if not is_digits(text, 9) or not 1 <= int(text) <= _MOST_DECISIONS:
             return _json({"error": f"limit={text[:20]}: give a number of 1 to {_MOST_DECISIONS}"}, status=400)
-        found = director.decisions.find(request_id=request.query.get("request_id", ""), limit=int(text))
+        found = parts.decisions.find(request_id=request.query.get("request_id", ""), limit=int(text))
         return _json({"decisions": found})
 
     async def peers(_: web.Request) -> web.Response:
@@ -57,7 +59,7 @@ def application(
     app = web.Application(middlewares=[guard])
     app.add_routes(
         [
-            metrics_route(director.metrics.registry),
+            metrics_route(parts.metrics.registry),
             *health_routes(lambda: "" if is_ready() else "not ready"),
             web.get("/debug/endpoints", endpoints),
             web.get("/debug/decisions", decisions),
@@ -67,12 +69,13 @@ def application(
     return app
 
 
-def endpoint_list(director: Director) -> dict[str, Any]:
+def endpoint_list(parts: Components) -> dict[str, Any]:
     """Every endpoint, as the picker sees it now."""
-    now = director.clock()
+    pool = parts.pool
+    now = pool.clock()
     listed = []
-    for state in director.store.snapshot():
-        record = director.store.get(state.key)
+    for state in pool.store.snapshot():
+        record = pool.store.get(state.key)
         age = None if record is None or record.scraped_at is None else round(now - record.scraped_at, 3)
         listed.append(
             {
@@ -93,17 +96,17 @@ def endpoint_list(director: Director) -> dict[str, Any]:
                 "metrics_fresh": state.fresh,
                 "metrics_age_seconds": age,
                 "metrics_error": record.scrape_error if record is not None else "",
-                "prefix_blocks": director.index.entries(state.key),
+                "prefix_blocks": parts.index.entries(state.key),
             }
         )
     return {
-        "pool": director.metrics.pool_name,
-        "synced": director.synced,
-        "failure_mode": director.failure_mode.value,
-        "profile": director.profile.name,
-        "adapters": sorted(director.store.adapters),
-        "objectives": director.policies.priorities,
-        "rewritten_models": director.policies.rewritten_models,
+        "pool": parts.metrics.pool_name,
+        "synced": pool.synced,
+        "failure_mode": pool.failure_mode.value,
+        "profile": parts.director.config.profile.name,
+        "adapters": sorted(pool.store.adapters.names),
+        "objectives": parts.policies.priorities,
+        "rewritten_models": parts.policies.rewritten_models,
         "endpoints": listed,
     }
 

@@ -18,10 +18,11 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from headrace.core import Decision, Refusal, Request
+from headrace.core import Refusal
+from headrace.epp.director import Pick
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def check(environment: Mapping[str, str]) -> None:
         raise InvalidTracing("OTEL_BSP_MAX_QUEUE_SIZE", queue or "2048", fix)
 
 
-def start_tracing(count: Count) -> Tracer | None:
-    """A tracer by the process's environment; None where that switches traces off.
+def start_tracing(pool: str, count: Count) -> Tracer | None:
+    """A tracer of a pool's picks, by the process's environment; None where that switches traces off.
 
     Raises InvalidTracing, and ImportError without the packages of a protocol."""
     # The specification calls these the same as not set; the packages do not.
@@ -103,7 +104,7 @@ def start_tracing(count: Count) -> Tracer | None:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise InvalidTracing("OTEL_*", "...", f"these variables cannot be used: {error}") from None
-    return Tracer(provider, exporter)
+    return Tracer(provider, exporter, pool)
 
 
 def _exporter(environment: Mapping[str, str], kind: str) -> SpanExporter:
@@ -163,48 +164,41 @@ class _FirstSaid(logging.Handler):
 class Tracer:
     """Makes spans of picks. `close` it in the end."""
 
-    def __init__(self, provider: TracerProvider, exporter: SpanExporter) -> None:
+    def __init__(self, provider: TracerProvider, exporter: SpanExporter, pool: str) -> None:
         self._provider = provider
         self._exporter = exporter
+        self._pool = pool
         self._tracer = provider.get_tracer("headrace.epp")
         self._propagator = TraceContextTextMapPropagator()
 
-    def start(self, headers: Mapping[str, str]) -> Span | None:
-        """A span of the trace that these headers name, or of a new one; None where it is not kept."""
-        parent = self._propagator.extract(headers)
-        span = self._tracer.start_span("headrace.pick", parent, SpanKind.SERVER)
-        return span if span.is_recording() else None
-
-    def end(
-        self,
-        span: Span,
-        pool: str,
-        request: Request,
-        outcome: Decision | Refusal | None,
-        candidates: int = 0,
-        pod: str = "",
-    ) -> None:
-        """It is over, and nothing of the prompt is told. No outcome: the client went before there was one."""
+    def decided(self, pick: Pick) -> None:
+        """A span of the trace that the request's headers name, or of a new one; nothing of the prompt is in it."""
+        request, answer = pick.request, pick.answer
+        parent = self._propagator.extract(request.headers)
+        span = self._tracer.start_span("headrace.pick", parent, SpanKind.SERVER, start_time=pick.began_at)
+        if not span.is_recording():
+            return
         attributes: dict[str, str | int] = {
-            "headrace.pool": pool,
+            "headrace.pool": self._pool,
             "headrace.request_id": request.request_id,
             "gen_ai.request.model": request.asked_model or request.model,
             "headrace.target_model": request.model,
             "headrace.priority": request.priority,
-            "headrace.candidates": candidates,
+            "headrace.candidates": len(pick.outcome.candidates),
         }
-        if pod:
-            attributes["k8s.pod.name"] = pod
-        if outcome is None:
+        if pick.entry is not None and pick.entry.record is not None:
+            attributes["k8s.pod.name"] = pick.entry.record.endpoint.pod_name
+        if answer is None:
+            # The client went while its request waited.
             attributes["headrace.outcome"] = "cancelled"
-        elif isinstance(outcome, Refusal):
-            attributes["headrace.outcome"] = outcome.reason.value
-            attributes["http.response.status_code"] = outcome.status
-            if outcome.status >= 500:
-                span.set_status(Status(StatusCode.ERROR, outcome.message[:_MOST_TEXT]))
+        elif isinstance(answer, Refusal):
+            attributes["headrace.outcome"] = answer.reason.value
+            attributes["http.response.status_code"] = answer.status
+            if answer.status >= 500:
+                span.set_status(Status(StatusCode.ERROR, answer.message[:_MOST_TEXT]))
         else:
-            attributes["headrace.outcome"] = "picked" if outcome.endpoints else "failed-open"
-            attributes["headrace.endpoint"] = outcome.destination
+            attributes["headrace.outcome"] = "picked" if answer.endpoints else "failed-open"
+            attributes["headrace.endpoint"] = answer.destination
         span.set_attributes(attributes)
         span.end()
 

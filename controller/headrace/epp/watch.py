@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from headrace.config.pools import parse_pool
-from headrace.core import Endpoint, InvalidPool, PickerReference, Pool
+from headrace.core import Endpoint, FailureMode, InvalidPool, PickerReference, Pool
 from headrace.core.objective import PoolReference
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.datalayer.pods import PodEndpoints
@@ -27,8 +27,8 @@ _COALESCE_SECONDS = 0.02
 _PODS = Resource(group="", version="v1", plural="pods", namespaced=True)
 
 
-# Is told what the pool and its endpoints are from now on.
-OnPool = Callable[[Pool, tuple[Endpoint, ...]], None]
+# Is told what the pool's endpoints and its failure mode are from now on.
+OnPool = Callable[[tuple[Endpoint, ...], FailureMode], None]
 
 
 async def watch_all(
@@ -102,14 +102,14 @@ class _PoolWatch:
             self._pods_task.cancel()
             self._pods = None
             if pool is None:
-                self._on_pool(before, ())
+                self._on_pool((), before.failure_mode)
         if pool is None:
             return
         if self._pods is None:
             self._pods = self._reflector(_PODS, label_selector=pool.label_selector)
             self._pods_task = self._tasks.start(self._pods.run(), "watch pods")
         if self._pods.synced:
-            self._on_pool(pool, self._endpoints.of(self._pods.objects, pool))
+            self._on_pool(self._endpoints.of(self._pods.objects, pool), pool.failure_mode)
 
     def _read(self, found: Mapping[str, Any] | None) -> Pool | None:
         options = self._options

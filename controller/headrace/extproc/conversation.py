@@ -219,9 +219,10 @@ class Conversation:
     def _ask(self, site: _Site, facts: BodyFacts) -> list[bytes]:
         self._site = site
         self._phase = _Phase.PICKING
-        headers = {name: value for name, value in self._headers.items() if name not in http.UNTRUSTED}
+        hidden = http.UNTRUSTED if self._settings.control_headers else http.UNTRUSTED_OR_CONTROL
+        headers = {name: value for name, value in self._headers.items() if name not in hidden}
         self._model = facts.model
-        controlled = self._settings.control_headers and not http.CONTROL.isdisjoint(headers)
+        controlled = not http.CONTROL.isdisjoint(headers)
         request = Request(
             request_id=self._request_id,
             method=headers.get(http.METHOD, "POST"),

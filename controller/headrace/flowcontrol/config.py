@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, field
 from headrace.config.decode import Duration, InvalidConfig, Parameters, Quantity, decode
 from headrace.config.plugins import PluginType, joined
 from headrace.core.fields import mapping
-from headrace.flowcontrol.admitters import Admitter, LatencySloAdmitter
+from headrace.flowcontrol.admitters import Admitter
 from headrace.flowcontrol.fairness import Fairness, GlobalStrict
 from headrace.flowcontrol.limits import StaticLimit, UsageLimit
 from headrace.flowcontrol.ordering import FirstComeFirstServed, Ordering
@@ -123,8 +123,6 @@ def read_flow_control(document: Mapping[str, object], plugins: Mapping[str, obje
     enabled, notes = _feature_gate(sections.feature_gates)
     section, at = sections.flow_control or _FlowControl(), "flowControl"
     admitters = tuple(plugin for plugin in plugins.values() if isinstance(plugin, Admitter))
-    if any(isinstance(admitter, LatencySloAdmitter) for admitter in admitters):
-        notes.append(f"{LatencySloAdmitter.type_name} sheds nothing: nothing predicts latencies")
     default_band = _band(section.default_priority_band, BandConfig(), plugins, f"{at}.defaultPriorityBand")
     bands: dict[int, BandConfig] = {}
     for number, entry in enumerate(section.priority_bands):

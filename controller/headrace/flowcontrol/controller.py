@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from random import Random
 from typing import Protocol
 
@@ -59,46 +60,23 @@ class Observer(Protocol):
         """The queue was looked at for one to let go; this took so long."""
 
 
-class Unobserved:
-    """Nobody wants to know."""
-
-    def enqueued(self, ticket: Ticket, seconds: float) -> None:
-        """Nothing."""
-
-    def settled(self, ticket: Ticket, seconds: float) -> None:
-        """Nothing."""
-
-    def looked(self, seconds: float) -> None:
-        """Nothing."""
-
-
+@dataclass(eq=False)
 class FlowController:
     """The admission of one pool. `states` gives its endpoints as they are now, `clock` seconds that only go forward."""
 
-    def __init__(
-        self,
-        config: FlowControlConfig,
-        *,
-        states: Callable[[], Sequence[EndpointState]],
-        clock: Callable[[], float],
-        rng: Random,
-        observer: Observer | None = None,
-    ) -> None:
-        self._config = config
-        self._queue = FlowQueue(config)
-        self._states = states
-        self._clock = clock
-        self._rng = rng
-        self._observer = observer or Unobserved()
+    config: FlowControlConfig
+    _: KW_ONLY
+    states: Callable[[], Sequence[EndpointState]]
+    clock: Callable[[], float]
+    rng: Random
+    observer: Observer
+
+    def __post_init__(self) -> None:
+        self._queue = FlowQueue(self.config)
         # The request that was let go and has not been picked for yet.
         self._going: Ticket | None = None
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def config(self) -> FlowControlConfig:
-        """The settings in use."""
-        return self._config
 
     def waiting(self) -> Iterable[Ticket]:
         """The requests that wait, longest first."""
@@ -106,13 +84,13 @@ class FlowController:
 
     def saturation(self) -> float:
         """How full the pool is, as the configured detector sees it."""
-        return self._config.detector.saturation(self._states())
+        return self.config.detector.saturation(self.states())
 
     async def admit(self, request: Request) -> Refusal | None:
         """None when the request may go on, which its caller must then do without waiting for anything else.
 
         A caller that is cancelled leaves the queue at once."""
-        config = self._config
+        config = self.config
         if config.enabled:
             refusal = await self._wait(request)
             if refusal is not None:
@@ -123,7 +101,7 @@ class FlowController:
             return _SHED
         if request.priority < 0 and config.admitters:
             states = self._candidates(request)
-            if any(admitter.sheds(request, states, {}, self._rng) for admitter in config.admitters):
+            if any(admitter.sheds(request, states, self.rng) for admitter in config.admitters):
                 return _SHED
         return None
 
@@ -142,29 +120,29 @@ class FlowController:
     def charge(self, priority: int, flow: str, input_tokens: int, output_tokens: int) -> None:
         """A flow got this much of the pool."""
         cost = INPUT_TOKEN_COST * input_tokens + OUTPUT_TOKEN_COST * output_tokens
-        if cost and self._config.enabled:
-            self._queue.charge(priority, flow, cost, self._clock())
+        if cost and self.config.enabled:
+            self._queue.charge(priority, flow, cost, self.clock())
 
     def reconfigure(self, config: FlowControlConfig) -> None:
         """Other settings from now on. Who waits, waits on, or goes at once where waiting was switched off."""
-        was_enabled = self._config.enabled
-        self._config = config
-        self._queue.reconfigure(config, self._clock())
+        was_enabled = self.config.enabled
+        self.config = config
+        self._queue.reconfigure(config, self.clock())
         if was_enabled and not config.enabled:
-            self._queue.release(self._clock())
+            self._queue.release(self.clock())
             self._tell()
         self.changed()
 
     def close(self) -> None:
         """Refuse those who wait, and whoever comes."""
-        self._queue.close(self._clock())
+        self._queue.close(self.clock())
         self._tell()
         self._stop_timer()
 
     async def _wait(self, request: Request) -> Refusal | None:
         started = time.perf_counter()
-        ticket = self._queue.offer(request, self._clock())
-        self._observer.enqueued(ticket, time.perf_counter() - started)
+        ticket = self._queue.offer(request, self.clock())
+        self.observer.enqueued(ticket, time.perf_counter() - started)
         if ticket.outcome is None:
             self._look()
         else:
@@ -175,7 +153,7 @@ class FlowController:
                 await ticket.waiter
         finally:
             if ticket.outcome is None:
-                self._queue.cancel(ticket, self._clock())
+                self._queue.cancel(ticket, self.clock())
                 self._tell()
             if self._going is ticket:
                 self._going = None
@@ -187,21 +165,21 @@ class FlowController:
         """Settle who has waited too long, and let one go if it may."""
         self._soon = False
         started = time.perf_counter()
-        now = self._clock()
-        states = self._states()
+        now = self.clock()
+        states = self.states()
         queue = self._queue
         queue.set_endpoints(bool(states), now)
         queue.expire(now)
         if queue and states and self._going is None:
-            self._going = queue.dispatch(self._config.detector.saturation(states), now)
+            self._going = queue.dispatch(self.config.detector.saturation(states), now)
         self._tell()
-        self._observer.looked(time.perf_counter() - started)
+        self.observer.looked(time.perf_counter() - started)
         self._set_timer(now)
 
     def _tell(self) -> None:
-        now = self._clock()
+        now = self.clock()
         for ticket in self._queue.take_settled():
-            self._observer.settled(ticket, now - ticket.came_at)
+            self.observer.settled(ticket, now - ticket.came_at)
             waiter = ticket.waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -220,7 +198,7 @@ class FlowController:
             self._timer = None
 
     def _candidates(self, request: Request) -> Sequence[EndpointState]:
-        states = self._states()
+        states = self.states()
         if request.subset is None:
             return states
-        return _SUBSET.keep(states, Facts(request, 0.0, self._rng))
+        return _SUBSET.keep(states, Facts(request, 0.0, self.rng))

@@ -5,10 +5,9 @@ Source: llm-d-router, usage limit policies. The highest band comes first; a lowe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from headrace.config.decode import Number, Parameters
+from headrace.config.decode import Number, Parameters, Refused, Share, ShareOverZero
 
 
 @runtime_checkable
@@ -31,21 +30,25 @@ class StaticLimit(Parameters, frozen=True):
         return [self.threshold] * len(priorities)
 
 
-@dataclass(frozen=True)
-class PriorityHoldback:
+class PriorityHoldback(Parameters, frozen=True):
     """From `max_ceiling` for the highest band down to `min_ceiling` for the lowest: in equal steps (`rank`), or in
     proportion to the priorities' values (`value`)."""
 
     type_name: ClassVar[str] = "priority-holdback-policy"
-    min_ceiling: float
-    max_ceiling: float = 1.0
-    by_value: bool = False
+    min_ceiling: Share
+    max_ceiling: ShareOverZero = 1.0
+    domain: Literal["rank", "value"] = "rank"
+    shape: Literal["linear"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.min_ceiling >= self.max_ceiling:
+            raise Refused("minCeiling", f"give less than maxCeiling ({self.max_ceiling:g})")
 
     def ceilings(self, saturation: float, priorities: Sequence[int], turn: int) -> list[float]:
         if len(priorities) < 2:
             return [self.max_ceiling] * len(priorities)
         span = self.max_ceiling - self.min_ceiling
-        if not self.by_value:
+        if self.domain == "rank":
             step = span / (len(priorities) - 1)
             return [self.max_ceiling - at * step for at in range(len(priorities))]
         low, high = priorities[-1], priorities[0]

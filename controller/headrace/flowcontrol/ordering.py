@@ -8,7 +8,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from headrace.config.decode import Parameters
 from headrace.core import Request
-from headrace.protocol import http
 
 NEVER = float("inf")
 
@@ -42,13 +41,10 @@ class EarliestDeadlineFirst(Parameters, frozen=True):
 
 
 class SloDeadline(Parameters, frozen=True):
-    """By when their first token is wanted: arrival plus the milliseconds of a request header; without it, last."""
+    """By when their first token is wanted: arrival plus the time to first token asked for; those that ask for none come
+    last."""
 
     type_name: ClassVar[str] = "slo-deadline-ordering-policy"
 
     def order_key(self, request: Request, now: float, ttl: float) -> float:
-        for name in http.SLO_TTFT_MS:
-            text = request.headers.get(name, "").strip()
-            if text.isascii() and text.isdigit() and len(text) <= 12:
-                return now + int(text) / 1000.0
-        return NEVER
+        return NEVER if request.slo_ttft_ms is None else now + request.slo_ttft_ms / 1000.0

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import aiohttp
+import msgspec
 
 from headrace.core.fields import mapping, text
 from headrace.kube.client import ApiError, Resource, open_response, request
@@ -77,19 +77,20 @@ def check_metadata(found: object) -> str:
     return ""
 
 
+class _Event(TypedDict):
+    type: str
+    object: Object
+
+
+_EVENTS = msgspec.json.Decoder(_Event)
+
+
 def read_event(line: bytes) -> Mapping[str, Any]:
     """The event of a line of a watch: `type` and `object`. Raises MalformedEvent."""
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        event = None
-    if (
-        not isinstance(event, dict)
-        or not isinstance(event.get("type"), str)
-        or not isinstance(event.get("object"), dict)
-    ):
-        raise MalformedEvent(f"a line of a watch is no event: {line[:100]!r}")
-    return event
+        return _EVENTS.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise MalformedEvent(f"a line of a watch is no event: {line[:100]!r}") from None
 
 
 class ObjectStore:
@@ -177,22 +178,20 @@ class Reflector:
         self._grace_seconds = grace_seconds
         self._complaints: set[str] = set()
         self._store = ObjectStore(self._malformed)
-        self._synced = asyncio.Event()
+        # Whether a list has succeeded since the start.
+        self.synced = False
         self._settled = asyncio.Event()
         self._unavailable = ""
         self._refusals = 0
         self._failing = False
-        self._watching = False
+        self._delay = _BACKOFF_SECONDS[0]
+        # Whether a watch is open now: changes reach us as they happen.
+        self.live = False
 
     @property
     def objects(self) -> Mapping[Key, Object]:
         """The newest known objects. Not to be changed by the reader."""
         return self._store.objects
-
-    @property
-    def synced(self) -> bool:
-        """Whether a list has succeeded since the start."""
-        return self._synced.is_set()
 
     @property
     def forbidden(self) -> bool:
@@ -204,34 +203,21 @@ class Reflector:
         """Whether the API server last said that it does not serve this kind: its CRD is not installed."""
         return self._unavailable == "absent"
 
-    @property
-    def live(self) -> bool:
-        """Whether a watch is open now: changes reach us as they happen."""
-        return self._watching
-
-    async def wait_synced(self) -> None:
-        """Until the first list has succeeded."""
-        await self._synced.wait()
-
     async def wait_settled(self) -> None:
         """Until the first list has succeeded, or the server has said that there is nothing to be had."""
         await self._settled.wait()
 
     async def run(self) -> None:
         """Follow until cancelled. Failures are logged, once for each spell of them, and waited out."""
-        delay = _BACKOFF_SECONDS[0]
         while True:
             try:
                 await self._follow()
-                delay = _BACKOFF_SECONDS[0]
             except ExpiredError as error:
                 logger.info("listing %s again: %s", self.resource, error)
                 garbled = isinstance(error, MalformedEvent)
                 await asyncio.sleep(_GARBLED_SECONDS if garbled else random.uniform(0, _BACKOFF_SECONDS[0]))
             except ApiError as error:
-                pause = self._failed(error, delay)
-                delay = min(delay * 2, _BACKOFF_SECONDS[1]) if self._failing else _BACKOFF_SECONDS[0]
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                await asyncio.sleep(self._failed(error) * random.uniform(0.5, 1.0))
 
     async def _follow(self) -> None:
         """List, then watch on from there until the server cannot."""
@@ -292,8 +278,7 @@ class Reflector:
             query["continue"] = metadata["continue"]
         self._recovered()
         changed = self._store.replace(items)
-        first = not self._synced.is_set()
-        self._synced.set()
+        first, self.synced = not self.synced, True
         self._settled.set()
         if changed or first:
             self._on_change()
@@ -318,7 +303,7 @@ class Reflector:
                 raise ExpiredError(str(error)) from error
             raise
         rest = b""
-        self._watching = True
+        self.live = True
         try:
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -329,16 +314,17 @@ class Reflector:
         except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, "Unreachable", f"watch of {path}: {error or type(error).__name__}") from error
         finally:
-            self._watching = False
+            self.live = False
             response.close()
 
-    def _failed(self, error: ApiError, delay: float) -> float:
+    def _failed(self, error: ApiError) -> float:
         """Note a failure; the seconds to wait before the next try."""
         unavailable = {403: "forbidden", 404: "absent"}.get(error.status, "")
         if not unavailable:
             if not self._failing:
                 logger.warning("%s: %s; keeping what is known and trying again", self.resource, error)
             self._failing = True
+            delay, self._delay = self._delay, min(self._delay * 2, _BACKOFF_SECONDS[1])
             return delay
         self._refusals += 1
         if unavailable != self._unavailable:
@@ -356,5 +342,6 @@ class Reflector:
         if self._failing or self._unavailable:
             logger.info("%s can be read again", self.resource)
         self._failing = False
+        self._delay = _BACKOFF_SECONDS[0]
         self._refusals = 0
         self._unavailable = ""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import xxhash
 
-from headrace.scheduling import PrefixSettings
+from headrace.scheduling import EndpointState, Facts, PrefixSettings
 
 _hash = xxhash.xxh3_64_intdigest
 
@@ -32,7 +32,7 @@ def block_hashes(model: str, prompt: bytes, settings: PrefixSettings) -> list[in
 
 
 class PrefixIndex:
-    """Block hash to endpoints, and per endpoint the order in which blocks were last used."""
+    """Block hash to endpoints, and per endpoint the order in which blocks were last used. A data producer."""
 
     def __init__(self, settings: PrefixSettings, *, max_entries: int = MAX_ENTRIES) -> None:
         self.settings = settings
@@ -120,6 +120,18 @@ class PrefixIndex:
         while len(used) > limit:
             block, _ = used.popitem(last=False)
             self._clear(block, mask)
+
+    def prepare(self, facts: Facts, states: Sequence[EndpointState]) -> None:
+        """How much of the prompt each endpoint should have."""
+        request, settings = facts.request, self.settings
+        facts.block_tokens = settings.block_tokens
+        if request.prompt:
+            hashes = facts.prefix_hashes = block_hashes(request.model, request.prompt, settings)
+            facts.prefix_blocks, facts.prefix_matches = len(hashes), self.matches(hashes)
+
+    def picked(self, state: EndpointState, facts: Facts) -> None:
+        """The prompt goes to an endpoint."""
+        self.insert(facts.prefix_hashes, state.key, cache_tokens=state.cache_tokens)
 
     def endpoints(self) -> list[str]:
         """Those that are known."""

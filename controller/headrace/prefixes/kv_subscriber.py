@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
 
 import zmq
@@ -25,23 +26,19 @@ _MOST_WAITING = 10_000
 _MOST_SOCKETS = 65_536
 
 
+@dataclass(eq=False)
 class KvSubscriber:
     """One task of `tasks` per endpoint. `on_batch` is told each batch, `on_bad` of each message that is none,
     `on_disconnect` of each endpoint whose connection broke."""
 
-    def __init__(
-        self,
-        settings: KvEventsSettings,
-        tasks: Supervisor,
-        *,
-        on_batch: Callable[[str, Batch], object],
-        on_bad: Callable[[], None] = lambda: None,
-        on_disconnect: Callable[[str], object] = lambda key: None,
-    ) -> None:
-        self._settings = settings
-        self._on_batch = on_batch
-        self._on_bad = on_bad
-        self._on_disconnect = on_disconnect
+    settings: KvEventsSettings
+    tasks: InitVar[Supervisor]
+    _: KW_ONLY
+    on_batch: Callable[[str, Batch], object]
+    on_bad: Callable[[], None] = lambda: None
+    on_disconnect: Callable[[str], object] = lambda key: None
+
+    def __post_init__(self, tasks: Supervisor) -> None:
         self._context = zmq.asyncio.Context()
         self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         self._tasks = TaskPerKey(tasks, "KV events")
@@ -63,15 +60,15 @@ class KvSubscriber:
             socket.set(zmq.IPV6, 1)
             socket.set(zmq.RECONNECT_IVL, 100)
             socket.set(zmq.RECONNECT_IVL_MAX, 5_000)
-            socket.set(zmq.SUBSCRIBE, self._settings.topic.encode())
-            socket.connect(address(endpoint, self._settings))
+            socket.set(zmq.SUBSCRIBE, self.settings.topic.encode())
+            socket.connect(address(endpoint, self.settings))
             async with asyncio.TaskGroup() as tasks:
                 name = f"connection to {endpoint.key}"
                 tasks.create_task(forever(self._breaks(monitor, endpoint), name), name=name)
                 await self._take(socket, endpoint)
         except BaseExceptionGroup:
             # Messages are lost until this is started again.
-            self._on_disconnect(endpoint.key)
+            self.on_disconnect(endpoint.key)
             raise
         finally:
             socket.disable_monitor()
@@ -85,13 +82,13 @@ class KvSubscriber:
             try:
                 batch = read_batch(frames)
             except MalformedEvents as error:
-                self._on_bad()
+                self.on_bad()
                 if not complained:
                     logger.warning("KV events of %s are not readable: %s", endpoint.key, error)
                     complained = True
             else:
                 complained = False
-                self._on_batch(endpoint.key, batch)
+                self.on_batch(endpoint.key, batch)
             # What waits already is given without a wait: a fast sender would keep the event loop for itself.
             await asyncio.sleep(0)
 
@@ -99,7 +96,7 @@ class KvSubscriber:
         """Tell of each break of a connection: ZeroMQ makes it anew without a word."""
         while True:
             await monitor.recv_multipart()
-            self._on_disconnect(endpoint.key)
+            self.on_disconnect(endpoint.key)
 
 
 def address(endpoint: Endpoint, settings: KvEventsSettings) -> str:

@@ -17,6 +17,8 @@ from functools import lru_cache
 import xxhash
 
 from headrace.prefixes.kv_events import AllCleared, Batch, BlockHash, BlocksRemoved, BlocksStored
+from headrace.scheduling import EndpointState, Facts
+from headrace.scheduling.tokens import given_tokens
 
 _hash = xxhash.xxh3_64_intdigest
 
@@ -62,7 +64,7 @@ class _Cache:
 
 
 class PreciseIndex:
-    """Token blocks to endpoints. Belongs to one event loop."""
+    """Token blocks to endpoints. Belongs to one event loop. A data producer, after the estimated index."""
 
     def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
         self._max_blocks = max_blocks
@@ -154,6 +156,19 @@ class PreciseIndex:
             self._expected[chained] = self._expected.get(chained, 0) | cache.mask
             self._expecting.append((now, chained, cache.mask))
 
+    def prepare(self, facts: Facts, states: Sequence[EndpointState]) -> None:
+        """How much of a prompt whose tokens are known each endpoint has, in place of what is estimated of it."""
+        tokens = facts.tokens = given_tokens(facts.request)
+        if tokens is not None:
+            facts.block_tokens, facts.prefix_blocks, facts.prefix_matches = in_common(
+                self, _adapter(facts), tokens, facts.now, facts.prefix_matches, facts.block_tokens
+            )
+
+    def picked(self, state: EndpointState, facts: Facts) -> None:
+        """The prompt goes to an endpoint."""
+        if facts.tokens is not None:
+            self.expect(state.key, _adapter(facts), facts.tokens, facts.now)
+
     def _expire(self, now: float) -> None:
         expecting = self._expecting
         while expecting and now - expecting[0][0] >= EXPECTED_SECONDS:
@@ -238,6 +253,10 @@ class PreciseIndex:
             self._forget(cache, ours)
         cache.blocks.clear()
         cache.more.clear()
+
+
+def _adapter(facts: Facts) -> str:
+    return facts.request.model if facts.is_adapter else ""
 
 
 def in_common(

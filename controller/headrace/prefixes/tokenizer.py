@@ -7,8 +7,8 @@ Source: vLLM 0.32.0, `POST /tokenize`; llm-d-router, parameters of token-produce
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from msgspec import Struct
 from headrace.config.decode import Duration, Refused
 from headrace.core import Request
 from headrace.core.bounded_json import MAX_BYTES, load
+from headrace.prefixes.precise import PreciseIndex
 from headrace.protocol import http
 from headrace.serving.http_client import HttpClient, HttpError
 
@@ -72,6 +73,20 @@ class TokenizerParameters(Struct, frozen=True):
     def settings(self) -> TokenizerSettings:
         """The settings that they come to."""
         return TokenizerSettings(self.vllm.url.rstrip("/"), float(self.timeout))
+
+
+@dataclass(eq=False)
+class TokenProducer:
+    """Has the tokens of text prompts, while some server reports its cache in blocks of tokens."""
+
+    tokens: Callable[[Request], Awaitable[tuple[int, ...] | None]]
+    index: PreciseIndex
+
+    async def prepare_request(self, request: Request) -> Request:
+        """The request with its tokens, if they are to be had in time, and without the body that they are of."""
+        if not self.index.block_sizes():
+            return request
+        return replace(request, tokens=await self.tokens(request), body=b"")
 
 
 def question(request: Request) -> bytes | None:
@@ -131,22 +146,18 @@ def read_answer(content: bytes) -> tuple[int, ...]:
     return tuple(tokens)
 
 
+@dataclass(eq=False)
 class Tokenizer:
     """Asks for tokens, within bounds of time and number. `server` names the base URL to ask, None for no one; `clock`
     gives seconds that only go forward; `on_answer` is told of each question whether it was answered."""
 
-    def __init__(
-        self,
-        settings: TokenizerSettings,
-        *,
-        server: Callable[[], str | None],
-        clock: Callable[[], float],
-        on_answer: Callable[[bool], None] = lambda ok: None,
-    ) -> None:
-        self._settings = settings
-        self._server = server
-        self._clock = clock
-        self._on_answer = on_answer
+    settings: TokenizerSettings
+    _: KW_ONLY
+    server: Callable[[], str | None]
+    clock: Callable[[], float]
+    on_answer: Callable[[bool], None] = lambda ok: None
+
+    def __post_init__(self) -> None:
         self._client = HttpClient(connections=_MOST_AT_ONCE)
         self._under_way = 0
         self._failures = 0
@@ -154,9 +165,9 @@ class Tokenizer:
 
     async def tokens(self, request: Request) -> tuple[int, ...] | None:
         """The prompt's tokens; None where they are not to be had in time. Raises nothing."""
-        if self._under_way >= _MOST_AT_ONCE or self._clock() < self._paused_until:
+        if self._under_way >= _MOST_AT_ONCE or self.clock() < self._paused_until:
             return None
-        server = self._settings.url or self._server()
+        server = self.settings.url or self.server()
         asked = question(request) if server is not None else None
         if server is None or asked is None:
             return None
@@ -171,7 +182,7 @@ class Tokenizer:
         if self._failures >= _FAILURES:
             logger.info("prompts are tokenized again")
         self._failures = 0
-        self._on_answer(True)
+        self.on_answer(True)
         return found
 
     async def close(self) -> None:
@@ -183,7 +194,7 @@ class Tokenizer:
             "POST",
             f"{server}/tokenize",
             max_bytes=_MOST_ANSWER_BYTES,
-            seconds=self._settings.timeout_seconds,
+            seconds=self.settings.timeout_seconds,
             verify=False,
             headers={http.CONTENT_TYPE: "application/json"},
             data=asked,
@@ -193,10 +204,10 @@ class Tokenizer:
         return content
 
     def _failed(self, server: str, error: Exception) -> None:
-        self._on_answer(False)
+        self.on_answer(False)
         self._failures += 1
         if self._failures >= _FAILURES:
-            self._paused_until = self._clock() + _PAUSE_SECONDS
+            self._paused_until = self.clock() + _PAUSE_SECONDS
         if self._failures == _FAILURES:
             text = str(error)[:200]
             logger.warning("prompts are not tokenized, prefixes are estimated: %s/tokenize: %s", server, text)

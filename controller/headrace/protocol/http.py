@@ -37,6 +37,7 @@ MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 SLO_TTFT_MS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 SLO_TPOT_MS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 CONTROL = frozenset((*OBJECTIVE, *FAIRNESS_ID, *MODEL_REWRITE, *SLO_TTFT_MS, *SLO_TPOT_MS))
+UNTRUSTED_OR_CONTROL = CONTROL.union(UNTRUSTED)
 
 # Which session a request belongs to: a token that the picker gave, or the client's own identifier.
 SESSION_TOKEN = "x-session-token"

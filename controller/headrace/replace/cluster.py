@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
 from headrace.kube.events import Subject, write_event
 from headrace.kube.kinds import GATEWAYS, POOLS, REFERENCE_GRANTS, ROUTES
@@ -45,6 +43,7 @@ from headrace.replace.routes import (
 from headrace.replace.state import State
 from headrace.replace.translated import Translations
 from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of, warm_up
+from headrace.serving.http_client import HttpClient
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class Cluster:
     """The cluster, as far as one replacement reaches."""
 
     client: Any
-    session: aiohttp.ClientSession
+    http_client: HttpClient
     plan: Plan
     lease: Lease
     measure: Measure
@@ -262,7 +261,8 @@ class Cluster:
         try:
             addresses, without = await self._addresses(await self._hold(state, await self.routes()))
             done = [
-                await warm_up(self.session, address, plan.warmup_requests, plan.warmup_timeout) for address in addresses
+                await warm_up(self.http_client, address, plan.warmup_requests, plan.warmup_timeout)
+                for address in addresses
             ]
         except WarmUpFailed as error:
             return Abort(f"the warm-up failed: {error}")

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import uvloop
 
 from headrace.kube.client import ApiError, ConfigurationError, connect
@@ -31,6 +30,7 @@ from headrace.replace.rights import give_up
 from headrace.replace.runner import Runner
 from headrace.replace.state import Phase, State
 from headrace.replace.store import LABELS, Request, Store, Unreadable, object_name
+from headrace.serving.http_client import HttpClient
 
 __all__ = ["add_arguments", "run"]
 
@@ -70,8 +70,8 @@ async def _connected(options: Options, plan: Plan) -> int:
     client = await connect(options.kubeconfig, options.context)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(client.close)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        return await Command(options, plan, client, session).act()
+        http_client = await stack.enter_async_context(HttpClient())
+        return await Command(options, plan, client, http_client).act()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Command:
     options: Options
     plan: Plan
     client: Any
-    session: aiohttp.ClientSession
+    http_client: HttpClient
 
     async def act(self) -> int:
         """Do what was asked for."""
@@ -145,11 +145,11 @@ class Command:
             if credentials is not None and plan.prometheus_url != asked.prometheus_url:
                 logger.warning("prometheus_url is %s as recorded: asked without credentials", plan.prometheus_url)
                 credentials = None
-            prometheus = Prometheus(self.session, plan.prometheus_url, plan.prometheus_match, credentials)
+            prometheus = Prometheus(self.http_client, plan.prometheus_url, plan.prometheus_match, credentials)
         measure = dataclasses.replace(self._measure, prometheus=prometheus)
         runner = Runner(
             plan,
-            Cluster(self.client, self.session, plan, lease, measure),
+            Cluster(self.client, self.http_client, plan, lease, measure),
             measure,
             store,
             may_remove=(*asked.remove_old, *asked.remove_new),
@@ -243,11 +243,11 @@ class Command:
 
     @property
     def _measure(self) -> Measure:
-        return Measure(self.client, self.session, via=self.options.via)
+        return Measure(self.client, self.http_client, via=self.options.via)
 
     @property
     def _cluster(self) -> Cluster:
-        return Cluster(self.client, self.session, self.plan, self._lease, self._measure)
+        return Cluster(self.client, self.http_client, self.plan, self._lease, self._measure)
 
     @property
     def _store(self) -> Store:

@@ -25,7 +25,6 @@ from headrace.datalayer.exposition import CostlyPage
 from headrace.kube.client import ApiError, open_response, request
 from headrace.kube.kinds import POOLS
 from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
-from headrace.protocol import http
 from headrace.protocol.objects import READY
 from headrace.replace.counters import (
     Counters,
@@ -38,6 +37,7 @@ from headrace.replace.counters import (
 )
 from headrace.replace.plan import PoolRef
 from headrace.replace.prometheus import NoAnswer, Prometheus
+from headrace.serving.http_client import HttpClient, HttpError, UnusableAnswer, pieces
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Measure:
     """Looks at pools. `via` is `pod` or `proxy`; with a `prometheus`, counts come from there."""
 
     client: Any
-    session: aiohttp.ClientSession
+    http_client: HttpClient
     _: KW_ONLY
     via: str
     prometheus: Prometheus | None = None
@@ -203,40 +203,28 @@ class Measure:
             try:
                 async with asyncio.timeout(_PAGE_SECONDS), self._open(target, path) as response:
                     if response.status == 200:
-                        if response.headers.get(http.CONTENT_ENCODING, "identity") != "identity":
-                            raise ValueError("it is compressed")
-                        async for piece in response.content.iter_any():
+                        async for piece in pieces(response):
                             take(piece)
-                            # What is there already is given without a wait.
-                            await asyncio.sleep(0)
                     return response.status
             except ApiError as error:
                 return error.status
-            except ValueError as error:
+            except (ValueError, UnusableAnswer) as error:
                 logger.warning("%s of %s is not used: %s", path, target.pod, error)
-            except (aiohttp.ClientError, TimeoutError, OSError):
+            except (HttpError, aiohttp.ClientError, TimeoutError, OSError):
                 pass
         return 0
 
     @contextlib.asynccontextmanager
     async def _open(self, target: Target, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to a GET; closed at the end, for whatever is left of it is not wanted. Raises ApiError."""
+        """The answer to a GET. Raises ApiError, HttpError."""
         if self.via == "proxy":
             where = proxy_path(target.namespace, target.pod, target.port, path)
-            response = await open_response(self.client, "GET", where)
+            async with await open_response(self.client, "GET", where) as response:
+                yield response
         else:
-            response = await self.session.get(
-                f"http://{endpoint_key(target.address, target.port)}{path}",
-                headers={http.ACCEPT_ENCODING: "identity"},
-                allow_redirects=False,
-            )
-        try:
-            yield response
-        finally:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+            url = f"http://{endpoint_key(target.address, target.port)}{path}"
+            async with self.http_client.open("GET", url, seconds=_PAGE_SECONDS) as response:
+                yield response
 
 
 def reading(ref: PoolRef, members: Members, pages: Mapping[Target, Rows], *, proof: bool = True) -> PoolReading:

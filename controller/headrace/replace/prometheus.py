@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from msgspec import Struct
 
 from headrace.protocol import http
 from headrace.replace.counters import COUNTERS, GAUGES, Rows
+from headrace.serving.http_client import HttpClient, HttpError
 
 _SECONDS = 10.0
+_MOST_BYTES = 16 << 20
 # A gauge may be zero by chance when it is scraped: it counts with the most that it was for so long.
 _IDLE_RANGE = "2m"
 # (Pod, instance): a Pod of several servers has several.
@@ -130,7 +131,7 @@ def _trusting(authority: Path, _: int) -> ssl.SSLContext:
 class Prometheus:
     """A Prometheus by its URL, or anything that has its HTTP API."""
 
-    session: aiohttp.ClientSession
+    http_client: HttpClient
     url: str
     match: str = ""
     credentials: Credentials | None = None
@@ -152,10 +153,15 @@ class Prometheus:
         try:
             headers = self.credentials.headers() if self.credentials else {}
             trusted = self.credentials.context() if self.credentials else True
-            asked = self.session.post(url, data={"query": query}, headers=headers, ssl=trusted)
-            async with asyncio.timeout(_SECONDS), asked as answer:
-                status, body = answer.status, await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            status, body = await self.http_client.read(
+                *("POST", url),
+                max_bytes=_MOST_BYTES,
+                seconds=_SECONDS,
+                verify=trusted,
+                headers=headers,
+                data={"query": query},
+            )
+        except (HttpError, OSError, ValueError) as error:
             raise NoAnswer(f"{url}: {error or type(error).__name__}") from None
         if status in (401, 403):
             raise NoAnswer(f"{url}: {status}: give credentials that may read (--prometheus-credentials)")

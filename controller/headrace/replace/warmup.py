@@ -8,16 +8,17 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import aiohttp
 from msgspec import Struct
 
 from headrace.protocol import http
+from headrace.serving.http_client import HttpClient, HttpError
 
 _POLL_SECONDS = 0.5
 # A Gateway of several Envoys takes a route at different moments; one good answer is no proof.
 _GOOD_ANSWERS = 5
 _AT_ONCE = 4
-_REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60)
+_REQUEST_SECONDS = 60.0
+_MOST_BYTES = 1 << 20
 _PROMPT = "A headrace is the channel that leads water to the wheel. " * 8
 
 
@@ -113,20 +114,20 @@ def _narrow(matches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], st
     return {}, None
 
 
-async def warm_up(session: aiohttp.ClientSession, address: Address, requests: int, timeout: float) -> str:  # noqa: ASYNC109
+async def warm_up(http_client: HttpClient, address: Address, requests: int, timeout: float) -> str:  # noqa: ASYNC109
     """Wait until the new pool answers, ask it for `requests` completions, at least one of every model it serves.
 
     Returns what was done, in words. Raises WarmUpFailed."""
     started = time.monotonic()
     try:
         async with asyncio.timeout(timeout):
-            models = await _until_served(session, address)
+            models = await _until_served(http_client, address)
             wanted = [models[at % len(models)] for at in range(max(requests, len(models)))]
             slots = asyncio.Semaphore(_AT_ONCE)
 
             async def one(model: str) -> None:
                 async with slots:
-                    await _complete(session, address, model)
+                    await _complete(http_client, address, model)
 
             async with asyncio.TaskGroup() as tasks:
                 for model in wanted:
@@ -142,13 +143,13 @@ async def warm_up(session: aiohttp.ClientSession, address: Address, requests: in
     return f"the new pool answered {len(wanted)} completions of {', '.join(models)} in {seconds:.1f} s"
 
 
-async def _until_served(session: aiohttp.ClientSession, address: Address) -> list[str]:
+async def _until_served(http_client: HttpClient, address: Address) -> list[str]:
     """The models of the new pool, once its route answers steadily. The caller's timeout ends it."""
     good, seen = 0, "no answer"
     models: list[str] = []
     try:
         while good < _GOOD_ANSWERS:
-            status, body = await _send(session, "GET", address, "/models", None)
+            status, body = await _send(http_client, "GET", address, "/models", None)
             if status == 200:
                 models = _models(body)
                 good += 1
@@ -172,28 +173,24 @@ def _models(body: bytes) -> list[str]:
     return found
 
 
-async def _complete(session: aiohttp.ClientSession, address: Address, model: str) -> None:
+async def _complete(http_client: HttpClient, address: Address, model: str) -> None:
     body = {"model": model, "prompt": _PROMPT, "max_tokens": 8}
-    status, answer = await _send(session, "POST", address, "/completions", body)
+    status, answer = await _send(http_client, "POST", address, "/completions", body)
     if status == 404:
         # Some servers have the chat endpoint alone.
         chat = {"model": model, "messages": [{"role": "user", "content": _PROMPT}], "max_tokens": 8}
-        status, answer = await _send(session, "POST", address, "/chat/completions", chat)
+        status, answer = await _send(http_client, "POST", address, "/chat/completions", chat)
     if status != 200:
         shown = answer[:200].decode("utf-8", "replace")
         raise WarmUpFailed(f"a completion of {model} from the new pool: status {status}: {shown}")
 
 
-async def _send(
-    session: aiohttp.ClientSession, method: str, address: Address, path: str, body: object
-) -> tuple[int, bytes]:
+async def _send(http_client: HttpClient, method: str, address: Address, path: str, body: object) -> tuple[int, bytes]:
     """Status and body; status 0 where there was no answer."""
     url = f"{address.url}{address.api}{path}"
+    headers, params = dict(address.headers), dict(address.query)
+    asked = {"seconds": _REQUEST_SECONDS, "verify": False, "json": body, "headers": headers, "params": params}
     try:
-        async with session.request(
-            method, url, json=body, headers=dict(address.headers), params=dict(address.query),
-            timeout=_REQUEST_TIMEOUT, ssl=False,
-        ) as response:  # fmt: skip
-            return response.status, await response.read()
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return 0, f"{type(error).__name__}: {error}".encode()
+        return await http_client.read(method, url, max_bytes=_MOST_BYTES, **asked)
+    except HttpError as error:
+        return 0, str(error).encode()

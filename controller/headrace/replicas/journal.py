@@ -6,10 +6,12 @@ account as a whole; nobody waits for it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
-from headrace.datalayer.ledger import InFlight, Ledger
+from headrace.datalayer.ledger import InFlight
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.replicas import peers_pb2 as messages
 
@@ -26,29 +28,22 @@ class FellBehind(LookupError):  # noqa: N818
     """The batches that a follower wants next are no longer kept: it needs the account as a whole."""
 
 
+@dataclass(eq=False)
 class Journal:
     """Notes changes (a LedgerListener), and makes batches of them. `clock` gives seconds that only go forward."""
 
-    def __init__(
-        self,
-        replica: str,
-        ledger: Ledger,
-        index: PrefixIndex,
-        *,
-        clock: Callable[[], float],
-        name: str = "",
-        kept_bytes: int = KEPT_BYTES,
-    ) -> None:
-        self.replica = replica
+    replica: str
+    index: PrefixIndex
+    _: KW_ONLY
+    clock: Callable[[], float]
+    name: str = ""
+    kept_bytes: int = KEPT_BYTES
+
+    def __post_init__(self) -> None:
         # The number of the last batch.
         self.sequence = 0
-        # Called when there is something to make a batch of.
-        self.on_pending: Callable[[], None] = lambda: None
-        self._ledger = ledger
-        self._index = index
-        self._clock = clock
-        self._name = name
-        self._kept_bytes = kept_bytes
+        # Set when there is something to make a batch of.
+        self.pending = asyncio.Event()
         self._followers = 0
         self._changes: list[tuple[bool, InFlight, bool]] = []
         self._sent: list[tuple[str, Sequence[int], int]] = []
@@ -59,28 +54,27 @@ class Journal:
 
     def started(self, entry: InFlight) -> None:
         """It is in our account."""
-        self._note(True, entry, False)
+        if self._followers:
+            self._note(True, entry, False)
 
     def changed(self, entry: InFlight) -> None:
         """It counts for another endpoint, or with other tokens."""
-        self._note(False, entry, False)
+        if self._followers:
+            self._note(False, entry, False)
 
     def finished(self, entry: InFlight) -> None:
         """It is no longer in our account."""
-        self._note(False, entry, True)
+        if self._followers:
+            self._note(False, entry, True)
 
     def sent(self, endpoint: str, blocks: Sequence[int]) -> None:
         """A prompt of these blocks went to an endpoint."""
         if self._followers and blocks:
-            self._sent.append((endpoint, blocks, self._index.settings.block_bytes))
+            self._sent.append((endpoint, blocks, self.index.settings.block_bytes))
 
     def _note(self, start: bool, entry: InFlight, end: bool) -> None:
-        if not self._followers:
-            return
-        changes = self._changes
-        changes.append((start, entry, end))
-        if len(changes) == 1:
-            self.on_pending()
+        self._changes.append((start, entry, end))
+        self.pending.set()
 
     # For those who send it.
 
@@ -123,7 +117,7 @@ class Journal:
         raw = update.SerializeToString()
         self._batches.append((update.made_at, raw))
         self._size += len(raw)
-        while self._size > self._kept_bytes:
+        while self._size > self.kept_bytes:
             self._size -= len(self._batches.popleft()[1])
 
     def after(self, sequence: int) -> bytes | None:
@@ -140,18 +134,18 @@ class Journal:
         if sequence >= self.sequence:
             return 0.0
         position = max(0, len(self._batches) - (self.sequence - sequence))
-        return self._clock() - self._batches[position][0] if position < len(self._batches) else 0.0
+        return self.clock() - self._batches[position][0] if position < len(self._batches) else 0.0
 
     def sign_of_life(self) -> bytes:
         """That there is nothing to tell."""
         return self._update(self.sequence).SerializeToString()
 
-    def account(self) -> tuple[int, Iterator[bytes]]:
-        """Our whole account as of now, in parts, and the number of the batch that it goes on after.
+    def account(self, own: Iterable[InFlight]) -> tuple[int, Iterator[bytes]]:
+        """Our whole account, which is `own` now, in parts, and the number of the batch that it goes on after.
 
         Parts are made when they are asked for: what changes meanwhile is in a later batch, and sets anew."""
         self.cut()
-        return self.sequence, self._parts(list(self._ledger.own()), self.sequence)
+        return self.sequence, self._parts(list(own), self.sequence)
 
     def _parts(self, entries: list[InFlight], sequence: int) -> Iterator[bytes]:
         for begin in range(0, max(1, len(entries)), _ENTRIES_A_PART):
@@ -165,13 +159,13 @@ class Journal:
     def prefixes(self, sequence: int) -> Iterator[bytes]:
         """All that is known of what endpoints have cached, in parts, least recently used first; for a follower that has
         had the batch of this number."""
-        for endpoint in self._index.endpoints():
-            blocks = self._index.blocks(endpoint)
+        for endpoint in self.index.endpoints():
+            blocks = self.index.blocks(endpoint)
             for begin in range(0, len(blocks), _BLOCKS_A_PART):
                 # As of a prompt: the listener takes the last block first.
                 part = blocks[begin : begin + _BLOCKS_A_PART][::-1]
                 update = self._update(sequence)
-                update.sent.add(endpoint=endpoint, block_bytes=self._index.settings.block_bytes, blocks=part)
+                update.sent.add(endpoint=endpoint, block_bytes=self.index.settings.block_bytes, blocks=part)
                 yield update.SerializeToString()
 
     def _forget(self) -> None:
@@ -182,7 +176,7 @@ class Journal:
         self._size = 0
 
     def _update(self, sequence: int) -> messages.Update:
-        return messages.Update(replica=self.replica, name=self._name, sequence=sequence, made_at=self._clock())
+        return messages.Update(replica=self.replica, name=self.name, sequence=sequence, made_at=self.clock())
 
     def _describe(self, told: messages.Started, entry: InFlight, now: float) -> None:
         told.number, told.request_id, told.endpoint = entry.number, entry.request_id, entry.endpoint

@@ -7,7 +7,7 @@ told so by OutOfStep: follow it anew, and it begins with its account as a whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -64,18 +64,21 @@ class Peer:
         self.updates += 1
 
 
+@dataclass(eq=False)
 class PeerAccounts:
     """The other replicas' part of the books. Belongs to the event loop that owns the ledger.
 
-    `me` is our own name among replicas."""
+    `me` is our own name among replicas. `on_pick` is told the endpoint of each request that another one has picked."""
 
-    def __init__(self, store: EndpointStore, ledger: Ledger, index: PrefixIndex, *, me: str) -> None:
-        # Told the endpoint of each request that another replica has picked.
-        self.on_pick: Callable[[str], None] = lambda key: None
-        self._store = store
-        self._ledger = ledger
-        self._index = index
-        self._me = me
+    store: EndpointStore
+    ledger: Ledger
+    index: PrefixIndex
+    _: KW_ONLY
+    me: str
+    clock: Callable[[], float]
+    on_pick: Callable[[str], None] = lambda key: None
+
+    def __post_init__(self) -> None:
         self._peers: dict[str, Peer] = {}
 
     def __len__(self) -> int:
@@ -89,8 +92,9 @@ class PeerAccounts:
         """One of them."""
         return self._peers.get(replica)
 
-    def receive(self, update: messages.Update, now: float) -> None:
+    def receive(self, update: messages.Update) -> None:
         """Take an update. Raises OutOfStep."""
+        now = self.clock()
         peer = self._peers.get(update.replica)
         if update.reset:
             peer = self._reset(update.replica, now)
@@ -110,32 +114,36 @@ class PeerAccounts:
         for sent in update.sent:
             self._sent(sent)
 
-    def expire(self, now: float) -> list[str]:
+    def expire(self) -> list[str]:
         """Forget those that are silent; gives their names."""
+        now = self.clock()
         silent = [replica for replica, peer in self._peers.items() if now - peer.heard_at > SILENT_SECONDS]
         for replica in silent:
-            self.forget(replica, now)
+            self.forget(replica)
         return silent
 
-    def forget(self, replica: str, now: float) -> None:
+    def forget(self, replica: str) -> None:
         """A replica is gone: what it had in flight is not counted any more."""
         peer = self._peers.pop(replica, None)
         if peer is not None:
             for entry in peer.entries.values():
-                self._ledger.abandon(entry, now)
+                self.ledger.abandon(entry, self.clock())
 
-    def endpoint_came(self, key: str, now: float) -> None:
+    def add(self, key: str) -> None:
         """An endpoint joined the pool: others may have known it before us."""
-        record = self._store.get(key)
+        record = self.store.get(key)
         if record is None:
             return
         for peer in self._peers.values():
             for entry in peer.entries.values():
                 if entry.endpoint == key and entry.record is None:
-                    self._ledger.recount(entry, key, now)
+                    self.ledger.recount(entry, key, self.clock())
+
+    def remove(self, key: str) -> None:
+        """An endpoint left it: what is in flight there has no record any more."""
 
     def _reset(self, replica: str, now: float) -> Peer:
-        self.forget(replica, now)
+        self.forget(replica)
         peer = self._peers[replica] = Peer(replica, heard_at=now)
         return peer
 
@@ -148,7 +156,7 @@ class PeerAccounts:
                 _describe(known, entry)
             self._set(known, told.endpoint, told.tokens, now)
             return
-        ledger = self._ledger
+        ledger = self.ledger
         if entry.elsewhere:
             pick = ledger.find_pick(entry.request_id, entry.picked_for, peer.replica)
             if pick is not None:
@@ -168,7 +176,7 @@ class PeerAccounts:
                 return
         peer.entries[entry.number] = entry
         ledger.put(entry)
-        record = entry.record = self._store.get(entry.endpoint)
+        record = entry.record = self.store.get(entry.endpoint)
         if record is not None:
             on_page = record.scraped_at is not None and entry.started_at <= record.scraped_at
             record.started(entry.model, entry.size, now, entry.tokens, page_knows=on_page)
@@ -187,14 +195,14 @@ class PeerAccounts:
             owner = self._peers.get(pick.owner)
             if owner is not None:
                 owner.entries.pop(pick.number, None)
-            self._ledger.drop(pick)
+            self.ledger.drop(pick)
         else:
-            entry.pick = (self._me, pick.number)
-            self._ledger.superseded(pick)
+            entry.pick = (self.me, pick.number)
+            self.ledger.superseded(pick)
             if entry.record is not None:
                 entry.record.of_peers += 1
         peer.entries[entry.number] = entry
-        self._ledger.put(entry)
+        self.ledger.put(entry)
         self._set(entry, endpoint, tokens if known else entry.tokens, now)
 
     def _moved(self, peer: Peer, told: messages.Moved, now: float) -> None:
@@ -204,22 +212,22 @@ class PeerAccounts:
 
     def _set(self, entry: InFlight, endpoint: str, tokens: int, now: float) -> None:
         if endpoint != entry.endpoint:
-            self._ledger.recount(entry, endpoint, now)
+            self.ledger.recount(entry, endpoint, now)
         if tokens != entry.tokens:
-            self._ledger.recompute(entry, tokens)
+            self.ledger.recompute(entry, tokens)
 
     def _finished(self, peer: Peer, number: int, now: float) -> None:
         entry = peer.entries.pop(number, None)
         if entry is not None:
-            self._ledger.finish(entry, now)
+            self.ledger.finish(entry, now)
 
     def _sent(self, sent: messages.Sent) -> None:
-        if sent.block_bytes != self._index.settings.block_bytes:
+        if sent.block_bytes != self.index.settings.block_bytes:
             return
-        record = self._store.get(sent.endpoint)
+        record = self.store.get(sent.endpoint)
         if record is not None:
             tokens = record.metrics.cache_tokens if record.metrics is not None else 0
-            self._index.insert(sent.blocks, sent.endpoint, cache_tokens=tokens)
+            self.index.insert(sent.blocks, sent.endpoint, cache_tokens=tokens)
 
 
 def _entry(replica: str, told: messages.Started, now: float) -> InFlight:

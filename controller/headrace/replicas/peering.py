@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -24,13 +22,13 @@ from google.protobuf.message import DecodeError
 
 from headrace.core import endpoint_key, split_key
 from headrace.datalayer.ledger import Ledger
-from headrace.datalayer.store import EndpointStore
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.protocol import rpc
 from headrace.replicas import peers_pb2 as messages
 from headrace.replicas.journal import FellBehind, Journal
 from headrace.replicas.metrics import PeerMetrics
 from headrace.replicas.peer_accounts import SILENT_SECONDS, OutOfStep, PeerAccounts, read_update
+from headrace.replicas.settings import PeerSettings
 from headrace.replicas.tls import channel_credentials, read_certificate, server_credentials
 from headrace.serving.tasks import Supervisor
 from headrace.serving.tls import InvalidCertificate
@@ -55,20 +53,6 @@ KEEPALIVE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PeerSettings:
-    """Where the other replicas are: behind a headless Service's name, or at fixed addresses (ip:port)."""
-
-    certificates: Path
-    pool: str
-    service: str = ""
-    addresses: tuple[str, ...] = ()
-    port: int = 9004
-    # Our own Pod: its name, for people, and its address, which is not followed.
-    name: str = ""
-    own_address: str = ""
-
-
 @dataclass(slots=True)
 class Link:
     """What we know of one address. `problem` is why nothing is heard from it, "" while it is."""
@@ -79,43 +63,34 @@ class Link:
     ourselves: bool = False
 
 
+@dataclass(eq=False)
 class Peering:
     """Our side of all streams. Raises InvalidCertificate where the certificates cannot be used.
 
     `synced` waits until the pool's endpoints are known; `on_change` is told when another replica's requests changed."""
 
-    def __init__(
-        self,
-        store: EndpointStore,
-        ledger: Ledger,
-        index: PrefixIndex,
-        settings: PeerSettings,
-        metrics: PeerMetrics,
-        *,
-        rng: Random,
-        clock: Callable[[], float],
-        synced: Callable[[], Awaitable[object]],
-        on_change: Callable[[], None],
-    ) -> None:
-        self.replica = secrets.token_hex(8)
+    journal: Journal
+    accounts: PeerAccounts
+    ledger: Ledger
+    index: PrefixIndex
+    settings: PeerSettings
+    metrics: PeerMetrics
+    _: KW_ONLY
+    rng: Random
+    clock: Callable[[], float]
+    synced: Callable[[], Awaitable[object]]
+    on_change: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.replica = self.journal.replica
         self.links: dict[str, Link] = {}
         # Who follows us, and the last batch that each was told.
         self.followers: dict[str, int] = {}
-        self._index = index
-        self._synced = synced
-        self._on_change = on_change
-        self._settings = settings
-        self._metrics = metrics
-        self._rng = rng
-        self.clock = clock
-        self.ledger = ledger
-        self._pending = asyncio.Event()
         self._cut = asyncio.Event()
         self._wanted: tuple[str, ...] = ()
-        read_certificate(settings.certificates)
-        self.accounts = PeerAccounts(store, ledger, index, me=self.replica)
-        self.journal = Journal(self.replica, ledger, index, clock=self.clock, name=settings.name)
-        self.journal.on_pending = self._pending.set
+        assert self.settings.certificates is not None
+        self._certificates = self.settings.certificates
+        read_certificate(self._certificates)
 
     # The stream that others follow us by.
 
@@ -126,7 +101,7 @@ class Peering:
 
     def credentials(self) -> grpc.ServerCredentials:
         """What it serves with."""
-        return server_credentials(self._settings.certificates)
+        return server_credentials(self._certificates)
 
     async def _followed(self, raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         request = await self._admit(raw, context)
@@ -140,14 +115,14 @@ class Peering:
                 try:
                     batch = journal.after(sequence)
                 except FellBehind:
-                    self._metrics.dropped.inc(journal.sequence - sequence)
+                    self.metrics.dropped.inc(journal.sequence - sequence)
                     logger.warning("replica %s is slow: it is told our account as a whole", follower)
                     await self._tell_account(follower, context, prefixes=False)
                     continue
                 if batch is not None:
                     await context.write(batch)
                     self.followers[follower] = sequence + 1
-                    self._metrics.sent.inc()
+                    self.metrics.sent.inc()
                     continue
                 cut = self._cut
                 try:
@@ -163,7 +138,7 @@ class Peering:
     async def _admit(self, raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> messages.FollowRequest:
         """What is asked, by a replica of this pool; others are turned away."""
         try:
-            name = read_certificate(self._settings.certificates).name
+            name = read_certificate(self._certificates).name
         except InvalidCertificate as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         shown = (context.auth_context() or {}).get("x509_subject_alternative_name") or ()
@@ -173,8 +148,8 @@ class Peering:
             request = messages.FollowRequest.FromString(raw)
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a FollowRequest")
-        if request.pool != self._settings.pool:
-            text = f"this replica serves {self._settings.pool}, not {request.pool[:300]}"
+        if request.pool != self.settings.pool:
+            text = f"this replica serves {self.settings.pool}, not {request.pool[:300]}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
         return request
 
@@ -182,7 +157,7 @@ class Peering:
         self, follower: str, context: grpc.aio.ServicerContext[bytes, bytes], *, prefixes: bool
     ) -> None:
         """The account as a whole; what changes meanwhile is in the batches after it."""
-        sequence, parts = self.journal.account()
+        sequence, parts = self.journal.account(self.ledger.own())
         self.followers[follower] = sequence
         for part in parts:
             await context.write(part)
@@ -195,17 +170,17 @@ class Peering:
         """Find the others, follow them and be followed, by tasks of a group. Never returns."""
         tasks.start(self._publish(), "tell replicas")
         # What others tell is of endpoints that have to be known.
-        await self._synced()
-        if self._settings.service:
+        await self.synced()
+        if self.settings.service:
             await self._resolve(tasks)
-        self._adjust(self._settings.addresses, tasks)
+        self._adjust(self.settings.addresses, tasks)
         await asyncio.Event().wait()
 
     async def _publish(self) -> None:
         while True:
-            await self._pending.wait()
+            await self.journal.pending.wait()
             await asyncio.sleep(_BATCH_SECONDS)
-            self._pending.clear()
+            self.journal.pending.clear()
             self.journal.cut()
             done, self._cut = self._cut, asyncio.Event()
             done.set()
@@ -216,13 +191,13 @@ class Peering:
         complaint = ""
         while True:
             try:
-                found = await loop.getaddrinfo(self._settings.service, self._settings.port, type=socket.SOCK_STREAM)
+                found = await loop.getaddrinfo(self.settings.service, self.settings.port, type=socket.SOCK_STREAM)
                 complaint = ""
-                addresses = {endpoint_key(str(address[0]), self._settings.port) for *_, address in found}
+                addresses = {endpoint_key(str(address[0]), self.settings.port) for *_, address in found}
                 self._adjust(addresses, tasks)
             except OSError as error:
                 # Those that are followed already still are.
-                text = f"cannot resolve the peer Service {self._settings.service}: {error}"
+                text = f"cannot resolve the peer Service {self.settings.service}: {error}"
                 if text != complaint:
                     logger.warning("%s", text)
                 complaint = text
@@ -230,7 +205,7 @@ class Peering:
 
     def _adjust(self, addresses: Iterable[str], tasks: Supervisor) -> None:
         """Follow these; one that is no longer among them is followed as long as it talks."""
-        own = self._settings.own_address
+        own = self.settings.own_address
         self._wanted = tuple(address for address in sorted(addresses) if split_key(address)[0] != own)
         for address in self._wanted:
             if address not in self.links:
@@ -253,7 +228,7 @@ class Peering:
                 logger.warning("replica %s is not heard: %s", link.address, problem)
             link.problem = problem
             longest = min(_MOST_RETRY_SECONDS, _FEWEST_RETRY_SECONDS * 2.0 ** min(failures, 8))
-            await asyncio.sleep(longest * self._rng.uniform(0.5, 1.0))
+            await asyncio.sleep(longest * self.rng.uniform(0.5, 1.0))
         del self.links[link.address]
 
     async def _hear(self, link: Link) -> str:
@@ -271,7 +246,7 @@ class Peering:
         except TimeoutError:
             return f"it said nothing for {SILENT_SECONDS:g} s"
         except OutOfStep as error:
-            self._metrics.out_of_step.inc()
+            self.metrics.out_of_step.inc()
             return str(error)
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
@@ -285,9 +260,9 @@ class Peering:
             return
         if link.problem or link.replica != update.replica:
             self._meet(link, update.replica)
-        self.accounts.receive(update, self.clock())
-        self._metrics.received.inc()
-        self._on_change()
+        self.accounts.receive(update)
+        self.metrics.received.inc()
+        self.on_change()
 
     def _meet(self, link: Link, replica: str) -> None:
         """A replica is heard at an address. Raises OutOfStep where it is followed at another already."""
@@ -296,13 +271,13 @@ class Peering:
                 raise OutOfStep(f"it is followed already, at {other.address}")
         if link.replica not in ("", replica):
             # Another process is at this address now: the one before it is no more.
-            self.accounts.forget(link.replica, self.clock())
+            self.accounts.forget(link.replica)
         link.replica, link.problem = replica, ""
         logger.info("following replica %s", link.address, extra={"replica": replica})
 
     @contextlib.asynccontextmanager
     async def _stream(self, address: str) -> AsyncIterator[Any]:
-        held = read_certificate(self._settings.certificates)
+        held = read_certificate(self._certificates)
         options = [
             ("grpc.ssl_target_name_override", held.name),
             ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
@@ -310,9 +285,9 @@ class Peering:
         ]
         request = messages.FollowRequest(
             replica=self.replica,
-            pool=self._settings.pool,
+            pool=self.settings.pool,
             # A new replica learns what the others know.
-            prefixes=not len(self._index),
+            prefixes=not len(self.index),
         )
         async with grpc.aio.secure_channel(address, channel_credentials(held), options=options) as channel:
             follow: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_METHOD)

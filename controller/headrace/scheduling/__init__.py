@@ -1,7 +1,7 @@
 """Which endpoint a request should go to: pure functions of request, endpoint states, now and a random generator."""
 
 from headrace.scheduling.config import SchedulingConfig, read_config
-from headrace.scheduling.facts import Binding, EndpointState, Facts, Prediction
+from headrace.scheduling.facts import Binding, EndpointState, Facts
 from headrace.scheduling.prefix import PrefixSettings
 from headrace.scheduling.profile import Outcome, Profile, default_profile, explain, run
 from headrace.scheduling.saturation import SaturationDetector
@@ -11,7 +11,6 @@ __all__ = [
     "EndpointState",
     "Facts",
     "Outcome",
-    "Prediction",
     "PrefixSettings",
     "Profile",
     "SaturationDetector",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headrace.core import Endpoint, Request
+from headrace.scheduling.tokens import input_tokens
 
 
 class EndpointState(NamedTuple):
@@ -38,6 +40,8 @@ class EndpointState(NamedTuple):
     in_flight_tokens: int = 0
     # Metrics that the configuration names beyond the usual ones, by its own name for them.
     custom: Mapping[str, float] = MappingProxyType({})
+    # How many tokens its KV cache holds; 0: unknown.
+    cache_tokens: int = 0
 
     def has_adapter_slot(self) -> bool:
         """Whether one more adapter fits beside those in use and queued."""
@@ -51,43 +55,33 @@ class Binding(NamedTuple):
     used_at: float
 
 
-class Prediction(NamedTuple):
-    """What a request's latency on an endpoint should be, in seconds, against what it may be (0: no objective)."""
-
-    ttft: float
-    tpot: float
-    ttft_objective: float = 0.0
-    tpot_objective: float = 0.0
-
-    @property
-    def meets_objectives(self) -> bool:
-        """Whether both headrooms (objective minus prediction) are there."""
-        return self.ttft_objective >= self.ttft and self.tpot_objective >= self.tpot
-
-
-_NO_MATCHES: Mapping[str, int] = MappingProxyType({})
-_NO_SESSIONS: Mapping[str, Binding] = MappingProxyType({})
-_NO_PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({})
-
-
-class Facts(NamedTuple):
-    """One request, and what was looked up for it; made for each pick, as states are. `now` is in seconds, on any clock
-    that only goes forward.
-
-    `prefix_matches` has, by endpoint key, how many of the prompt's first `prefix_blocks` blocks its cache should hold;
-    endpoints with none are left out. `is_adapter`: the request's model is known to be an adapter."""
+@dataclass(slots=True)
+class Facts:
+    """One request, and what data producers have prepared for it; made for each pick, as states are. Producers write it;
+    filters, scorers and pickers only read it. `now` is in seconds, on any clock that only goes forward."""
 
     request: Request
     now: float
     rng: Random
+    # The request's model is known to be an adapter.
     is_adapter: bool = False
+    # By endpoint key, how many of the prompt's first `prefix_blocks` blocks its cache should hold; endpoints with none
+    # are left out.
     prefix_blocks: int = 0
-    prefix_matches: Mapping[str, int] = _NO_MATCHES
+    prefix_matches: Mapping[str, int] = field(default_factory=dict)
     # Tokens in a prefix block.
     block_tokens: int = 64
     # Sessions by their identifier.
-    sessions: Mapping[str, Binding] = _NO_SESSIONS
+    sessions: Mapping[str, Binding] = field(default_factory=dict)
     # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
-    cold_picks: Mapping[str, int] = _NO_MATCHES
-    # Latency by endpoint key, where something predicts it.
-    predictions: Mapping[str, Prediction] = _NO_PREDICTIONS
+    cold_picks: Mapping[str, int] = field(default_factory=dict)
+    # The hashes of the prompt's blocks of bytes, and its tokens where they are known.
+    prefix_hashes: Sequence[int] = ()
+    tokens: Sequence[int] | None = None
+    # What other producers prepare, by a name that they choose: of the request, or by endpoint key.
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def uncached_tokens(self, key: str) -> int:
+        """About how many tokens of the prompt an endpoint has to compute."""
+        length = input_tokens(self.request) if self.tokens is None else len(self.tokens)
+        return max(0, length - self.prefix_matches.get(key, 0) * self.block_tokens)

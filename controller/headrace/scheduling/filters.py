@@ -5,15 +5,14 @@ Source of those under upstream names: Gateway API Inference Extension v1.5.0 and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import chain
 from operator import eq, ge, gt, le, lt, ne
 from typing import ClassVar, Literal
 
 from msgspec import field
 
-from headrace.config.decode import Number, Parameters, Refused, Share, Whole
+from headrace.config.decode import AnyNumber, Number, Parameters, Refused, Share, Text, Whole
 from headrace.core import split_key
 from headrace.core.endpoint import InvalidAddress
 from headrace.protocol import http
@@ -97,53 +96,40 @@ class PrefixCacheAffinityFilter(Parameters, frozen=True):
         return having
 
 
-class SloHeadroomTierFilter(Parameters, frozen=True):
-    """Keeps the endpoints that should meet the request's latency objectives, or, with `epsilon` probability, the others
-    too get their turn. Without predictions all stay; an endpoint without one counts as not meeting them."""
-
-    type_name: ClassVar[str] = "slo-headroom-tier-filter"
-    epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
-
-    def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        predictions = facts.predictions
-        if len(states) <= 1 or not predictions or not any(state.key in predictions for state in states):
-            return states
-        meeting: list[EndpointState] = []
-        failing: list[EndpointState] = []
-        for state in states:
-            found = predictions.get(state.key)
-            (meeting if found is not None and found.meets_objectives else failing).append(state)
-        if meeting and failing:
-            return failing if facts.rng.random() < self.epsilon else meeting
-        return meeting or failing
+_HOLDS: Mapping[str, Callable[[float, float], bool]] = {
+    "LessThan": lt,
+    "LessThanOrEqual": le,
+    "GreaterThan": gt,
+    "GreaterThanOrEqual": ge,
+    "Equal": eq,
+    "NotEqual": ne,
+}
 
 
-@dataclass(frozen=True)
-class EndpointAttributeFilter:
+class _Comparison(Parameters, frozen=True):
+    operator: Literal["LessThan", "LessThanOrEqual", "GreaterThan", "GreaterThanOrEqual", "Equal", "NotEqual"]
+    value: AnyNumber = 0.0
+
+
+class _Threshold(Parameters, frozen=True):
+    type: Literal["threshold"]
+    threshold: _Comparison
+
+
+class EndpointAttributeFilter(Parameters, frozen=True):
     """Keeps endpoints whose metric of the configuration's own compares as asked with a value."""
 
     type_name: ClassVar[str] = "endpoint-attribute-filter"
-    operators: ClassVar[dict[str, Callable[[float, float], bool]]] = {
-        "LessThan": lt,
-        "LessThanOrEqual": le,
-        "GreaterThan": gt,
-        "GreaterThanOrEqual": ge,
-        "Equal": eq,
-        "NotEqual": ne,
-    }
-    attribute: str
-    operator: str
-    value: float
-    pass_on_missing: bool = True
+    attribute: Text
+    algorithm: _Threshold
+    on_missing: Literal["Pass", "Fail"] = "Pass"
     fallback_on_empty: bool = False
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        holds = self.operators[self.operator]
-        kept = []
-        for state in states:
-            found = state.custom.get(self.attribute)
-            if self.pass_on_missing if found is None else holds(found, self.value):
-                kept.append(state)
+        wanted = self.algorithm.threshold
+        holds, passes = _HOLDS[wanted.operator], self.on_missing == "Pass"
+        found = [(state, state.custom.get(self.attribute)) for state in states]
+        kept = [state for state, value in found if (passes if value is None else holds(value, wanted.value))]
         return states if not kept and self.fallback_on_empty else kept
 
 
@@ -172,13 +158,10 @@ class SubsetFilter:
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
         subset = facts.request.subset
-        return states if subset is None else named(states, subset)
-
-
-def named(states: Sequence[EndpointState], entries: Sequence[str]) -> Sequence[EndpointState]:
-    """The candidates that a list of `ip:port` and `ip` names, in their order. An `ip` names each port of it."""
-    allowed = {_normal(entry) for entry in entries}
-    return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
+        if subset is None:
+            return states
+        allowed = {_normal(entry) for entry in subset}
+        return [state for state in states if state.key in allowed or state.endpoint.address in allowed]
 
 
 def _normal(entry: str) -> str:

@@ -6,6 +6,7 @@ Source: Gateway API Inference Extension v1.5.0, plugin documentation. Weighted r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import ClassVar
 
 from msgspec import field
@@ -13,6 +14,8 @@ from msgspec import field
 from headrace.config.decode import Parameters, Positive
 from headrace.scheduling.facts import Facts
 from headrace.scheduling.plugin import Scored
+
+_score = itemgetter(0)
 
 
 class MaxScorePicker(Parameters, frozen=True):
@@ -23,12 +26,12 @@ class MaxScorePicker(Parameters, frozen=True):
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
         if self.max_endpoints == 1:
-            best = max(candidate.score for candidate in scored)
-            ties = [candidate for candidate in scored if candidate.score == best]
+            best = max(map(_score, scored))
+            ties = [candidate for candidate in scored if candidate[0] == best]
             return [ties[0] if len(ties) == 1 else ties[int(facts.rng.random() * len(ties))]]
         shuffled = list(scored)
         facts.rng.shuffle(shuffled)
-        shuffled.sort(key=lambda candidate: -candidate.score)
+        shuffled.sort(key=_score, reverse=True)
         return shuffled[: self.max_endpoints]
 
 
@@ -49,12 +52,12 @@ class WeightedRandomPicker(Parameters, frozen=True):
     max_endpoints: Positive = field(default=1, name="maxNumOfEndpoints")
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
-        if not any(candidate.score > 0 for candidate in scored):
+        if not any(score > 0 for score, _ in scored):
             return RandomPicker(self.max_endpoints).pick(scored, facts)
         rng = facts.rng
         keyed = [
-            (rng.random() ** (1.0 / candidate.score) if candidate.score > 0 else -rng.random(), number)
-            for number, candidate in enumerate(scored)
+            (rng.random() ** (1.0 / score) if score > 0 else -rng.random(), number)
+            for number, (score, _) in enumerate(scored)
         ]
         keyed.sort(reverse=True)
         return [scored[number] for _, number in keyed[: self.max_endpoints]]

@@ -7,12 +7,8 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from headrace.scheduling.facts import EndpointState, Facts
 
-
-class Scored(NamedTuple):
-    """A candidate and its weighted total."""
-
-    score: float
-    state: EndpointState
+# A candidate's weighted total, and the candidate. A plain tuple: there is one for each candidate of each pick.
+Scored = tuple[float, EndpointState]
 
 
 @runtime_checkable
@@ -43,9 +39,6 @@ class Picker(Protocol):
 
     def pick(self, scored: Sequence[Scored], facts: Facts) -> Sequence[Scored]:
         """At least one of the candidates, which are never empty; best first."""
-
-
-Plugin = Filter | Scorer | Picker
 
 
 class BindSession(NamedTuple):

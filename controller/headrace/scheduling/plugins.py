@@ -5,17 +5,15 @@ Names, parameters and defaults: Gateway API Inference Extension v1.5.0 and llm-d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta
+from msgspec import field
 
 from headrace.config.decode import (
-    AnyNumber,
     Duration,
     InvalidConfig,
     OverZero,
     Parameters,
-    Positive,
     Refused,
     Share,
     T,
@@ -27,14 +25,6 @@ from headrace.protocol import http
 from headrace.protocol.objects import ROLE_LABEL
 from headrace.scheduling import affinity, filters, handlers, labels, pickers, saturation, scorers
 from headrace.scheduling.prefix import PrefixParameters
-
-
-class _PrefixScorer(PrefixParameters, frozen=True):
-    match_length_weight: Share = 0.0
-    match_length_scale_tokens: Positive = 8192
-
-    def scorer(self) -> scorers.PrefixCacheScorer:
-        return scorers.PrefixCacheScorer(self.match_length_weight, self.match_length_scale_tokens)
 
 
 class _TokenSession(Parameters, frozen=True):
@@ -125,78 +115,8 @@ class Utilization(saturation.UtilizationDetector, frozen=True):
         return saturation.UtilizationDetector(self.queue_depth_threshold, self.kv_cache_threshold, self.headroom)
 
 
-class _Condition(Parameters, frozen=True):
-    metric: Literal["active-requests", "running-requests", "waiting-queue", "kv-cache-utilization"]
-    max_value: Annotated[float, Meta(ge=0)]
-
-    def __post_init__(self) -> None:
-        if self.metric == "kv-cache-utilization" and self.max_value > 1:
-            raise Refused("maxValue", "give a number of at least 0 and at most 1")
-
-
-class _UtilizationFilter(Parameters, frozen=True):
-    conditions: Annotated[tuple[_Condition, ...], Meta(min_length=1)]
-    fallback_on_empty: bool = False
-
-    def filter(self) -> saturation.UtilizationFilter:
-        limits = tuple((condition.metric, condition.max_value) for condition in self.conditions)
-        return saturation.UtilizationFilter(limits, self.fallback_on_empty)
-
-
-class _FixedRange(Parameters, frozen=True):
-    min: AnyNumber = 0.0
-    max: AnyNumber = 0.0
-
-    def __post_init__(self) -> None:
-        if self.min >= self.max:
-            raise Refused("max", "give a max over min")
-
-
-class _Normalization(Parameters, frozen=True):
-    fixed_range: _FixedRange | None = None
-    adaptive_range: Parameters | None = None
-
-    def __post_init__(self) -> None:
-        if self.fixed_range is not None and self.adaptive_range is not None:
-            raise Refused("adaptiveRange", "give fixedRange or adaptiveRange, not both")
-
-
-class _Linear(Parameters, frozen=True):
-    type: Literal["linear_lower_is_better", "linear_higher_is_better"]
-    normalization: _Normalization = _Normalization()
-
-
-class _AttributeScorer(Parameters, frozen=True):
-    attribute_key: Text
-    algorithm: _Linear
-
-    def scorer(self) -> scorers.EndpointAttributeScorer:
-        bounds = self.algorithm.normalization.fixed_range
-        lower = self.algorithm.type == "linear_lower_is_better"
-        return scorers.EndpointAttributeScorer(self.attribute_key, lower, (bounds.min, bounds.max) if bounds else None)
-
-
-class _Comparison(Parameters, frozen=True):
-    operator: Literal["LessThan", "LessThanOrEqual", "GreaterThan", "GreaterThanOrEqual", "Equal", "NotEqual"]
-    value: AnyNumber = 0.0
-
-
-class _Threshold(Parameters, frozen=True):
-    type: Literal["threshold"]
-    threshold: _Comparison
-
-
-class _AttributeFilter(Parameters, frozen=True):
-    attribute: Text
-    algorithm: _Threshold
-    on_missing: Literal["Pass", "Fail"] = "Pass"
-    fallback_on_empty: bool = False
-
-    def filter(self) -> filters.EndpointAttributeFilter:
-        compared, passes = self.algorithm.threshold, self.on_missing == "Pass"
-        return filters.EndpointAttributeFilter(
-            self.attribute, compared.operator, compared.value, passes, self.fallback_on_empty
-        )
+class _SloHeadroom(Parameters, frozen=True):
+    epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
 
 
 def _role(values: tuple[str, ...], no_label: bool) -> Callable[[Any], labels.ByLabelFilter]:
@@ -229,7 +149,7 @@ PLUGINS = (
     plugin(scorers.LoadAwareScorer),
     # Of earlier releases: requests end when their response does.
     plugin(scorers.ActiveRequestScorer, ignored=(*_PRODUCERS, "requestTimeout")),
-    PluginType(scorers.PrefixCacheScorer.type_name, _PrefixScorer, _PrefixScorer.scorer, _PRODUCERS),
+    plugin(scorers.PrefixCacheScorer, ignored=_PRODUCERS),
     plugin(scorers.TokenLoadScorer, ignored=_PRODUCERS),
     plugin(scorers.NoHitLruScorer, ignored=_PRODUCERS),
     PluginType(
@@ -240,15 +160,20 @@ PLUGINS = (
     ),
     plugin(affinity.HeaderLabelAffinityScorer, _header_label),
     plugin(labels.ContextLengthAware),
-    PluginType(scorers.EndpointAttributeScorer.type_name, _AttributeScorer, _AttributeScorer.scorer, ("producer",)),
-    PluginType(filters.EndpointAttributeFilter.type_name, _AttributeFilter, _AttributeFilter.filter, ("producer",)),
+    plugin(scorers.EndpointAttributeScorer, ignored=("producer",)),
+    plugin(filters.EndpointAttributeFilter, ignored=("producer",)),
     plugin(filters.AdapterAffinityFilter),
     plugin(filters.PrefixCacheAffinityFilter, ignored=_PRODUCERS),
-    plugin(filters.SloHeadroomTierFilter, ignored=_PRODUCERS),
+    accepted(
+        "slo-headroom-tier-filter",
+        _SloHeadroom,
+        ignored=_PRODUCERS,
+        note="it keeps all endpoints: nothing predicts latencies",
+    ),
     plugin(labels.ByLabelFilter),
     PluginType(labels.LabelSelectorFilter.type_name, _LabelSelector, _LabelSelector.filter, had=("by-label-selector",)),
     *(PluginType(name, make=_role(*role)) for name, role in labels.ROLES.items()),
-    PluginType(saturation.UtilizationFilter.type_name, _UtilizationFilter, _UtilizationFilter.filter, _PRODUCERS),
+    plugin(saturation.UtilizationFilter, ignored=_PRODUCERS),
     PluginType(saturation.UtilizationDetector.type_name, Utilization, Utilization.detector),
     plugin(saturation.ConcurrencyDetector, ignored=_PRODUCERS),
     plugin(filters.HeaderBasedTestingFilter),

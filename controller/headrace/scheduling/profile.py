@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
 from headrace.scheduling.pickers import MaxScorePicker
-from headrace.scheduling.plugin import Filter, Picker, Scored, Scorer, TakesNotes
+from headrace.scheduling.plugin import Filter, Picker, Scorer, TakesNotes
 from headrace.scheduling.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
 
 _SUBSET = SubsetFilter()
@@ -43,8 +43,7 @@ class Profile:
         return tuple(dict.fromkeys(step for step in steps if isinstance(step, TakesNotes)))
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a profile made of the candidates.
 
     `picks` are endpoint keys, best first; empty where no candidate was left. `scores` has, by scorer name, each
@@ -57,6 +56,8 @@ class Outcome:
     scores: dict[str, list[float]]
     reason: str
     saturated: bool = False
+    # The endpoint that was picked, as it was.
+    state: EndpointState | None = None
 
 
 def default_profile() -> Profile:
@@ -102,15 +103,16 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwat
             stopwatch.lap("Scorer", entry.scorer.type_name, entry.name)
         scores[entry.name] = clamped
         totals = [total + weight * s for total, s in zip(totals, clamped, strict=True)]
-    picked = profile.picker.pick(list(map(Scored, totals, kept)), facts)
+    picked = profile.picker.pick(list(zip(totals, kept, strict=True)), facts)
     if stopwatch is not None:
         stopwatch.lap("Picker", profile.picker.type_name, profile.picker.type_name)
     return Outcome(
-        picks=tuple([candidate.state.key for candidate in picked]),
+        picks=tuple([state.key for _, state in picked]),
         candidates=tuple([state.key for state in kept]),
         totals=tuple(totals),
         scores=scores,
         reason="",
+        state=picked[0][1],
     )
 
 

@@ -5,12 +5,11 @@ Source: Gateway API Inference Extension v1.5.0 and llm-d-router, utilization and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
-from msgspec import field
+from msgspec import Meta, field
 
-from headrace.config.decode import Number, Parameters, Positive, ShareOverZero
+from headrace.config.decode import Number, Parameters, Positive, Refused, ShareOverZero
 from headrace.scheduling.facts import EndpointState, Facts
 
 
@@ -81,17 +80,27 @@ class ConcurrencyDetector(Parameters, frozen=True):
         ]
 
 
-@dataclass(frozen=True)
-class UtilizationFilter:
-    """Keeps the endpoints that are at or below every limit of `limits` (metric, limit)."""
+class Condition(Parameters, frozen=True):
+    """A metric of an endpoint, and the most that it may be."""
+
+    metric: Literal["active-requests", "running-requests", "waiting-queue", "kv-cache-utilization"]
+    max_value: Annotated[float, Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.metric == "kv-cache-utilization" and self.max_value > 1:
+            raise Refused("maxValue", "give a number of at least 0 and at most 1")
+
+
+class UtilizationFilter(Parameters, frozen=True):
+    """Keeps the endpoints that are at or below every limit."""
 
     type_name: ClassVar[str] = "utilization-filter"
     saturates: ClassVar[bool] = True
-    limits: tuple[tuple[str, float], ...] = ()
+    conditions: Annotated[tuple[Condition, ...], Meta(min_length=1)]
     fallback_on_empty: bool = False
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        kept = [s for s in states if all(_metric(s, name) <= limit for name, limit in self.limits)]
+        kept = [s for s in states if all(_metric(s, c.metric) <= c.max_value for c in self.conditions)]
         return states if not kept and self.fallback_on_empty else kept
 
 

@@ -5,14 +5,14 @@ Source: plugin documentation of Gateway API Inference Extension v1.5.0 and llm-d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from msgspec import field
 
-from headrace.config.decode import Parameters, Positive, Share, Whole
+from headrace.config.decode import AnyNumber, Parameters, Positive, Refused, Share, Text, Whole
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.plugin import ColdPick, Note
+from headrace.scheduling.prefix import PrefixParameters
 from headrace.scheduling.tokens import input_tokens
 
 
@@ -72,7 +72,7 @@ class LoraAffinityScorer(Parameters, frozen=True):
         return scores
 
 
-class PrefixCacheScorer(Parameters, frozen=True):
+class PrefixCacheScorer(PrefixParameters, frozen=True):
     """Matched blocks / all blocks of the prompt. With `match_length_weight` w, llm-d's blend by the match's length:
     (1 - w) * ratio + w * min(1, matched tokens / scale)^2."""
 
@@ -168,27 +168,49 @@ class NoHitLruScorer(Parameters, frozen=True):
         return bool(matches) and any(matches.get(state.key, 0) for state in states)
 
 
-@dataclass(frozen=True)
-class EndpointAttributeScorer:
+class _FixedRange(Parameters, frozen=True):
+    min: AnyNumber = 0.0
+    max: AnyNumber = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min >= self.max:
+            raise Refused("max", "give a max over min")
+
+
+class _Normalization(Parameters, frozen=True):
+    fixed_range: _FixedRange | None = None
+    adaptive_range: Parameters | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed_range is not None and self.adaptive_range is not None:
+            raise Refused("adaptiveRange", "give fixedRange or adaptiveRange, not both")
+
+
+class _Linear(Parameters, frozen=True):
+    type: Literal["linear_lower_is_better", "linear_higher_is_better"]
+    normalization: _Normalization = _Normalization()
+
+
+class EndpointAttributeScorer(Parameters, frozen=True):
     """A metric of the configuration's own, scaled to 0..1 over a fixed range, or over the candidates' (1 where they are
     all equal). 0 for endpoints without the metric."""
 
     type_name: ClassVar[str] = "endpoint-attribute-scorer"
-    algorithms: ClassVar[tuple[str, ...]] = ("linear_lower_is_better", "linear_higher_is_better")
-    attribute: str
-    lower_is_better: bool = True
-    fixed_range: tuple[float, float] | None = None
+    attribute_key: Text
+    algorithm: _Linear
 
     def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
-        values = [state.custom.get(self.attribute) for state in states]
+        values = [state.custom.get(self.attribute_key) for state in states]
         known = [value for value in values if value is not None]
         if not known:
             return [0.0] * len(states)
-        low, high = self.fixed_range or (min(known), max(known))
+        fixed = self.algorithm.normalization.fixed_range
+        low, high = (fixed.min, fixed.max) if fixed is not None else (min(known), max(known))
         if low == high:
             return [0.0 if value is None else 1.0 for value in values]
+        lower_is_better = self.algorithm.type == "linear_lower_is_better"
         scores = []
         for value in values:
             share = 0.0 if value is None else min(1.0, max(0.0, (value - low) / (high - low)))
-            scores.append(1.0 - share if self.lower_is_better and value is not None else share)
+            scores.append(1.0 - share if lower_is_better and value is not None else share)
         return scores

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -16,7 +16,11 @@ _MESSAGE_CHARACTERS = 200
 
 
 class HttpError(Exception):
-    """There is no answer that can be used: nobody answers, it is late, too long or compressed. The message says."""
+    """There is no answer that can be used: nobody answers, or not in time. The message says which."""
+
+
+class UnusableAnswer(HttpError):  # noqa: N818
+    """There is an answer, and it is too long, or compressed."""
 
 
 class HttpClient:
@@ -26,6 +30,12 @@ class HttpClient:
     def __init__(self, *, connections: int = 0, per_host: int = 0, keepalive: float = 15.0) -> None:
         self._limits = {"limit": connections, "limit_per_host": per_host, "keepalive_timeout": keepalive}
         self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @contextlib.asynccontextmanager
     async def open(
@@ -76,14 +86,14 @@ class HttpClient:
 
 
 async def pieces(answer: aiohttp.ClientResponse, max_bytes: int | None = None) -> AsyncIterator[bytes]:
-    """An answer's body as it arrives; others have a turn after each piece. Raises HttpError, and aiohttp's errors."""
+    """An answer's body as it arrives; others have a turn after each piece. Raises UnusableAnswer, aiohttp's errors."""
     if answer.headers.get(http.CONTENT_ENCODING, "identity") != "identity":
-        raise HttpError("it is compressed")
+        raise UnusableAnswer("it is compressed")
     size = 0
     async for piece in answer.content.iter_any():
         size += len(piece)
         if max_bytes is not None and size > max_bytes:
-            raise HttpError(f"it has over {max_bytes} bytes")
+            raise UnusableAnswer(f"it has over {max_bytes} bytes")
         yield piece
         # What is there already is given without a wait.
         await asyncio.sleep(0)

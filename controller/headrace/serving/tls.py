@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from cryptography import x509
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-logger = logging.getLogger(__name__)
+from headrace.serving.files import Reloading
 
 T = TypeVar("T")
 
@@ -60,44 +59,6 @@ def read_identity(directory: Path, authority: Path) -> Identity:
     return Identity(certificate, key, content)
 
 
-class Reloading(Generic[T]):
-    """Reads files again when they change. gRPC calls it at every handshake, on a thread of its own."""
-
-    def __init__(self, files: Iterable[Path], read: Callable[[], T]) -> None:
-        """`read` gives what is in the files. Raises InvalidCertificate."""
-        self._files = tuple(files)
-        self._load = read
-        self._read = self._stamp()
-        self.current = read()
-
-    def changed(self) -> T | None:
-        """The new contents, if there are any that can be served; unusable ones are logged and the old ones stay."""
-        stamp = self._stamp()
-        if stamp == self._read:
-            return None
-        self._read = stamp
-        try:
-            found = self._load()
-        except InvalidCertificate as error:
-            logger.error("the new certificate is not used: %s", error)
-            return None
-        if found == self.current:
-            return None
-        self.current = found
-        logger.info("using the new certificate in %s", self._files[0].parent)
-        return found
-
-    def _stamp(self) -> tuple[object, ...]:
-        stamps: list[object] = []
-        for path in self._files:
-            try:
-                status = path.stat()
-                stamps.append((status.st_mtime_ns, status.st_ino, status.st_size))
-            except OSError:
-                stamps.append(None)
-        return tuple(stamps)
-
-
 def mutual_credentials(
     directory: Path, authority: Path, read: Callable[[], Identity] | None = None
 ) -> grpc.ServerCredentials:
@@ -110,7 +71,7 @@ def mutual_credentials(
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=held.authority)
 
     files = (directory / "tls.crt", directory / "tls.key", authority)
-    source = Reloading(files, read or (lambda: read_identity(directory, authority)))
+    source = Reloading(files, read or (lambda: read_identity(directory, authority)), "the certificate")
     return _reloading(source, configuration, ask_client=True)
 
 
@@ -125,7 +86,8 @@ def server_credentials(directory: Path | None, *, reload: bool = True) -> grpc.S
     if directory is None or not reload:
         certificate, key = self_signed() if directory is None else read_pair(directory)
         return grpc.ssl_server_credentials([(key, certificate)])
-    source = Reloading((directory / "tls.crt", directory / "tls.key"), lambda: read_pair(directory))
+    files = (directory / "tls.crt", directory / "tls.key")
+    source = Reloading(files, lambda: read_pair(directory), "the certificate")
     return _reloading(source, configuration, ask_client=False)
 
 

@@ -212,7 +212,7 @@ async def test_a_fast_sender_leaves_others_their_turn(context: zmq.asyncio.Conte
             await asyncio.sleep(0)
 
     async with listening() as heard:
-        heard.subscriber._on_batch = lambda key, batch: turns.append(turn)
+        heard.subscriber.on_batch = lambda key, batch: turns.append(turn)
         heard.listen_to(told)
         await until(lambda: bool(turns), lambda: server.tell(block(1, 1, 2)))
         turns.clear()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from headrace.core import Request
 from headrace.datalayer.ledger import UNOBSERVED_SECONDS, UNOBSERVED_SECONDS_WITHOUT_OBSERVERS, Ledger
 from headrace.datalayer.store import EndpointStore
 
 
 def picked() -> Ledger:
     ledger = Ledger(EndpointStore())
-    ledger.start("request", "10.0.0.1:8000", "model", 100, 0.0, attached=False)
+    ledger.start(Request("request", model="model", body_size=100), "10.0.0.1:8000", 0.0, attached=False)
     return ledger
 
 

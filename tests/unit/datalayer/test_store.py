@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core import Endpoint
+from headrace.core import Endpoint, Request
+from headrace.datalayer.adapters import AdapterNames
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.metrics_page import ServerMetrics
-from headrace.datalayer.store import AdapterNames, EndpointStore
+from headrace.datalayer.store import EndpointStore
 
 
 def endpoint(number: int, uid: str = "u") -> Endpoint:
@@ -42,8 +43,8 @@ def test_load_is_the_scrape_corrected_by_what_was_sent_and_finished_since() -> N
     store, ledger = store_of(1)
     scrape(store, K1, 10.0, waiting=2, running=3)
     assert load(store, K1) == (2, 3, 0)
-    first = ledger.start("a", K1, "m", 100, 11.0, attached=True)
-    second = ledger.start("b", K1, "m", 100, 12.0, attached=True)
+    first = ledger.start(Request("a", model="m", body_size=100), K1, 11.0, attached=True)
+    second = ledger.start(Request("b", model="m", body_size=100), K1, 12.0, attached=True)
     assert load(store, K1) == (4, 3, 2)
     # The page asked for at 11.5 has seen the first, not the second.
     scrape(store, K1, 11.5, waiting=0, running=4)
@@ -60,12 +61,12 @@ def test_without_metrics_the_pickers_own_count_is_the_load() -> None:
     store, ledger = store_of(2)
     scrape(store, K2, 1.0, running=3)
     for number in range(5):
-        ledger.start(str(number), K1, "m", 1, 2.0, attached=True)
+        ledger.start(Request(str(number), model="m", body_size=1), K1, 2.0, attached=True)
     # Three of its five are taken as running, as on the other server.
     assert load(store, K1) == (2, 3, 5)
     record = store.get(K2)
     assert record is not None
-    ledger.start("x", K2, "m", 1, 2.0, attached=True)
+    ledger.start(Request("x", model="m", body_size=1), K2, 2.0, attached=True)
     record.scrape_failed("refused", stale=False)
     assert load(store, K2) == (1, 3, 1)
     record.scrape_failed("refused", stale=True)
@@ -77,7 +78,7 @@ def test_what_a_fresh_page_does_not_count_is_load_all_the_same() -> None:
     # A server that is asleep or hangs answers its metrics page, and counts nothing that it was sent.
     store, ledger = store_of(1)
     for number in range(3):
-        ledger.start(str(number), K1, "m", 1, 1.0, attached=True)
+        ledger.start(Request(str(number), model="m", body_size=1), K1, 1.0, attached=True)
     scrape(store, K1, 5.0)
     assert load(store, K1) == (3, 0, 3)
     scrape(store, K1, 6.0, running=1)
@@ -89,8 +90,8 @@ def test_what_a_fresh_page_does_not_count_is_load_all_the_same() -> None:
 
 def test_an_end_that_the_page_knew_of_already_is_counted_once() -> None:
     store, ledger = store_of(1)
-    first = ledger.start("1", K1, "m", 1, 1.0, attached=True)
-    ledger.start("2", K1, "m", 1, 1.0, attached=True)
+    first = ledger.start(Request("1", model="m", body_size=1), K1, 1.0, attached=True)
+    ledger.start(Request("2", model="m", body_size=1), K1, 1.0, attached=True)
     # The server was done with the first when it wrote the page; its end is seen here later.
     scrape(store, K1, 5.0, running=1)
     ledger.finish(first, 5.1)
@@ -113,7 +114,7 @@ def test_load_is_never_less_than_what_is_in_flight(steps: list[tuple[str, int, i
     for what, first, second, age in steps:
         now += 0.3
         if what == "start":
-            entries.append(ledger.start(str(now), K1, "m", 1, now, attached=True))
+            entries.append(ledger.start(Request(str(now), model="m", body_size=1), K1, now, attached=True))
         elif what == "finish" and entries:
             ledger.finish(entries.pop(first % len(entries)), now)
         elif what == "page":
@@ -143,19 +144,19 @@ def test_adapters_sent_count_as_in_use_before_the_server_says_so() -> None:
     store, ledger = store_of(1)
     known = frozenset({"a", "b", "c"})
     scrape(store, K1, 1.0, max_adapters=2, running_adapters=frozenset({"a"}), known_adapters=known)
-    entry = ledger.start("1", K1, "b", 1, 2.0, attached=True)
-    ledger.start("2", K1, "base", 1, 2.0, attached=True)
+    entry = ledger.start(Request("1", model="b", body_size=1), K1, 2.0, attached=True)
+    ledger.start(Request("2", model="base", body_size=1), K1, 2.0, attached=True)
     state = store.snapshot()[0]
     assert state.running_adapters == {"a", "b"}
     assert not state.has_adapter_slot()
-    assert store.is_adapter("b")
-    assert not store.is_adapter("base")
+    assert "b" in store.adapters.names
+    assert "base" not in store.adapters.names
     # Done, it is still loaded, until others have pushed it out.
     ledger.finish(entry, 3.0)
     assert store.snapshot()[0].running_adapters == {"a"}
     assert store.snapshot()[0].resident_adapters == {"b"}
     for name in ("c", "a"):
-        ledger.finish(ledger.start(name, K1, name, 1, 4.0, attached=True), 5.0)
+        ledger.finish(ledger.start(Request(name, model=name, body_size=1), K1, 4.0, attached=True), 5.0)
     assert store.snapshot()[0].resident_adapters == {"a", "c"}
 
 
@@ -164,16 +165,16 @@ def test_adapters_are_known_while_a_server_that_reports_them_is_there() -> None:
     scrape(store, K1, 1.0, known_adapters=frozenset({"a", "b"}))
     scrape(store, K2, 1.0, known_adapters=frozenset({"b", "c"}))
     store.snapshot()
-    assert store.adapters == {"a", "b", "c"}
+    assert store.adapters.names == {"a", "b", "c"}
     scrape(store, K1, 2.0, known_adapters=frozenset({"a"}))
     store.snapshot()
-    assert store.adapters == {"a", "b", "c"}
+    assert store.adapters.names == {"a", "b", "c"}
     store.replace([endpoint(1)])
-    assert store.adapters == {"a"}
-    assert not store.is_adapter("b")
+    assert store.adapters.names == {"a"}
+    assert "b" not in store.adapters.names
     # Another Pod under the same address.
     store.replace([endpoint(1, uid="new")])
-    assert store.adapters == set()
+    assert store.adapters.names == set()
 
 
 NAMES = st.frozensets(st.sampled_from("abcdefgh"))
@@ -198,7 +199,7 @@ def test_names_of_adapters_are_those_of_present_servers_up_to_a_number(
 
 def test_endpoints_come_and_go() -> None:
     store, ledger = store_of(2)
-    entry = ledger.start("1", K1, "m", 1, 1.0, attached=True)
+    entry = ledger.start(Request("1", model="m", body_size=1), K1, 1.0, attached=True)
     came, gone = store.replace([endpoint(1), endpoint(3)])
     assert ([e.pod_name for e in came], [e.pod_name for e in gone]) == (["pod-3"], ["pod-2"])
     assert load(store, K1)[2] == 1
@@ -217,7 +218,7 @@ def test_an_unchanged_pool_gives_the_same_snapshot() -> None:
     store, ledger = store_of(3)
     before = store.snapshot()
     assert store.snapshot() is before
-    ledger.start("1", K1, "m", 1, 1.0, attached=True)
+    ledger.start(Request("1", model="m", body_size=1), K1, 1.0, attached=True)
     after = store.snapshot()
     assert after is not before
     assert after[1:] == before[1:]
@@ -225,8 +226,8 @@ def test_an_unchanged_pool_gives_the_same_snapshot() -> None:
 
 def test_observation_joins_by_request_and_destination() -> None:
     store, ledger = store_of(2)
-    first = ledger.start("same-id", K1, "m", 1, 1.0, attached=False)
-    second = ledger.start("same-id", K2, "m", 1, 1.0, attached=False)
+    first = ledger.start(Request("same-id", model="m", body_size=1), K1, 1.0, attached=False)
+    second = ledger.start(Request("same-id", model="m", body_size=1), K2, 1.0, attached=False)
     assert ledger.observe("same-id", K2, 1.1) is second
     assert ledger.observe("same-id", f"{K1},{K2}", 1.1) is first
     assert ledger.observe("same-id", "10.9.9.9:1", 1.1) is None
@@ -247,8 +248,8 @@ def test_what_is_never_observed_expires(observers: bool, seconds: float) -> None
     store, ledger = store_of(1)
     if observers:
         ledger.observe("x", "", 0.0)
-    ledger.start("attached", K1, "m", 1, 0.0, attached=True)
-    lost = ledger.start("lost", K1, "m", 1, 1.0, attached=False)
+    ledger.start(Request("attached", model="m", body_size=1), K1, 0.0, attached=True)
+    lost = ledger.start(Request("lost", model="m", body_size=1), K1, 1.0, attached=False)
     assert ledger.expire(0.9 + seconds) == []
     assert ledger.expire(1.0 + seconds) == [lost]
     assert load(store, K1)[2] == 1
@@ -256,7 +257,7 @@ def test_what_is_never_observed_expires(observers: bool, seconds: float) -> None
 
 def test_a_request_served_elsewhere_moves() -> None:
     store, ledger = store_of(2)
-    entry = ledger.start("1", K1, "m", 5, 1.0, attached=True)
+    entry = ledger.start(Request("1", model="m", body_size=5), K1, 1.0, attached=True)
     assert ledger.move(entry, K2, 2.0)
     assert not ledger.move(entry, K2, 2.0)
     assert (load(store, K1)[2], load(store, K2)[2]) == (0, 1)
@@ -283,7 +284,11 @@ def test_whatever_happens_the_account_comes_out_even(steps: list[tuple[str, int,
         now += 0.5
         key = endpoint(number + 1).key
         if what == "start":
-            entries.append(ledger.start(f"r{pick % 3}", key, f"m{pick}", pick, now, attached=pick % 2 == 0))
+            entries.append(
+                ledger.start(
+                    Request(f"r{pick % 3}", model=f"m{pick}", body_size=pick), key, now, attached=pick % 2 == 0
+                )
+            )
         elif what == "observe":
             found = ledger.observe(f"r{pick % 3}", key, now)
             if found is not None and found not in entries:
@@ -312,12 +317,15 @@ def test_what_a_server_no_longer_has_and_nobody_observes_is_over() -> None:
     store, ledger = store_of(2)
     record = store.get(K1)
     assert record is not None
-    lost = [ledger.start(f"lost{n}", K1, "m", 1, float(n), attached=False, tokens=10) for n in range(3)]
-    observed = ledger.start("observed", K1, "m", 1, 3.0, attached=False)
+    lost = [
+        ledger.start(Request(f"lost{n}", model="m", body_size=1), K1, float(n), attached=False, tokens=10)
+        for n in range(3)
+    ]
+    observed = ledger.start(Request("observed", model="m", body_size=1), K1, 3.0, attached=False)
     ledger.observe("observed", K1, 3.1)
-    attached = ledger.start("attached", K1, "m", 1, 3.5, attached=True)
-    elsewhere = ledger.start("elsewhere", K2, "m", 1, 0.0, attached=False)
-    recent = ledger.start("recent", K1, "m", 1, 9.8, attached=False)
+    attached = ledger.start(Request("attached", model="m", body_size=1), K1, 3.5, attached=True)
+    elsewhere = ledger.start(Request("elsewhere", model="m", body_size=1), K2, 0.0, attached=False)
+    recent = ledger.start(Request("recent", model="m", body_size=1), K1, 9.8, attached=False)
     # Two of the six that must have arrived are gone. The one just sent need not be counted yet.
     scrape(store, K1, 10.0, waiting=1, running=2)
     assert ledger.reconcile(record, 3, 10.0, 10.1) == lost[:2]
@@ -343,6 +351,6 @@ def test_a_server_with_requests_of_others_ends_none_of_ours() -> None:
     store, ledger = store_of(1)
     record = store.get(K1)
     assert record is not None
-    ledger.start("ours", K1, "m", 1, 0.0, attached=False)
+    ledger.start(Request("ours", model="m", body_size=1), K1, 0.0, attached=False)
     scrape(store, K1, 10.0, waiting=0, running=7)
     assert ledger.reconcile(record, 7, 10.0, 10.0) == []

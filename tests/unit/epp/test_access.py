@@ -8,12 +8,13 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from headrace.epp import access as access_module
-from headrace.epp.access import ReviewedAccess
-from headrace.epp.access_rules import Closed
+from headrace.epp.access import Access
 from headrace.epp.status import application
 from headrace.kube.client import ApiError
 
 from .test_director import Clock, director
+
+CLIENT = object()
 
 
 class Reviews:
@@ -46,7 +47,7 @@ def reviews(monkeypatch: pytest.MonkeyPatch) -> Reviews:
 
 async def test_a_reader_is_asked_about_once_for_a_while(reviews: Reviews) -> None:
     clock = Clock()
-    access = ReviewedAccess(None, clock=clock)
+    access = Access(lambda: CLIENT, clock=clock)
     for _ in range(3):
         assert await access.check("Bearer token", "/metrics") is None
     assert [path for path, _ in reviews.asked] == [
@@ -73,7 +74,7 @@ async def test_a_reader_is_asked_about_once_for_a_while(reviews: Reviews) -> Non
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic dXNlcg==", "token", "Bearer " + "x" * 20_000])
 async def test_without_a_token_nobody_is_asked(reviews: Reviews, header: str) -> None:
-    denied = await ReviewedAccess(None, clock=Clock()).check(header, "/metrics")
+    denied = await Access(lambda: CLIENT, clock=Clock()).check(header, "/metrics")
     assert denied is not None
     assert denied.status == 401
     assert not reviews.asked
@@ -82,7 +83,7 @@ async def test_without_a_token_nobody_is_asked(reviews: Reviews, header: str) ->
 async def test_a_token_that_is_not_valid(reviews: Reviews) -> None:
     reviews.authenticated = False
     clock = Clock()
-    access = ReviewedAccess(None, clock=clock)
+    access = Access(lambda: CLIENT, clock=clock)
     for _ in range(2):
         denied = await access.check("bearer x", "/metrics")
         assert denied is not None
@@ -96,7 +97,7 @@ async def test_a_token_that_is_not_valid(reviews: Reviews) -> None:
 @pytest.mark.parametrize("status", [0, 403, 500])
 async def test_where_nobody_can_tell_it_is_shown_to_nobody(reviews: Reviews, status: int) -> None:
     reviews.error = ApiError(status, "r", "m")
-    access = ReviewedAccess(None, clock=Clock())
+    access = Access(lambda: CLIENT, clock=Clock())
     denied = await access.check("Bearer x", "/metrics")
     assert denied is not None
     assert denied.status == 503
@@ -105,18 +106,19 @@ async def test_where_nobody_can_tell_it_is_shown_to_nobody(reviews: Reviews, sta
 
 
 async def test_answers_are_not_kept_without_end(reviews: Reviews) -> None:
-    access = ReviewedAccess(None, clock=Clock())
+    access = Access(lambda: CLIENT, clock=Clock())
     for number in range(1100):
         await access.check(f"Bearer {number}", "/metrics")
     assert len(access._answers) == 1024
 
 
 async def test_pages_are_guarded_and_health_is_not(reviews: Reviews) -> None:
-    access: Any = Closed()
-    async with TestClient(TestServer(application(director(), lambda: True, lambda: access))) as client:
+    connected: Any = None
+    access = Access(lambda: connected, clock=Clock())
+    async with TestClient(TestServer(application(director(), lambda: True, access))) as client:
         for path in ("/metrics", "/debug/endpoints", "/debug/decisions", "/nowhere"):
             assert (await client.get(path)).status == 503
-        access = ReviewedAccess(None, clock=Clock())
+        connected = CLIENT
         answer = await client.get("/metrics")
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         headers = {"authorization": "Bearer x"}

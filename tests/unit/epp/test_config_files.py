@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from headrace.config.decode import InvalidConfig
 from headrace.datalayer.engines import Series
-from headrace.epp.config_file import ConfigFile, PickerConfig, look_at_config, parse_config
-from headrace.flowcontrol.admitters import LatencySloAdmitter, ProbabilisticAdmitter
+from headrace.epp.config_file import PickerConfig, load_config, parse_config, watched_config
+from headrace.flowcontrol.admitters import ProbabilisticAdmitter
 from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import GlobalStrict, LeastAttainedService, RoundRobin
 from headrace.flowcontrol.limits import PriorityHoldback, StaticLimit
@@ -28,7 +28,7 @@ HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "Endpoin
 
 
 def sample(name: str) -> PickerConfig:
-    return ConfigFile(CONFIGS / f"{name}.yaml").load()
+    return load_config(CONFIGS / f"{name}.yaml")
 
 
 def parse(document: dict[str, Any]) -> PickerConfig:
@@ -84,7 +84,7 @@ def test_flow_control_of_llm_d() -> None:
     fair = LeastAttainedService(0.7, 0.3, 120.0)
     assert flow.default_band == BandConfig(fairness=fair)
     assert flow.default_negative_band == BandConfig(10, fairness=fair, ordering=EarliestDeadlineFirst())
-    assert flow.admitters == (ProbabilisticAdmitter(), LatencySloAdmitter())
+    assert flow.admitters == (ProbabilisticAdmitter(),)
     assert flow.eviction
     assert flow.fairness_policies == {fair}
     engine = config.engines.of({})
@@ -93,6 +93,21 @@ def test_flow_control_of_llm_d() -> None:
     assert engine.running == (Series("my_queue", (("kind", "running"),)),)
     assert engine.custom == (("temperature", Series("my_gpu_temperature")),)
     assert config.engines.of({"llm-d.ai/engine-type": "sglang"}).name == "sglang"
+
+
+def test_what_only_predicted_latencies_would_change_is_said() -> None:
+    names = ["slo-headroom-tier-filter", "latency-slo-admitter", "queue-scorer"]
+    config = parse(
+        {
+            "plugins": [
+                {"type": names[0], "parameters": {"epsilonExploreNeg": 0.1}},
+                *({"type": n} for n in names[1:]),
+            ],
+            "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": name} for name in (names[0], names[2])]}],
+        }
+    )
+    assert [note.partition(":")[0] for note in config.notes] == names[:2]
+    assert (config.flow_control.admitters, config.scheduling.profile.filters) == ((), ())
 
 
 def test_the_servers_own_events_of_llm_d() -> None:
@@ -261,13 +276,15 @@ def test_a_value_that_is_large_by_aliases_is_not_written_out() -> None:
 class Taken:
     """What a watched file led to."""
 
-    def __init__(self, file: ConfigFile) -> None:
-        self.file = file
+    def __init__(self, path: Path) -> None:
+        self.file = watched_config(path, self._count)
         self.configs: list[PickerConfig] = []
         self.bad = 0
 
     def look(self) -> tuple[int, int]:
-        look_at_config(self.file, self.configs.append, on_bad=self._count)
+        config = self.file.changed()
+        if config is not None:
+            self.configs.append(config)
         return len(self.configs), self.bad
 
     def _count(self) -> None:
@@ -283,9 +300,8 @@ def test_a_changed_file_is_taken_up_and_a_bad_one_is_told_once(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text("random-picker"))
-    file = ConfigFile(path)
-    assert file.load().scheduling.profile.picker.type_name == "random-picker"
-    taken = Taken(file)
+    taken = Taken(path)
+    assert taken.file.current.scheduling.profile.picker.type_name == "random-picker"
     assert taken.look() == (0, 0)
     path.write_text(text("weighted-random-picker"))
     assert taken.look() == (1, 0)
@@ -311,9 +327,7 @@ def test_a_config_map_swaps_links(tmp_path: Path) -> None:
         (tmp_path / version / "config.yaml").write_text(text(picker))
     (tmp_path / "..data").symlink_to("1")
     (tmp_path / "config.yaml").symlink_to("..data/config.yaml")
-    file = ConfigFile(tmp_path / "config.yaml")
-    file.load()
-    taken = Taken(file)
+    taken = Taken(tmp_path / "config.yaml")
     (tmp_path / "..data_tmp").symlink_to("2")
     (tmp_path / "..data_tmp").replace(tmp_path / "..data")
     assert taken.look() == (1, 0)

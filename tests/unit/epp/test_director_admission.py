@@ -10,15 +10,14 @@ from prometheus_client import generate_latest
 
 from headrace.core import Decision, FailureMode, Refusal, RefusalReason, Request
 from headrace.datalayer.metrics_page import ServerMetrics
+from headrace.epp.composition import Components
 from headrace.epp.config_file import parse_config
-from headrace.epp.director import Director
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.flowcontrol import FlowControlConfig
 from headrace.flowcontrol.config import BandConfig
 from headrace.flowcontrol.fairness import LeastAttainedService
 from headrace.prefixes.kv_events import AllCleared, Batch, BlocksStored
 from headrace.prefixes.kv_settings import KvEventsSettings
-from headrace.prefixes.precise import PreciseIndex
 from headrace.prefixes.tokenizer import TokenizerSettings
 from headrace.scheduling.saturation import ConcurrencyDetector
 
@@ -27,13 +26,13 @@ from .test_director import Clock, director, endpoints, needed
 PER_ENDPOINT = 2
 
 
-def waiting_director(**fields: Any) -> Director:
+def waiting_director(**fields: Any) -> Components:
     made = director(
         flow_control=FlowControlConfig(
             enabled=True, **{"detector": ConcurrencyDetector(max_requests=PER_ENDPOINT), **fields}
         )
     )
-    made.replace_endpoints(endpoints(2), FailureMode.CLOSE)
+    made.pool.endpoints_changed(endpoints(2), FailureMode.CLOSE)
     return made
 
 
@@ -44,74 +43,75 @@ async def settle() -> None:
 
 async def test_requests_wait_for_places_and_none_is_given_away_twice() -> None:
     d = waiting_director()
-    tasks = [asyncio.create_task(d.decide(needed(request_id=str(n)))) for n in range(10)]
+    tasks = [asyncio.create_task(d.director.decide(needed(request_id=str(n)))) for n in range(10)]
     await settle()
     done = [task.result() for task in tasks if task.done()]
     assert len(done) == 2 * PER_ENDPOINT
-    assert [state.in_flight for state in d.store.snapshot()] == [PER_ENDPOINT] * 2
+    assert [state.in_flight for state in d.pool.store.snapshot()] == [PER_ENDPOINT] * 2
     finished = 0
     while not all(task.done() for task in tasks):
         picked = next(task for task in tasks if task.done() and not task.result().entry.over).result()  # type: ignore[union-attr]
         assert picked.entry is not None
-        d.finish(picked.entry)
+        d.pool.finished(picked.entry)
         finished += 1
         await settle()
-        assert all(state.in_flight <= PER_ENDPOINT for state in d.store.snapshot())
-    assert all(isinstance(task.result().outcome, Decision) for task in tasks)
+        assert all(state.in_flight <= PER_ENDPOINT for state in d.pool.store.snapshot())
+    assert all(isinstance(task.result().answer, Decision) for task in tasks)
     assert finished == 6
 
 
 async def test_a_client_that_goes_leaves_nothing_behind() -> None:
     d = waiting_director()
-    held = [await d.decide(needed(request_id=str(n))) for n in range(4)]
-    waiting = asyncio.create_task(d.decide(needed(request_id="gone")))
+    held = [await d.director.decide(needed(request_id=str(n))) for n in range(4)]
+    waiting = asyncio.create_task(d.director.decide(needed(request_id="gone")))
     await settle()
     waiting.cancel()
     await settle()
     assert not list(d.flow.waiting())
     for picked in held:
         assert picked.entry is not None
-        d.finish(picked.entry)
-    assert len(d.ledger) == 0
+        d.pool.finished(picked.entry)
+    assert len(d.pool.ledger) == 0
 
 
 async def test_no_endpoints_are_waited_for() -> None:
     d = waiting_director()
-    d.replace_endpoints((), FailureMode.CLOSE)
-    waiting = asyncio.create_task(d.decide(needed()))
+    d.pool.endpoints_changed((), FailureMode.CLOSE)
+    waiting = asyncio.create_task(d.director.decide(needed()))
     await settle()
     assert not waiting.done()
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    assert (await waiting).outcome == Decision(("10.0.0.1:8000",))
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    assert (await waiting).answer == Decision(("10.0.0.1:8000",))
 
 
 async def test_negative_priorities_are_shed_from_a_full_pool_without_flow_control() -> None:
     d = director()
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    record = d.store.get("10.0.0.1:8000")
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    record = d.pool.store.get("10.0.0.1:8000")
     assert record is not None
     record.scraped(ServerMetrics(waiting=9, running=9, kv_usage=0.9), 1.0)
-    shed = await d.decide(needed(priority=-1))
-    assert isinstance(shed.outcome, Refusal)
-    assert (shed.outcome.status, shed.outcome.reason) == (429, RefusalReason.SATURATED)
-    assert isinstance((await d.decide(needed(priority=0))).outcome, Decision)
+    shed = await d.director.decide(needed(priority=-1))
+    assert isinstance(shed.answer, Refusal)
+    assert (shed.answer.status, shed.answer.reason) == (429, RefusalReason.SATURATED)
+    assert isinstance((await d.director.decide(needed(priority=0))).answer, Decision)
     record.scraped(ServerMetrics(waiting=0, running=0, kv_usage=0.1), 1e9)
-    assert isinstance((await d.decide(needed(priority=-1))).outcome, Decision)
+    assert isinstance((await d.director.decide(needed(priority=-1))).answer, Decision)
 
 
 async def test_what_flows_get_is_charged() -> None:
     d = waiting_director(
         detector=ConcurrencyDetector(max_requests=1), default_band=BandConfig(fairness=LeastAttainedService())
     )
-    first = await d.decide(needed(request_id="1", fairness_id="rich", prompt=b"x" * 4000, max_tokens=10))
-    second = await d.decide(needed(request_id="2", fairness_id="rich", prompt=b"y" * 4000))
+    first = await d.director.decide(needed(request_id="1", fairness_id="rich", prompt=b"x" * 4000, max_tokens=10))
+    second = await d.director.decide(needed(request_id="2", fairness_id="rich", prompt=b"y" * 4000))
     tasks = {
-        name: asyncio.create_task(d.decide(needed(request_id=name, fairness_id=name))) for name in ("rich", "poor")
+        name: asyncio.create_task(d.director.decide(needed(request_id=name, fairness_id=name)))
+        for name in ("rich", "poor")
     }
     await settle()
     for picked in (first, second):
         assert picked.entry is not None
-        d.finish(picked.entry)
+        d.pool.finished(picked.entry)
         await settle()
         if picked is first:
             assert (tasks["poor"].done(), tasks["rich"].done()) == (True, False)
@@ -122,8 +122,8 @@ async def test_admission_in_the_metrics() -> None:
     d = waiting_director()
     d.metrics.registry.register(FlowControlCollector(d.metrics.flow_control, d.flow.waiting, d.flow.saturation))
     for number in range(4):
-        await d.decide(needed(request_id=str(number), fairness_id="f", model="m"))
-    waiting = asyncio.create_task(d.decide(needed(fairness_id="f", model="m", body_size=77, priority=3)))
+        await d.director.decide(needed(request_id=str(number), fairness_id="f", model="m"))
+    waiting = asyncio.create_task(d.director.decide(needed(fairness_id="f", model="m", body_size=77, priority=3)))
     await settle()
     text = generate_latest(d.metrics.registry).decode()
     labels = 'fairness_id="f",inference_pool="pool",model_name="m",priority="3",target_model_name="m"'
@@ -146,7 +146,7 @@ async def test_admission_in_the_metrics() -> None:
 async def test_client_made_flows_do_not_make_series_without_end() -> None:
     d = waiting_director(detector=ConcurrencyDetector(max_requests=10**6))
     for number in range(1100):
-        await d.decide(needed(request_id=str(number), fairness_id=f"f{number}", model=f"m{number}"))
+        await d.director.decide(needed(request_id=str(number), fairness_id=f"f{number}", model=f"m{number}"))
     text = generate_latest(d.metrics.registry).decode()
     name = "inference_extension_flow_control_request_queue_duration_seconds_count{"
     assert sum(line.startswith(name) for line in text.splitlines()) == 1001
@@ -172,27 +172,27 @@ plugins:
         "test",
     )
     d = director(config=config.scheduling)
-    d.replace_endpoints(endpoints(5), FailureMode.CLOSE)
-    first = await d.decide(needed(headers={"x-session-id": "s"}))
-    assert isinstance(first.outcome, Decision)
-    ((name, value),) = first.outcome.response_headers
+    d.pool.endpoints_changed(endpoints(5), FailureMode.CLOSE)
+    first = await d.director.decide(needed(headers={"x-session-id": "s"}))
+    assert isinstance(first.answer, Decision)
+    ((name, value),) = first.answer.response_headers
     assert name == "x-session-token"
     for _ in range(10):
-        again = await d.decide(needed(headers={"x-session-id": "s"}))
-        assert isinstance(again.outcome, Decision)
-        assert again.outcome.endpoints == first.outcome.endpoints
-        assert again.outcome.response_headers == ((name, value),)
+        again = await d.director.decide(needed(headers={"x-session-id": "s"}))
+        assert isinstance(again.answer, Decision)
+        assert again.answer.endpoints == first.answer.endpoints
+        assert again.answer.response_headers == ((name, value),)
 
 
 async def test_cold_prompts_go_round() -> None:
     config = parse_config(CONFIG + "plugins: [{type: no-hit-lru-scorer}]\n", "test")
     d = director(config=config.scheduling)
-    d.replace_endpoints(endpoints(4), FailureMode.CLOSE)
+    d.pool.endpoints_changed(endpoints(4), FailureMode.CLOSE)
     seen = []
     for number in range(8):
-        picked = await d.decide(needed(request_id=str(number), prompt=bytes([number]) * 600, model="m"))
-        assert isinstance(picked.outcome, Decision)
-        seen.append(picked.outcome.endpoints[0])
+        picked = await d.director.decide(needed(request_id=str(number), prompt=bytes([number]) * 600, model="m"))
+        assert isinstance(picked.answer, Decision)
+        seen.append(picked.answer.endpoints[0])
     assert len(set(seen[:4])) == 4
     assert seen[4:] == seen[:4]
 
@@ -213,11 +213,11 @@ schedulingProfiles:
         "test",
     )
     d = director(config=config.scheduling)
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    refused = await d.decide(needed(headers={"epp-profile": "c"}))
-    assert isinstance(refused.outcome, Refusal)
-    assert refused.outcome.status == 400
-    assert isinstance((await d.decide(needed(headers={"epp-profile": "b"}))).outcome, Decision)
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    refused = await d.director.decide(needed(headers={"epp-profile": "c"}))
+    assert isinstance(refused.answer, Refusal)
+    assert refused.answer.status == 400
+    assert isinstance((await d.director.decide(needed(headers={"epp-profile": "b"}))).answer, Decision)
     assert next(logged["profile"] for logged in d.decisions.find()) == "b"
 
 
@@ -228,27 +228,27 @@ async def test_filters_that_find_all_too_full_answer_429() -> None:
         "test",
     )
     d = director(config=config.scheduling)
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    assert isinstance((await d.decide(needed())).outcome, Decision)
-    refused = await d.decide(needed())
-    assert isinstance(refused.outcome, Refusal)
-    assert (refused.outcome.status, refused.outcome.reason) == (429, RefusalReason.SATURATED)
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    assert isinstance((await d.director.decide(needed())).answer, Decision)
+    refused = await d.director.decide(needed())
+    assert isinstance(refused.answer, Refusal)
+    assert (refused.answer.status, refused.answer.reason) == (429, RefusalReason.SATURATED)
 
 
 async def test_another_configuration_keeps_what_is_known() -> None:
     d = director()
-    d.replace_endpoints(endpoints(3), FailureMode.CLOSE)
-    picked = await d.decide(needed(prompt=b"x" * 2000, model="m"))
-    assert isinstance(picked.outcome, Decision)
-    (home,) = picked.outcome.endpoints
+    d.pool.endpoints_changed(endpoints(3), FailureMode.CLOSE)
+    picked = await d.director.decide(needed(prompt=b"x" * 2000, model="m"))
+    assert isinstance(picked.answer, Decision)
+    (home,) = picked.answer.endpoints
     blocks = d.index.entries(home)
     assert blocks
     other = parse_config(CONFIG + "plugins: [{type: prefix-cache-scorer}, {type: max-score-picker}]\n", "test")
     d.reconfigure(other.scheduling, other.flow_control)
     assert d.index.entries(home) == blocks
-    assert [entry.name for entry in d.profile.scorers] == ["prefix-cache-scorer"]
-    again = await d.decide(needed(prompt=b"x" * 2000, model="m"))
-    assert again.outcome == picked.outcome
+    assert [entry.name for entry in d.director.config.profile.scorers] == ["prefix-cache-scorer"]
+    again = await d.director.decide(needed(prompt=b"x" * 2000, model="m"))
+    assert again.answer == picked.answer
     # Blocks of another size have other hashes.
     coarse = parse_config(
         CONFIG + "plugins: [{type: prefix-cache-scorer, parameters: {blockSizeTokens: 256}}]\n", "test"
@@ -256,25 +256,25 @@ async def test_another_configuration_keeps_what_is_known() -> None:
     d.reconfigure(coarse.scheduling, coarse.flow_control)
     assert d.index.entries(home) == 0
     assert len(d.index) == 0
-    await d.decide(needed(prompt=b"x" * 2048, model="m"))
+    await d.director.decide(needed(prompt=b"x" * 2048, model="m"))
     assert len(d.index) == 2
 
 
 async def test_tokens_in_flight_are_those_no_cache_has() -> None:
     d = director()
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    first = await d.decide(needed(request_id="1", prompt=b"x" * 1024, model="m"))
-    (state,) = d.store.snapshot()
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    first = await d.director.decide(needed(request_id="1", prompt=b"x" * 1024, model="m"))
+    (state,) = d.pool.store.snapshot()
     assert state.in_flight_tokens == 256
-    await d.decide(needed(request_id="2", prompt=b"x" * 1024 + b"y" * 40, model="m"))
-    (state,) = d.store.snapshot()
+    await d.director.decide(needed(request_id="2", prompt=b"x" * 1024 + b"y" * 40, model="m"))
+    (state,) = d.pool.store.snapshot()
     assert state.in_flight_tokens == 256 + 10
     assert first.entry is not None
-    d.ledger.prompt_computed(first.entry)
-    (state,) = d.store.snapshot()
+    d.pool.ledger.prompt_computed(first.entry)
+    (state,) = d.pool.store.snapshot()
     assert state.in_flight_tokens == 10
-    d.finish(first.entry)
-    (state,) = d.store.snapshot()
+    d.pool.finished(first.entry)
+    (state,) = d.pool.store.snapshot()
     assert (state.in_flight, state.in_flight_tokens) == (1, 10)
 
 
@@ -283,27 +283,27 @@ async def test_prompts_given_as_tokens_go_where_servers_say_they_are() -> None:
         CONFIG + "plugins: [{type: precise-prefix-cache-producer}, {type: prefix-cache-scorer}]\n", "test"
     )
     assert config.kv_events == KvEventsSettings()
-    d = director(config=config.scheduling)
-    d.precise = PreciseIndex()
-    d.replace_endpoints(endpoints(4), FailureMode.CLOSE)
+    d = director(config=config.scheduling, kv_events=True)
+    d.pool.endpoints_changed(endpoints(4), FailureMode.CLOSE)
+    assert d.precise is not None
     tokens = list(range(64))
     home = "10.0.0.3:8000"
     stored = BlocksStored((1, 2, 3), None, tuple(tokens[:48]), 16)
     d.precise.apply(home, Batch(0, (stored,)))
     prompt = orjson.dumps(tokens)
     for number in range(5):
-        picked = await d.decide(needed(request_id=str(number), prompt=prompt, model="m"))
-        assert isinstance(picked.outcome, Decision)
-        assert picked.outcome.endpoints == (home,)
+        picked = await d.director.decide(needed(request_id=str(number), prompt=prompt, model="m"))
+        assert isinstance(picked.answer, Decision)
+        assert picked.answer.endpoints == (home,)
     newest = d.decisions.find()[0]
     # Three blocks by the server's word; the fourth was sent there with the first of these requests.
     assert newest["prompt_blocks"] == 4
     assert next(c for c in newest["candidates"] if c["endpoint"] == home)["prefix_blocks_matched"] == 4
-    record = d.store.get(home)
+    record = d.pool.store.get(home)
     assert record is not None
     assert record.in_flight_tokens == 16
     # What servers tell is not for prompts whose tokens are not known.
-    await d.decide(needed(request_id="text", prompt=b"x" * 4000, model="m"))
+    await d.director.decide(needed(request_id="text", prompt=b"x" * 4000, model="m"))
     assert d.decisions.find(request_id="text")[0]["prompt_blocks"] == 15
     # But that a cache was emptied is for all.
     text_home = d.decisions.find(request_id="text")[0]["winner"]
@@ -312,7 +312,7 @@ async def test_prompts_given_as_tokens_go_where_servers_say_they_are() -> None:
     assert d.index.entries(text_home)
     d.kv_events(text_home, Batch(9, (AllCleared(),)))
     assert d.index.entries(text_home) == d.precise.entries(text_home) == 0
-    d.replace_endpoints((), FailureMode.CLOSE)
+    d.pool.endpoints_changed((), FailureMode.CLOSE)
     assert len(d.precise) == 0
 
 
@@ -326,9 +326,6 @@ async def test_text_prompts_go_where_servers_say_their_tokens_are() -> None:
     assert config.notes == ()
     alone = parse_config(CONFIG + "plugins: [{type: token-producer}]\n", "test")
     assert [note.partition(" ")[0] for note in alone.notes] == ["token-producer"]
-    d = director(config=config.scheduling)
-    d.precise = PreciseIndex()
-    d.replace_endpoints(endpoints(4), FailureMode.CLOSE)
     tokens = tuple(range(64))
     known: tuple[int, ...] | None = tokens
     asked: list[bytes] = []
@@ -337,19 +334,21 @@ async def test_text_prompts_go_where_servers_say_their_tokens_are() -> None:
         asked.append(request.body)
         return known
 
-    d.tokenize = tokenize
+    d = director(config=config.scheduling, kv_events=True, tokenize=tokenize)
+    d.pool.endpoints_changed(endpoints(4), FailureMode.CLOSE)
+    assert d.precise is not None
     # While no server has told of its blocks, tokens would be for nothing.
-    await d.decide(needed(request_id="early", prompt=b"x" * 400, body=b"early", model="m"))
+    await d.director.decide(needed(request_id="early", prompt=b"x" * 400, body=b"early", model="m"))
     assert asked == []
     home = "10.0.0.3:8000"
     d.precise.apply(home, Batch(0, (BlocksStored((1, 2, 3), None, tokens[:48], 16),)))
-    picked = await d.decide(needed(request_id="told", prompt=b"y" * 400, body=b"told", model="m"))
-    assert isinstance(picked.outcome, Decision)
-    assert picked.outcome.endpoints == (home,)
+    picked = await d.director.decide(needed(request_id="told", prompt=b"y" * 400, body=b"told", model="m"))
+    assert isinstance(picked.answer, Decision)
+    assert picked.answer.endpoints == (home,)
     assert d.decisions.find(request_id="told")[0]["prompt_blocks"] == 4
     # Tokens that are not to be had in time are done without.
     known = None
-    await d.decide(needed(request_id="late", prompt=b"z" * 4000, body=b"late", model="m"))
+    await d.director.decide(needed(request_id="late", prompt=b"z" * 4000, body=b"late", model="m"))
     assert d.decisions.find(request_id="late")[0]["prompt_blocks"] == 15
     assert asked == [b"told", b"late"]
 
@@ -360,20 +359,20 @@ async def test_a_place_whose_end_nobody_saw_is_given_on_by_the_servers_word() ->
         clock=clock,
         flow_control=FlowControlConfig(enabled=True, detector=ConcurrencyDetector(max_requests=1)),
     )
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    await d.decide(needed(False, request_id="lost"))
-    waiting = asyncio.create_task(d.decide(needed(False, request_id="waiting")))
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    await d.director.decide(needed(False, request_id="lost"))
+    waiting = asyncio.create_task(d.director.decide(needed(False, request_id="waiting")))
     await settle()
-    record = d.store.get("10.0.0.1:8000")
+    record = d.pool.store.get("10.0.0.1:8000")
     assert record is not None
     clock.now += 0.6
     for page in (ServerMetrics(running=0), ServerMetrics(running=1, waiting=0)):
         record.scraped(page, clock.now)
-        d.scraped(record)
+        d.pool.scraped(record)
         await settle()
         assert not waiting.done(), "a page that does not say, or one that still counts it"
     record.scraped(ServerMetrics(running=0, waiting=0), clock.now)
-    d.scraped(record)
+    d.pool.scraped(record)
     await settle()
     assert waiting.done()
     assert "headrace_epp_unobserved_requests_total 1.0" in generate_latest(d.metrics.registry).decode()

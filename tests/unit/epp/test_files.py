@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from headrace.config.decode import InvalidConfig
-from headrace.epp.config_file import ConfigFile
-from headrace.serving.tls import InvalidCertificate, Reloading, read_pair, self_signed, server_credentials
+from headrace.epp.config_file import load_config
+from headrace.serving.files import Reloading
+from headrace.serving.tls import InvalidCertificate, read_pair, self_signed, server_credentials
 
 CONFIG = """\
 apiVersion: inference.networking.x-k8s.io/v1alpha1
@@ -22,7 +22,7 @@ plugins:
 def test_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
-    assert ConfigFile(path).load().scheduling.profile.picker.type_name == "random-picker"
+    assert load_config(path).scheduling.profile.picker.type_name == "random-picker"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_wrong_config_files_are_named(tmp_path: Path, content: str, named: str) 
     path = tmp_path / "config.yaml"
     path.write_text(content)
     with pytest.raises(InvalidConfig, match=named) as caught:
-        ConfigFile(path).load()
+        load_config(path)
     assert str(path) in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_a_pair_must_belong_together(tmp_path: Path) -> None:
 
 def test_a_changed_pair_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    source = Reloading((tmp_path / "tls.crt", tmp_path / "tls.key"), lambda: read_pair(tmp_path))
+    source = Reloading((tmp_path / "tls.crt", tmp_path / "tls.key"), lambda: read_pair(tmp_path), "the certificate")
     assert source.changed() is None
     new = write_pair(tmp_path)
     assert source.changed() == new
@@ -74,5 +74,4 @@ def test_a_changed_pair_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> N
     (tmp_path / "tls.crt").write_bytes(b"half a cert")
     assert source.changed() is None
     newest = write_pair(tmp_path)
-    os.utime(tmp_path / "tls.crt")
     assert source.changed() == newest

@@ -55,10 +55,10 @@ NAMES = {
 
 async def test_every_name_and_its_labels() -> None:
     d = director()
-    d.replace_endpoints(endpoints(2), FailureMode.CLOSE)
-    await d.decide(needed(model="m", prompt=b"x" * 600))
+    d.pool.endpoints_changed(endpoints(2), FailureMode.CLOSE)
+    await d.director.decide(needed(model="m", prompt=b"x" * 600))
     registry = d.metrics.registry
-    registry.register(PoolCollector("pool", d.store, d.ledger, d.index))
+    registry.register(PoolCollector("pool", d.pool.store, d.pool.ledger, d.index))
     registry.register(FlowControlCollector(d.metrics.flow_control, d.flow.waiting, d.flow.saturation))
     families = {family.name: family for family in registry.collect()}
     declared = {
@@ -81,7 +81,7 @@ async def test_every_name_and_its_labels() -> None:
 
 async def test_plugins_are_measured_in_one_decision_of_sixteen() -> None:
     d = director()
-    d.replace_endpoints(endpoints(2), FailureMode.CLOSE)
+    d.pool.endpoints_changed(endpoints(2), FailureMode.CLOSE)
 
     def counts() -> dict[tuple[str, str], float]:
         return {
@@ -92,7 +92,7 @@ async def test_plugins_are_measured_in_one_decision_of_sixteen() -> None:
         }
 
     for number in range(17):
-        await d.decide(needed(request_id=str(number)))
+        await d.director.decide(needed(request_id=str(number)))
         if number in (0, 15):
             assert set(counts().values()) == {1.0}
     assert counts() == {

@@ -61,8 +61,8 @@ REFERENCE = (
 
 def test_the_reference_pickers_flags() -> None:
     found = options(*REFERENCE.split())
-    assert (found.metrics_scheme, found.metrics_path, found.metrics_page_port) == ("https", "/m", 8001)
-    assert not found.metrics_verify
+    assert (found.scrape.scheme, found.scrape.path, found.scrape.port) == ("https", "/m", 8001)
+    assert not found.scrape.verify
     assert not found.subset_filter
     assert found.config_text == "{}"
     assert found.verbosity == 4
@@ -175,14 +175,15 @@ def peer_certificates(tmp_path: Path) -> str:
 
 
 def test_replicas_are_behind_a_service_or_at_addresses(peer_certificates: str) -> None:
-    assert not options("--pool-name=p").has_peers
+    assert not options("--pool-name=p").peers.wanted
     found = options("--pool-name=p", "--pool-namespace=n", "--peer-service=p-epp-peers", peer_certificates, POD_IP="i")
-    assert (found.peer_service, found.peers, found.peer_port) == ("p-epp-peers.n.svc", (), 9004)
-    assert found.own_address == "i"
-    assert found.has_peers
-    assert options("--pool-name=p", "--peer-service=a.b", peer_certificates).peer_service == "a.b"
+    peers = found.peers
+    assert (peers.service, peers.addresses, peers.port) == ("p-epp-peers.n.svc", (), 9004)
+    assert (peers.own_address, peers.pool) == ("i", "n/p")
+    assert peers.wanted
+    assert options("--pool-name=p", "--peer-service=a.b", peer_certificates).peers.service == "a.b"
     listed = options("--pool-name=p", "--peers=10.0.0.1:9004, [::1]:9004,10.0.0.1:9004", peer_certificates)
-    assert listed.peers == ("10.0.0.1:9004", "[::1]:9004")
+    assert listed.peers.addresses == ("10.0.0.1:9004", "[::1]:9004")
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,13 @@ def test_a_body_that_is_not_read_is_refused_where_a_rewrite_could_apply() -> Non
 
 async def test_the_director_refuses_what_it_could_not_rewrite() -> None:
     d = director()
-    d.replace_endpoints(endpoints(1), FailureMode.OPEN)
-    picked = await d.decide(needed(model="", unread="it is long"))
-    assert isinstance(picked.outcome, Decision)
+    d.pool.endpoints_changed(endpoints(1), FailureMode.OPEN)
+    picked = await d.director.decide(needed(model="", unread="it is long"))
+    assert isinstance(picked.answer, Decision)
     d.policies.set_rewrites([ModelRewrite("n", "r", POOL, (RewriteRule(frozenset(), (RewriteTarget("t"),)),))])
-    picked = await d.decide(needed(model="", unread="it is long"))
-    assert isinstance(picked.outcome, Refusal)
-    assert (picked.outcome.status, picked.entry) == (413, None)
+    picked = await d.director.decide(needed(model="", unread="it is long"))
+    assert isinstance(picked.answer, Refusal)
+    assert (picked.answer.status, picked.entry) == (413, None)
 
 
 def test_a_rewrite_to_itself_is_none() -> None:
@@ -101,15 +101,15 @@ async def test_the_director_decides_for_the_target_model() -> None:
     d = director()
     d.policies.set_objectives([Objective("n", "chat", POOL, 7)])
     d.policies.set_rewrites([ModelRewrite("n", "canary", POOL, (RewriteRule(frozenset("a"), (RewriteTarget("b"),)),))])
-    d.replace_endpoints(endpoints(2), FailureMode.CLOSE)
-    picked = await d.decide(needed(model="a", objective="chat", prompt=b"x" * 600))
-    assert isinstance(picked.outcome, Decision)
-    assert picked.outcome.model == "b"
+    d.pool.endpoints_changed(endpoints(2), FailureMode.CLOSE)
+    picked = await d.director.decide(needed(model="a", objective="chat", prompt=b"x" * 600))
+    assert isinstance(picked.answer, Decision)
+    assert picked.answer.model == "b"
     assert picked.entry is not None
     assert (picked.entry.model, picked.entry.asked.model) == ("b", "a")
     (logged,) = d.decisions.find()
     assert (logged["model"], logged["asked_model"], logged["objective"], logged["priority"]) == ("b", "a", "chat", 7)
-    d.finish(picked.entry)
+    d.pool.finished(picked.entry)
     text = generate_latest(d.metrics.registry).decode()
     for line in (
         'inference_objective_request_total{model_name="a",priority="7",target_model_name="b"} 1.0',
@@ -118,17 +118,17 @@ async def test_the_director_decides_for_the_target_model() -> None:
     ):
         assert line in text
     # The same prefix under another asked name of the same target is the same prefix.
-    again = await d.decide(needed(model="b", prompt=b"x" * 600))
-    assert again.outcome == Decision(picked.outcome.endpoints)
+    again = await d.director.decide(needed(model="b", prompt=b"x" * 600))
+    assert again.answer == Decision(picked.answer.endpoints)
 
 
 async def test_a_pick_by_failure_mode_is_rewritten_too() -> None:
     d = director()
     d.policies.set_rewrites([ModelRewrite("n", "r", POOL, (RewriteRule(frozenset(), (RewriteTarget("b"),)),))])
-    d.failure_mode = FailureMode.OPEN
-    assert (await d.decide(needed(model="a"))).outcome == Decision((), "b")
-    d.failure_mode = FailureMode.CLOSE
-    assert isinstance((await d.decide(needed(model="a"))).outcome, Refusal)
+    d.pool.failure_mode = FailureMode.OPEN
+    assert (await d.director.decide(needed(model="a"))).answer == Decision((), "b")
+    d.pool.failure_mode = FailureMode.CLOSE
+    assert isinstance((await d.director.decide(needed(model="a"))).answer, Refusal)
     text = generate_latest(d.metrics.registry).decode()
     assert 'request_error_total{error_code="503",model_name="a",target_model_name="b"} 1.0' in text
 

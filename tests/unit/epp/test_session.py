@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from headrace.core import FailureMode, Request
-from headrace.epp.director import Director
+from headrace.epp.composition import Components
 from headrace.epp.metrics import Metrics
 from headrace.epp.service import StreamSession
 from headrace.extproc import BodyMode
@@ -23,9 +23,9 @@ LABELS = '{model_name="m",target_model_name="m"}'
 BODY = json.dumps({"model": "m", "prompt": "p", "stream": True}).encode()
 
 
-def picker(clock: Clock) -> Director:
+def picker(clock: Clock) -> Components:
     made = director(clock=clock)
-    made.replace_endpoints(endpoints(2), FailureMode.CLOSE)
+    made.pool.endpoints_changed(endpoints(2), FailureMode.CLOSE)
     return made
 
 
@@ -36,7 +36,7 @@ async def feed(session: StreamSession, *messages: pb.ProcessingRequest) -> list[
     return out
 
 
-def sample(d: Director, name: str) -> float:
+def sample(d: Components, name: str) -> float:
     for line in generate_latest(d.metrics.registry).decode().splitlines():
         found, _, value = line.rpartition(" ")
         if found == name:
@@ -44,13 +44,13 @@ def sample(d: Director, name: str) -> float:
     return 0.0
 
 
-def histogram(d: Director, name: str) -> tuple[float, float]:
+def histogram(d: Components, name: str) -> tuple[float, float]:
     """Count and sum."""
     return tuple(sample(d, f"inference_objective_{name}_{part}{LABELS}") for part in ("count", "sum"))  # type: ignore[return-value]
 
 
-async def pick(d: Director, response: BodyMode = BodyMode.NONE, **headers: str) -> StreamSession:
-    session = StreamSession(d, m.settings(), observed=response is BodyMode.NONE)
+async def pick(d: Components, response: BodyMode = BodyMode.NONE, **headers: str) -> StreamSession:
+    session = StreamSession(d.director, d.pool, m.settings(), observed=response is BodyMode.NONE)
     config = m.config(BodyMode.FULL_DUPLEX_STREAMED, response)
     await feed(
         session,
@@ -69,7 +69,7 @@ async def test_tokens_and_times_of_a_streamed_response(observed: bool) -> None:
     session = picking
     if observed:
         picking.end()
-        session = StreamSession(d, m.settings())
+        session = StreamSession(d.director, d.pool, m.settings())
         await feed(session, m.request_headers(m.REQUEST, observability_mode=True))
     content_type = {":status": "200", "content-type": "text/event-stream"}
     await feed(session, m.response_headers(content_type))
@@ -93,7 +93,7 @@ async def test_tokens_and_times_of_a_streamed_response(observed: bool) -> None:
         assert sample(d, last) == histogram(d, f"request_{kind}_seconds")[1]
         labels = f'{{model_name="m",target_model_name="m",type="{kind}"}}'
         assert sample(d, f"inference_objective_request_slo_violation_total{labels}") == 1
-    assert len(d.ledger) == 0
+    assert len(d.pool.ledger) == 0
 
 
 async def test_a_json_response_has_no_first_token() -> None:
@@ -109,7 +109,7 @@ async def test_a_json_response_has_no_first_token() -> None:
 async def test_where_no_body_is_seen_no_size_is_told() -> None:
     d = picker(Clock())
     (await pick(d)).end()
-    session = StreamSession(d, m.settings())
+    session = StreamSession(d.director, d.pool, m.settings())
     await feed(
         session,
         m.request_headers(m.REQUEST, observability_mode=True),
@@ -126,7 +126,7 @@ async def test_where_no_body_is_seen_no_size_is_told() -> None:
 
 async def test_a_refused_body_is_counted() -> None:
     d = picker(Clock())
-    session = StreamSession(d, m.settings())
+    session = StreamSession(d.director, d.pool, m.settings())
     answers: list[Any] = await feed(session, m.request_headers(), m.body("request_body", b"[]", True))
     assert answers[-1].immediate_response.status.code == 400
     assert sample(d, 'headrace_epp_refused_total{reason="bad-request"}') == 1
@@ -140,3 +140,15 @@ def test_models_named_by_clients_do_not_make_series_without_end() -> None:
     lines = [line for line in text.splitlines() if line.startswith("inference_objective_request_total{")]
     assert len(lines) == 1001
     assert 'request_total{model_name="other",priority="0",target_model_name="other"} 100.0' in text
+
+
+async def test_a_request_that_the_stream_refuses_is_counted_and_logged() -> None:
+    d = picker(Clock())
+    session = StreamSession(d.director, d.pool, m.settings(max_body_bytes=8))
+    headers = m.request_headers(m.REQUEST, protocol_config=m.config(BodyMode.FULL_DUPLEX_STREAMED))
+    await feed(session, headers, m.body("request_body", BODY, True))
+    session.end()
+    (logged,) = d.decisions.find()
+    assert logged["refused"] == {"status": 413, "reason": "body-too-large"}
+    assert sample(d, 'headrace_epp_refused_total{reason="body-too-large"}') == 1
+    assert len(d.pool.ledger) == 0

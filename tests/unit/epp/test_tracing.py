@@ -19,9 +19,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, TraceIdRatioBased
 
 from headrace.core import Decision, FailureMode, Refusal
+from headrace.epp.director import Pick
 from headrace.epp.options import add_arguments, read_options
 from headrace.epp.process import Process
 from headrace.epp.tracing import InvalidTracing, Tracer, _Told, check, start_tracing
+from headrace.scheduling import default_profile
 from headrace.serving.servers import CannotServe
 
 from .test_director import director, endpoints, needed
@@ -48,18 +50,18 @@ def log_as_before() -> object:
 def in_memory() -> tuple[Tracer, InMemorySpanExporter]:
     kept, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
-    return Tracer(provider, kept), kept
+    return Tracer(provider, kept, "pool"), kept
 
 
 async def test_a_pick_is_told_without_its_prompt() -> None:
-    d = director()
-    d.tracer, kept = in_memory()
-    d.replace_endpoints(endpoints(2), FailureMode.CLOSE)
+    tracer, kept = in_memory()
+    d = director(observers=[tracer.decided])
+    d.pool.endpoints_changed(endpoints(2), FailureMode.CLOSE)
     headers = {"traceparent": PARENT, "tracestate": "vendor=1"}
-    picked = await d.decide(needed(model="m", prompt=b"a secret", body_size=10, headers=headers, priority=3))
-    assert isinstance(picked.outcome, Decision)
-    refused = await d.decide(needed(model="m", subset=(), headers=headers))
-    assert isinstance(refused.outcome, Refusal)
+    picked = await d.director.decide(needed(model="m", prompt=b"a secret", body_size=10, headers=headers, priority=3))
+    assert isinstance(picked.answer, Decision)
+    refused = await d.director.decide(needed(model="m", subset=(), headers=headers))
+    assert isinstance(refused.answer, Refusal)
     first, second = kept.get_finished_spans()
     assert first.parent is not None
     assert first.context is not None
@@ -78,7 +80,7 @@ async def test_a_pick_is_told_without_its_prompt() -> None:
         "headrace.candidates": 2,
         "k8s.pod.name": picked.entry.record.endpoint.pod_name,  # type: ignore[union-attr]
         "headrace.outcome": "picked",
-        "headrace.endpoint": picked.outcome.destination,
+        "headrace.endpoint": picked.answer.destination,
     }
     assert second.attributes is not None
     assert (second.attributes["headrace.outcome"], second.attributes["http.response.status_code"]) == (
@@ -90,9 +92,9 @@ async def test_a_pick_is_told_without_its_prompt() -> None:
 
 
 async def test_a_client_that_goes_is_told() -> None:
-    d = director()
-    d.tracer, kept = in_memory()
-    waiting = asyncio.create_task(d.decide(needed()))
+    tracer, kept = in_memory()
+    d = director(observers=[tracer.decided])
+    waiting = asyncio.create_task(d.director.decide(needed()))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
@@ -101,17 +103,17 @@ async def test_a_client_that_goes_is_told() -> None:
 
 
 async def test_without_a_sample_nothing_is_kept() -> None:
-    d = director()
-    d.tracer, kept = in_memory()
-    d.replace_endpoints(endpoints(1), FailureMode.CLOSE)
-    await d.decide(needed(headers={"traceparent": PARENT[:-1] + "0"}))
+    tracer, kept = in_memory()
+    d = director(observers=[tracer.decided])
+    d.pool.endpoints_changed(endpoints(1), FailureMode.CLOSE)
+    await d.director.decide(needed(headers={"traceparent": PARENT[:-1] + "0"}))
     assert not kept.get_finished_spans()
 
 
 async def started(monkeypatch: pytest.MonkeyPatch, **environment: str) -> TracerProvider | None:
     for name, value in environment.items():
         monkeypatch.setenv(f"OTEL_{name}", value)
-    tracer = start_tracing(lambda result, spans: None)
+    tracer = start_tracing("pool", lambda result, spans: None)
     if tracer is None:
         return None
     await tracer.close()
@@ -233,10 +235,8 @@ async def test_what_is_left_is_sent_in_the_end(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("headrace.epp.tracing._CLOSE_SECONDS", 60)
     kept, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(kept, schedule_delay_millis=600_000))
-    tracer = Tracer(provider, kept)
-    span = tracer.start({})
-    assert span is not None
-    tracer.end(span, "pool", needed().request, None)
+    tracer = Tracer(provider, kept, "pool")
+    tracer.decided(Pick(needed().request, default_profile()))
     assert not kept.get_finished_spans()
     await tracer.close()
     assert len(kept.get_finished_spans()) == 1
@@ -247,7 +247,7 @@ async def test_the_end_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> N
     away, provider = Away(), TracerProvider(shutdown_on_exit=False)
     monkeypatch.setattr("headrace.epp.tracing._CLOSE_SECONDS", 0.05)
     monkeypatch.setattr(provider, "shutdown", lambda: away.ended.wait(60))
-    await Tracer(provider, away).close()
+    await Tracer(provider, away, "pool").close()
     assert away.ended.is_set()
 
 

@@ -248,6 +248,9 @@ def test_control_headers_are_inputs_that_can_be_switched_off() -> None:
     request = off.pick.request
     assert (request.slo_ttft_ms, request.slo_tpot_ms, request.wanted_model) == (None, None, "")
     assert (request.objective, request.fairness_id) == ("", "")
+    # Whoever goes by a request, goes by what is allowed in it.
+    assert not set(request.headers) & set(CONTROL)
+    assert request.headers[":path"] == on.pick.request.headers[":path"]
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "nan", "inf", "1e400", "1_0 0"])

@@ -258,7 +258,11 @@ async def test_admitters_have_the_last_word_on_negative_priorities_only() -> Non
     pool = Pool(2, admitters=(always,))
     pool.states = lambda: [state(1, waiting=2)]  # type: ignore[method-assign]
     pool.flow = FlowController(
-        settings(enabled=False, admitters=(always,)), states=pool.states, clock=lambda: 0.0, rng=Random(1)
+        settings(enabled=False, admitters=(always,)),
+        states=pool.states,
+        clock=lambda: 0.0,
+        rng=Random(1),
+        observer=pool,
     )
     assert await pool.flow.admit(request(priority=0)) is None
     assert await pool.flow.admit(request(priority=-1)) is not None

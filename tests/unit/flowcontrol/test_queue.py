@@ -90,8 +90,8 @@ def test_least_attained_service_lets_the_poor_go_first() -> None:
 def test_deadline_orderings() -> None:
     by_slo = queue(default_band=BandConfig(ordering=SloDeadline()))
     by_slo.offer(request("none"), 0.0)
-    by_slo.offer(request("late", headers={"x-slo-ttft-ms": "9000"}), 0.0)
-    by_slo.offer(request("soon", headers={"x-slo-ttft-ms": "100"}), 1.0)
+    by_slo.offer(request("late", slo_ttft_ms=9000.0), 0.0)
+    by_slo.offer(request("soon", slo_ttft_ms=100.0), 1.0)
     assert drain(by_slo) == ["soon", "late", "none"]
     by_deadline = queue(default_band=BandConfig(ordering=EarliestDeadlineFirst()))
     for number in range(3):
@@ -213,7 +213,7 @@ def test_other_rules_keep_who_waits() -> None:
     made = queue(default_band=BandConfig(fairness=LeastAttainedService()))
     made.charge(0, "a", 1000.0, 0.0)
     made.offer(request("a0", flow="a"), 0.0)
-    made.offer(request("b0", flow="b", headers={"x-slo-ttft-ms": "1"}), 0.0)
+    made.offer(request("b0", flow="b", slo_ttft_ms=1.0), 0.0)
     rules = settings(
         max_requests=1, default_band=BandConfig(fairness=GlobalStrict(), ordering=SloDeadline(), max_requests=1)
     )

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.kube.client import Resource
-from headrace.kube.reflector import ExpiredError, ObjectStore, key_of
+from headrace.kube.client import ApiError, Resource
+from headrace.kube.reflector import ExpiredError, ObjectStore, Reflector, key_of
 
 
 def made(name: str, version: int = 1) -> dict[str, Any]:
@@ -84,6 +84,16 @@ def test_the_store_is_what_the_events_say(events: list[tuple[str, str, int]]) ->
         else:
             expected[name] = str(version)
     assert {name: found["metadata"]["resourceVersion"] for (_, name), found in store.objects.items()} == expected
+
+
+def test_a_new_spell_of_failures_is_waited_out_as_the_first_was() -> None:
+    reflector = Reflector(None, Resource("", "v1", "pods", True))
+    error = ApiError(0, "Unreachable", "m")
+    first = [reflector._failed(error) for _ in range(9)]
+    assert first == sorted(first)
+    assert first[-1] == 10.0
+    reflector._recovered()
+    assert reflector._failed(error) == first[0] < first[1]
 
 
 def test_paths() -> None:

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import gzip
 
-import aiohttp
 import pytest
 from aiohttp import web
 
 from headrace.replace.counters import Rows, in_flight_at_server
 from headrace.replace.measure import Measure, Members, Target, reading
 from headrace.replace.plan import PoolRef
+from headrace.serving.http_client import HttpClient
 
 REF = PoolRef("inference.networking.k8s.io", "serving", "pool")
 BUSY: Rows = {"headrace_epp_ledger_requests": [({}, 2.0)], "vllm:num_requests_running": [({}, 3.0)]}
@@ -106,8 +106,8 @@ async def test_pages_of_servers_are_read_within_bounds(
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         served = dataclasses.replace(SERVER, address="127.0.0.1", port=runner.addresses[0][1])
-        async with aiohttp.ClientSession() as session:
-            rows = await Measure(None, session, via="pod")._page(served)
+        async with HttpClient() as client:
+            rows = await Measure(None, client, via="pod")._page(served)
         assert (None if rows is None else in_flight_at_server(rows)) == in_flight
         assert not elsewhere
     finally:

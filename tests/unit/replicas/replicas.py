@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from headrace.core import Endpoint
+from headrace.core import Endpoint, Request
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.store import EndpointStore
 from headrace.prefixes.approximate import PrefixIndex
@@ -45,11 +45,10 @@ class Replica:
         self.clock = clock
         self.store = EndpointStore()
         self.index = PrefixIndex(PrefixSettings())
-        self.ledger = Ledger(self.store)
+        self.journal = Journal(name, self.index, clock=clock, name=name, kept_bytes=kept_bytes)
+        self.ledger = Ledger(self.store, [self.journal])
         self.ledger.expect_observers()
-        self.journal = Journal(name, self.ledger, self.index, clock=clock, name=name, kept_bytes=kept_bytes)
-        self.ledger.listener = self.journal
-        self.peers = PeerAccounts(self.store, self.ledger, self.index, me=name)
+        self.peers = PeerAccounts(self.store, self.ledger, self.index, me=name, clock=clock)
         self.links: dict[str, Link] = {}
         # How often it had to begin anew with another's account.
         self.anew = 0
@@ -61,11 +60,11 @@ class Replica:
             self.index.remove(endpoint.key)
         for endpoint in came:
             self.index.add(endpoint.key)
-            self.peers.endpoint_came(endpoint.key, self.clock())
+            self.peers.add(endpoint.key)
 
     def pick(self, request_id: str, key: str = KEYS[0], **more: object) -> InFlight:
         fields: dict[str, object] = {"attached": False, "tokens": 10, **more}
-        return self.ledger.start(request_id, key, "model", 100, self.clock(), **fields)  # type: ignore[arg-type]
+        return self.ledger.start(Request(request_id, model="model", body_size=100), key, self.clock(), **fields)  # type: ignore[arg-type]
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Of each endpoint requests, bytes and tokens, of all replicas."""
@@ -91,14 +90,14 @@ class Replica:
         for _ in range(batches):
             try:
                 if link.sequence is None:
-                    link.sequence, parts = other.journal.account()
+                    link.sequence, parts = other.journal.account(other.ledger.own())
                     for raw in parts:
-                        self.peers.receive(read_update(raw), self.clock())
+                        self.peers.receive(read_update(raw))
                 elif (raw := other.journal.after(link.sequence)) is not None:
-                    self.peers.receive(read_update(raw), self.clock())
+                    self.peers.receive(read_update(raw))
                     link.sequence += 1
                 else:
-                    self.peers.receive(read_update(other.journal.sign_of_life()), self.clock())
+                    self.peers.receive(read_update(other.journal.sign_of_life()))
                     return
             except (FellBehind, OutOfStep):
                 link.sequence = None

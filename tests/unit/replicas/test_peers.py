@@ -103,9 +103,9 @@ def test_a_dead_replica_takes_its_counts_with_it() -> None:
     fleet.settle()
     assert a.counts() == {**NOTHING, KEYS[0]: (2, 200, 20), KEYS[1]: (1, 100, 10)}
     fleet.clock.now += SILENT_SECONDS - 0.1
-    assert a.peers.expire(fleet.clock()) == []
+    assert a.peers.expire() == []
     fleet.clock.now += 0.2
-    assert a.peers.expire(fleet.clock()) == ["replica-1"]
+    assert a.peers.expire() == ["replica-1"]
     # What it picked and we observe is ours.
     assert a.counts() == {**NOTHING, KEYS[0]: (2, 200, 20)}
     assert ours is not None
@@ -113,7 +113,7 @@ def test_a_dead_replica_takes_its_counts_with_it() -> None:
     assert a.counts() == one()
     # It was only slow.
     with pytest.raises(OutOfStep):
-        a.peers.receive(read_update(b.journal.sign_of_life()), fleet.clock())
+        a.peers.receive(read_update(b.journal.sign_of_life()))
     fleet.settle()
     assert a.counts() == {**NOTHING, KEYS[0]: (1, 100, 10), KEYS[1]: (1, 100, 10)}
 
@@ -136,13 +136,13 @@ def test_a_long_account_comes_in_parts_and_changes_meanwhile() -> None:
     fleet = Fleet.of(2)
     a, b = fleet.replicas
     entries = [a.pick(f"r{number}") for number in range(1200)]
-    sequence, parts = a.journal.account()
-    b.peers.receive(read_update(next(parts)), fleet.clock())
+    sequence, parts = a.journal.account(a.ledger.own())
+    b.peers.receive(read_update(next(parts)))
     for entry in (*entries[:10], *entries[-10:]):
         a.ledger.finish(entry, fleet.clock())
     a.ledger.move(entries[600], KEYS[1], fleet.clock())
     for raw in parts:
-        b.peers.receive(read_update(raw), fleet.clock())
+        b.peers.receive(read_update(raw))
     b.links["replica-0"].sequence = sequence
     b.hear(a)
     assert b.counts() == a.counts()
@@ -170,13 +170,13 @@ def test_prefixes_are_told_and_a_new_replica_learns_all() -> None:
     assert b.index.matches([1, 2, 3, 4]) == {KEYS[0]: 3}
     a.index.insert([7, 8], KEYS[1])
     new = Replica("new", fleet.clock)
-    for raw in (*a.journal.account()[1], *a.journal.prefixes(a.journal.sequence)):
-        new.peers.receive(read_update(raw), fleet.clock())
+    for raw in (*a.journal.account(a.ledger.own())[1], *a.journal.prefixes(a.journal.sequence)):
+        new.peers.receive(read_update(raw))
     assert {key: new.index.blocks(key) for key in KEYS} == {key: a.index.blocks(key) for key in KEYS}
     # Hashes of blocks of another size mean nothing.
     update = messages.Update(replica="x", reset=True)
     update.sent.add(endpoint=KEYS[2], block_bytes=1, blocks=[9])
-    new.peers.receive(update, fleet.clock())
+    new.peers.receive(update)
     assert new.index.matches([9]) == {}
 
 
@@ -196,7 +196,7 @@ def test_pages_that_counted_a_replicas_requests_are_not_corrected_by_them_again(
     a.hear(b)
     assert (a.store.snapshot()[0].running, a.store.snapshot()[0].waiting) == (5, 1)
     # The server goes on with what a dead replica sent.
-    a.peers.forget("replica-1", fleet.clock())
+    a.peers.forget("replica-1")
     assert (a.store.snapshot()[0].running, a.store.snapshot()[0].in_flight) == (5, 0)
 
 
@@ -227,7 +227,7 @@ def test_an_update_out_of_turn_is_refused() -> None:
     assert peer is not None
     for sequence in (peer.sequence + 2, peer.sequence - 1 if peer.sequence else 7):
         with pytest.raises(OutOfStep, match="in place of"):
-            a.peers.receive(messages.Update(replica="replica-1", sequence=sequence), fleet.clock())
+            a.peers.receive(messages.Update(replica="replica-1", sequence=sequence))
     assert b.journal.followers == 1
 
 
@@ -316,7 +316,7 @@ class Replicas(RuleBasedStateMachine):
         self.picked = {name: found for name, found in self.picked.items() if found[0] is not dead}
         self.observed = {name: found for name, found in self.observed.items() if found[0] is not dead}
         for replica in self.fleet.replicas:
-            replica.peers.forget(dead.name, self.fleet.clock())
+            replica.peers.forget(dead.name)
             replica.cut_off(dead)
 
     @invariant()

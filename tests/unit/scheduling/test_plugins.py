@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.decode import decode
 from headrace.core import Endpoint, Request
-from headrace.scheduling import Binding, EndpointState, Facts, Prediction, run
+from headrace.scheduling import Binding, EndpointState, Facts, run
 from headrace.scheduling.affinity import (
     MAX_SESSION_LENGTH,
     HeaderLabelAffinityScorer,
@@ -25,13 +26,12 @@ from headrace.scheduling.filters import (
     EndpointAttributeFilter,
     HeaderBasedTestingFilter,
     PrefixCacheAffinityFilter,
-    SloHeadroomTierFilter,
 )
 from headrace.scheduling.labels import ROLES, ByLabelFilter, ContextLengthAware, LabelSelectorFilter, Requirement
 from headrace.scheduling.pickers import MaxScorePicker
 from headrace.scheduling.plugin import AddResponseHeader, BindSession, ColdPick, Filter
 from headrace.scheduling.profile import Profile
-from headrace.scheduling.saturation import ConcurrencyDetector, UtilizationDetector, UtilizationFilter
+from headrace.scheduling.saturation import ConcurrencyDetector, Condition, UtilizationDetector, UtilizationFilter
 from headrace.scheduling.scorers import NoHitLruScorer
 
 from .states import facts, state
@@ -43,6 +43,11 @@ def labelled(number: int, **labels: str) -> EndpointState:
     made = state(number)
     endpoint = replace(made.endpoint, labels={name.replace("_", "-"): value for name, value in labels.items()})
     return made._replace(endpoint=endpoint)
+
+
+def by_attribute(operator: str, value: float, **fields: object) -> EndpointAttributeFilter:
+    algorithm = {"type": "threshold", "threshold": {"operator": operator, "value": value}}
+    return decode({"attribute": "x", "algorithm": algorithm, **fields}, EndpointAttributeFilter, "")
 
 
 KEPT: list[tuple[Filter, list[dict[str, Any]], dict[str, Any], list[int]]] = [
@@ -62,13 +67,13 @@ KEPT: list[tuple[Filter, list[dict[str, Any]], dict[str, Any], list[int]]] = [
         [3],
     ),
     (
-        UtilizationFilter((("waiting-queue", 2.0), ("kv-cache-utilization", 0.5))),
+        UtilizationFilter((Condition("waiting-queue", 2.0), Condition("kv-cache-utilization", 0.5))),
         [{"waiting": 2, "kv_usage": 0.5}, {"waiting": 3}, {"kv_usage": 0.6}],
         {},
         [1],
     ),
-    (UtilizationFilter((("active-requests", 0.0),)), [{"in_flight": 1}], {}, []),
-    (UtilizationFilter((("running-requests", 0.0),), fallback_on_empty=True), [{"running": 1}], {}, [1]),
+    (UtilizationFilter((Condition("active-requests", 0.0),)), [{"in_flight": 1}], {}, []),
+    (UtilizationFilter((Condition("running-requests", 0.0),), fallback_on_empty=True), [{"running": 1}], {}, [1]),
     # at least 0.8 of the blocks; all, where none has that
     (PrefixCacheAffinityFilter(), [{}, {}, {}], {"matches": {K1: 8, K2: 7}, "blocks": 10}, [1]),
     (PrefixCacheAffinityFilter(), [{}, {}], {"matches": {K1: 7}, "blocks": 10}, [1, 2]),
@@ -100,15 +105,15 @@ KEPT: list[tuple[Filter, list[dict[str, Any]], dict[str, Any], list[int]]] = [
         [1, 2],
     ),
     # by a metric of the configuration's own
-    (EndpointAttributeFilter("x", "LessThan", 2.0), [{"custom": {"x": 1.0}}, {"custom": {"x": 2.0}}, {}], {}, [1, 3]),
+    (by_attribute("LessThan", 2.0), [{"custom": {"x": 1.0}}, {"custom": {"x": 2.0}}, {}], {}, [1, 3]),
     (
-        EndpointAttributeFilter("x", "GreaterThanOrEqual", 2.0, pass_on_missing=False),
+        by_attribute("GreaterThanOrEqual", 2.0, onMissing="Fail"),
         [{"custom": {"x": 2.0}}, {}],
         {},
         [1],
     ),
-    (EndpointAttributeFilter("x", "Equal", 5.0), [{"custom": {"x": 2.0}}], {}, []),
-    (EndpointAttributeFilter("x", "NotEqual", 2.0, fallback_on_empty=True), [{"custom": {"x": 2.0}}], {}, [1]),
+    (by_attribute("Equal", 5.0), [{"custom": {"x": 2.0}}], {}, []),
+    (by_attribute("NotEqual", 2.0, fallbackOnEmpty=True), [{"custom": {"x": 2.0}}], {}, [1]),
     # what the header names, in its order
     (HeaderBasedTestingFilter(), [{}, {}, {}], {}, []),
     (
@@ -188,18 +193,6 @@ def test_a_header_names_a_label() -> None:
     assert scorer.score(pods, facts()) == [0.0, 0.0, 0.0]
 
 
-def test_slo_tiers() -> None:
-    states = [state(1), state(2), state(3)]
-    keep = SloHeadroomTierFilter(0.0).keep
-    asked = facts()
-    assert keep(states, asked) == states, "nothing predicts"
-    meets, misses = Prediction(0.5, 0.1, 1.0, 0.2), Prediction(0.5, 0.3, 1.0, 0.2)
-    assert keep(states, asked._replace(predictions={K1: meets, K2: misses})) == [states[0]]
-    assert keep(states, asked._replace(predictions={K2: misses})) == states
-    always = SloHeadroomTierFilter(1.0).keep
-    assert always(states, asked._replace(predictions={K1: meets, K2: misses})) == states[1:]
-
-
 # Sessions.
 
 
@@ -272,7 +265,7 @@ def test_cold_prompts_are_spread() -> None:
     states = [state(1), state(2), state(3)]
     asked = facts()
     # Never picked first, in their order; then the longest ago.
-    assert scorer.score(states, asked._replace(cold_picks={K1: 5, K2: 4})) == [0.0, 0.5, 1.0]
+    assert scorer.score(states, replace(asked, cold_picks={K1: 5, K2: 4})) == [0.0, 0.5, 1.0]
     assert scorer.score(states, asked) == [1.0, 0.5, 0.0]
     assert scorer.score(states[:1], asked) == [1.0]
     warm = facts(matches={K2: 1}, blocks=3)

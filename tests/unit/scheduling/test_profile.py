@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.scheduling import Profile, default_profile, explain, run
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
 from headrace.scheduling.pickers import MaxScorePicker, RandomPicker, WeightedRandomPicker
-from headrace.scheduling.plugin import Picker, Scored
+from headrace.scheduling.plugin import Picker
 from headrace.scheduling.profile import WeightedScorer
 from headrace.scheduling.scorers import QueueScorer
 
@@ -109,19 +109,19 @@ PICKERS = [MaxScorePicker, RandomPicker, WeightedRandomPicker]
 @pytest.mark.parametrize("picker", PICKERS)
 @given(scores=st.lists(st.floats(0, 7), min_size=1, max_size=6), wanted=st.integers(1, 8), seed=st.integers(0, 99))
 def test_pickers_give_distinct_candidates(picker: type[Picker], scores: list[float], wanted: int, seed: int) -> None:
-    scored = [Scored(score, state(number)) for number, score in enumerate(scores, 1)]
+    scored = [(score, state(number)) for number, score in enumerate(scores, 1)]
     picked = picker(wanted).pick(scored, facts(seed))  # type: ignore[call-arg]
     assert len(picked) == min(wanted, len(scored))
-    assert len({candidate.state.key for candidate in picked}) == len(picked)
+    assert len({candidate.key for _, candidate in picked}) == len(picked)
     if picker is MaxScorePicker:
-        assert [c.score for c in picked] == sorted(scores, reverse=True)[: len(picked)]
+        assert [score for score, _ in picked] == sorted(scores, reverse=True)[: len(picked)]
 
 
 def shares(picker: Picker, scores: list[float]) -> list[float]:
-    scored = [Scored(score, state(number)) for number, score in enumerate(scores, 1)]
+    scored = [(score, state(number)) for number, score in enumerate(scores, 1)]
     rng_facts = facts(seed=3)
-    counts = Counter(picker.pick(scored, rng_facts)[0].state.key for _ in range(4000))
-    return [counts[candidate.state.key] / 4000 for candidate in scored]
+    counts = Counter(picker.pick(scored, rng_facts)[0][1].key for _ in range(4000))
+    return [counts[candidate.key] / 4000 for _, candidate in scored]
 
 
 def test_ties_are_shared_and_weights_are_followed() -> None:

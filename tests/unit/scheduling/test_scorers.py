@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.decode import decode
 from headrace.scheduling.plugin import Scorer
 from headrace.scheduling.scorers import (
     ActiveRequestScorer,
@@ -25,6 +26,12 @@ from .states import facts, state
 
 A, B = frozenset({"a"}), frozenset({"b"})
 K1, K2 = "10.0.0.1:8000", "10.0.0.2:8000"
+
+
+def by_attribute(better: str = "lower", **normalization: object) -> EndpointAttributeScorer:
+    algorithm = {"type": f"linear_{better}_is_better", "normalization": normalization}
+    return decode({"attributeKey": "x", "algorithm": algorithm}, EndpointAttributeScorer, "")
+
 
 TABLE: list[tuple[Scorer, list[dict[str, Any]], dict[str, Any], list[float]]] = [
     # (max - q) / (max - min), 1 where all are equal
@@ -50,8 +57,8 @@ TABLE: list[tuple[Scorer, list[dict[str, Any]], dict[str, Any], list[float]]] = 
     (PrefixCacheScorer(), [{}, {}], {"matches": {K2: 1}, "blocks": 4}, [0.0, 0.25]),
     (PrefixCacheScorer(), [{}], {}, [0.0]),
     # (1 - w) * ratio + w * min(1, tokens / 8192)^2
-    (PrefixCacheScorer(0.5), [{}], {"matches": {K1: 64}, "blocks": 128}, [0.5 * 0.5 + 0.5 * 0.25]),
-    (PrefixCacheScorer(1.0), [{}], {"matches": {K1: 256}, "blocks": 256}, [1.0]),
+    (PrefixCacheScorer(match_length_weight=0.5), [{}], {"matches": {K1: 64}, "blocks": 128}, [0.5 * 0.5 + 0.5 * 0.25]),
+    (PrefixCacheScorer(match_length_weight=1.0), [{}], {"matches": {K1: 256}, "blocks": 256}, [1.0]),
     # 0.5 where idle, else 0.5 * (1 - min(q, T) / T)
     (LoadAwareScorer(), [{"waiting": 0}, {"waiting": 64}, {"waiting": 500}], {}, [0.5, 0.25, 0.0]),
     (LoadAwareScorer(10), [{"waiting": 5}], {}, [0.25]),
@@ -69,21 +76,21 @@ TABLE: list[tuple[Scorer, list[dict[str, Any]], dict[str, Any], list[float]]] = 
     ),
     (TokenLoadScorer(100), [{"in_flight_tokens": 5000}], {}, [0.0]),
     # a metric scaled over the candidates' range, or a fixed one
-    (EndpointAttributeScorer("x"), [{"custom": {"x": 4.0}}, {"custom": {"x": 2.0}}, {}], {}, [0.0, 1.0, 0.0]),
+    (by_attribute(), [{"custom": {"x": 4.0}}, {"custom": {"x": 2.0}}, {}], {}, [0.0, 1.0, 0.0]),
     (
-        EndpointAttributeScorer("x", lower_is_better=False),
+        by_attribute("higher"),
         [{"custom": {"x": 4.0}}, {"custom": {"x": 3.0}}, {"custom": {"x": 2.0}}],
         {},
         [1.0, 0.5, 0.0],
     ),
-    (EndpointAttributeScorer("x"), [{"custom": {"x": 4.0}}, {"custom": {"x": 4.0}}], {}, [1.0, 1.0]),
+    (by_attribute(), [{"custom": {"x": 4.0}}, {"custom": {"x": 4.0}}], {}, [1.0, 1.0]),
     (
-        EndpointAttributeScorer("x", fixed_range=(0.0, 10.0)),
+        by_attribute(fixedRange={"min": 0, "max": 10}),
         [{"custom": {"x": 4.0}}, {"custom": {"x": 40.0}}],
         {},
         [0.6, 0.0],
     ),
-    (EndpointAttributeScorer("x"), [{}, {}], {}, [0.0, 0.0]),
+    (by_attribute(), [{}, {}], {}, [0.0, 0.0]),
 ]
 
 

@@ -28,21 +28,12 @@ async def server(handler: object) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-@asynccontextmanager
-async def client(**settings: int) -> AsyncIterator[HttpClient]:
-    made = HttpClient(**settings)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
 async def test_an_answer_and_what_was_asked() -> None:
     async def handler(request: web.Request) -> web.Response:
         assert request.headers["accept-encoding"] == "identity"
         return web.Response(status=400, body=await request.read() + request.headers["x-a"].encode())
 
-    async with server(handler) as url, client() as http:
+    async with server(handler) as url, HttpClient() as http:
         asked = http.read("POST", url, max_bytes=10, seconds=HANG_SECONDS, data=b"body", headers={"x-a": "1"})
         assert await asked == (400, b"body1")
 
@@ -51,7 +42,7 @@ async def test_no_more_than_so_many_bytes_are_taken() -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.Response(body=b"x" * 11)
 
-    async with server(handler) as url, client() as http:
+    async with server(handler) as url, HttpClient() as http:
         with pytest.raises(HttpError, match="over 10 bytes"):
             await http.read("GET", url, max_bytes=10, seconds=HANG_SECONDS)
         assert await http.read("GET", url, max_bytes=11, seconds=HANG_SECONDS) == (200, b"x" * 11)
@@ -61,7 +52,7 @@ async def test_what_is_compressed_is_not_unpacked() -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.Response(body=gzip.compress(b"x" * (1 << 20)), headers={"content-encoding": "gzip"})
 
-    async with server(handler) as url, client() as http:
+    async with server(handler) as url, HttpClient() as http:
         with pytest.raises(HttpError, match="compressed"):
             await http.read("GET", url, max_bytes=1 << 30, seconds=HANG_SECONDS)
 
@@ -74,7 +65,7 @@ async def test_redirects_are_not_followed() -> None:
         asked += 1
         return web.Response(status=302, headers={"location": "/"})
 
-    async with server(handler) as url, client() as http:
+    async with server(handler) as url, HttpClient() as http:
         assert (await http.read("GET", url, max_bytes=10, seconds=HANG_SECONDS))[0] == 302
     assert asked == 1
 
@@ -87,13 +78,13 @@ async def test_an_answer_that_never_ends_is_over_in_time() -> None:
         await asyncio.sleep(HANG_SECONDS)
         return answer
 
-    async with server(handler) as url, client() as http:
+    async with server(handler) as url, HttpClient() as http:
         with pytest.raises(HttpError, match="timed out"):
             await http.read("GET", url, max_bytes=10, seconds=0.2)
 
 
 async def test_nobody_answers() -> None:
-    async with client() as http:
+    async with HttpClient() as http:
         with pytest.raises(HttpError, match="ClientConnectorError"):
             await http.read("GET", "http://127.0.0.1:1/", max_bytes=10, seconds=HANG_SECONDS)
         with pytest.raises(HttpError):
@@ -108,7 +99,7 @@ async def test_a_connection_with_an_unread_answer_is_not_used_again() -> None:
         peers.append(request.transport.get_extra_info("peername"))
         return web.Response(body=b"x" * (1 << 20))
 
-    async with server(handler) as url, client(per_host=1) as http:
+    async with server(handler) as url, HttpClient(per_host=1) as http:
         for enough in (True, False, False):
             async with http.open("GET", url, seconds=HANG_SECONDS) as answer:
                 async for _ in pieces(answer):

@@ -5,10 +5,10 @@ Pickers are asked through the API server's proxy to their Pods (needs `get` on `
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import aiohttp
 from msgspec import Struct
 
 from headrace.core import InvalidPool, Pool
@@ -20,10 +20,13 @@ from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
 from headrace.kube.objects import list_all
 from headrace.protocol import http
 from headrace.protocol.objects import RESOLVED_REFS
+from headrace.serving.http_client import HttpClient, HttpError
 
 # What the gateway controller writes, see `gateway.status`.
 _NOT_TRUSTED = "EndpointPickerNotTrusted"
-_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_SECONDS = 10.0
+# A thousand decisions among a thousand endpoints.
+_MOST_BYTES = 256 << 20
 
 
 class NotAnswered(Exception):  # noqa: N818
@@ -120,18 +123,17 @@ async def decisions_of(
 async def ask_url(url: str, path: str, token: str = "") -> dict[str, Any]:
     """A picker's page at its own address. Raises NotAnswered."""
     headers = {http.AUTHORIZATION: f"Bearer {token}"} if token else {}
+    where = url.rstrip("/") + path
     try:
-        async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(url.rstrip("/") + path, headers=headers) as answer,
-        ):
-            if answer.status in (401, 403):
-                raise NotAnswered(f"{url}: {answer.status}: give a token that may read it: --token-file")
-            if answer.status != 200:
-                raise NotAnswered(f"{url}{path}: status {answer.status}")
-            page = await answer.json(content_type=None)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        raise NotAnswered(f"{url}: {error or type(error).__name__}: is this a picker's metrics port?") from None
+        async with HttpClient() as client:
+            status, body = await client.read("GET", where, max_bytes=_MOST_BYTES, seconds=_SECONDS, headers=headers)
+        if status in (401, 403):
+            raise NotAnswered(f"{url}: {status}: give a token that may read it: --token-file")
+        if status != 200:
+            raise NotAnswered(f"{url}{path}: status {status}")
+        page = json.loads(body)
+    except (HttpError, ValueError) as error:
+        raise NotAnswered(f"{url}: {error}: is this a picker's metrics port?") from None
     if not isinstance(page, dict):
         raise NotAnswered(f"{url}{path}: the answer is no JSON object")
     return page

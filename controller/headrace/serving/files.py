@@ -1,0 +1,62 @@
+"""Files that a process reads again when they change."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Reloading(Generic[T]):
+    """What is in some files; `current` is what could be used last. It may be used by several threads.
+
+    Changes are seen by the files' contents: a mounted ConfigMap or Secret changes by swapping links, and times say
+    little about that."""
+
+    def __init__(
+        self,
+        files: Iterable[Path],
+        read: Callable[[], T],
+        what: str,
+        *,
+        on_bad: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`read` gives what is in the files and raises ValueError where that cannot be used; `what` names it in logs.
+
+        Raises what `read` raises."""
+        self._files = tuple(files)
+        self._read = read
+        self._what = what
+        self._on_bad = on_bad
+        self._seen = self._digests()
+        self.current = read()
+
+    def changed(self) -> T | None:
+        """The new value, if the contents have changed. What cannot be used is logged once, and counted by `on_bad`."""
+        digests = self._digests()
+        if digests == self._seen:
+            return None
+        self._seen = digests
+        try:
+            self.current = self._read()
+        except ValueError as error:
+            self._on_bad()
+            logger.error("%s stays as it was: %s", self._what, error)
+            return None
+        logger.info("%s has changed", self._what, extra={"files": [str(path) for path in self._files]})
+        return self.current
+
+    def _digests(self) -> list[bytes | None]:
+        digests: list[bytes | None] = []
+        for path in self._files:
+            try:
+                digests.append(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+            except OSError:
+                digests.append(None)
+        return digests
