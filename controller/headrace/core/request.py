@@ -17,7 +17,7 @@ class Asked(NamedTuple):
     slo_tpot_ms: float | None = None
 
 
-# Of a request that nothing is known of but that it is on its way.
+# Placeholder for an in-flight request that was reported without its attributes.
 NOT_ASKED = Asked()
 
 

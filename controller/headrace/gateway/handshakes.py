@@ -1,7 +1,7 @@
-"""Tries whether endpoint pickers have certificates that the Envoys trust, so that status does not say all is well.
+"""Checks whether the Envoys trust the certificates of endpoint pickers, so that a pool's status can say so.
 
-In the background: a TLS handshake with a picker, by the CA and the name that Envoy is given. Only a certificate that is
-not trusted is a verdict. A picker that cannot be reached from here may still be reached by Envoy."""
+In the background it does a TLS handshake with each picker, with the CA and the name that Envoy is given. Only a failed
+verification counts: a picker that cannot be reached from here may still be reached by Envoy."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class InEffect:
         self._own.pop(gateway, None)
         self._retranslations.pop(gateway, None)
 
-    def untold(self, gateway: GatewayKey, routes: Iterable[RouteKey]) -> frozenset[RouteKey]:
+    def unpublished(self, gateway: GatewayKey, routes: Iterable[RouteKey]) -> frozenset[RouteKey]:
         """Those of the routes of which no pool's status says what was translated."""
         return frozenset(routes) - self._published().get(gateway, {}).keys()
 
@@ -162,8 +162,8 @@ class InEffect:
             self._retranslations[gateway] = _Retranslation(attempt, pools, stale)
         return bool(pools)
 
-    def retranslation_is_said(self, gateway: GatewayKey) -> None:
-        """The status is written. Where another replica is asked, the next word is that one's."""
+    def retranslation_published(self, gateway: GatewayKey) -> None:
+        """The status is written. Where Envoy Gateway asks another replica, that one writes the next status."""
         if not self.is_asked(gateway):
             self._retranslations.pop(gateway, None)
 

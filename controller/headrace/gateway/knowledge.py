@@ -1,4 +1,4 @@
-"""What a hook call is translated from: the informers' state, and one bounded list of each kind that lacks something.
+"""The snapshot that a hook call is translated from: the informers' state, and a list of each kind that misses objects.
 
 Envoy Gateway calls the hook once for a change, and not again when our informers have caught up with it. The informers
 hear of a change when Envoy Gateway does, and its way to the hook is longer. Four things make up for the rest:

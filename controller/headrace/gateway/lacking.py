@@ -1,4 +1,4 @@
-"""What a translation would need and the informers do not have; and what earlier translations had. Pure.
+"""Objects that a translation needs and the informers do not have, and those of earlier translations. Pure.
 
 Envoy Gateway calls the hook once for a change, and not again when our informers have caught up with it. So before an
 answer is given without an object, that object is looked for in the API server; and where that fails too, its route

@@ -42,7 +42,7 @@ _ATTEMPTS = 5
 
 
 @dataclass
-class _Spell:
+class _Outdated:
     """A Gateway that is out of date: with which routes, since when, and when something is done about it next."""
 
     routes: Mapping[RouteKey, str]
@@ -54,17 +54,18 @@ class _Spell:
 class Nudge:
     """Call `changed` after changes, `translated` after translations; `run` causes calls.
 
-    `said` waits until the pools' status is written. `compare` has Envoy Gateway compare, see `touch_grant`."""
+    `status_written` waits until the pools' status is written. `compare` makes Envoy Gateway compare, see
+    `touch_grant`."""
 
     in_effect: InEffect
-    said: Callable[[], Awaitable[None]]
+    status_written: Callable[[], Awaitable[None]]
     compare: Callable[[], Awaitable[None]]
     metrics: Metrics
     _: KW_ONLY
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._spells: dict[GatewayKey, _Spell] = {}
+        self._outdated: dict[GatewayKey, _Outdated] = {}
         self._due = asyncio.Event()
 
     def changed(self) -> None:
@@ -95,42 +96,42 @@ class Nudge:
     async def step(self) -> float | None:
         """Do what is due now. The seconds until something is due next; None: nothing is."""
         stale, now = self.in_effect.stale(), self.clock()
-        self._spells = {gateway: spell for gateway, spell in self._spells.items() if gateway in stale}
+        self._outdated = {gateway: outdated for gateway, outdated in self._outdated.items() if gateway in stale}
         for gateway, routes in stale.items():
-            spell = self._spells.get(gateway)
-            if spell is None or spell.routes != routes:
+            outdated = self._outdated.get(gateway)
+            if outdated is None or outdated.routes != routes:
                 asked = self.in_effect.is_asked(gateway)
                 due = now + (_PATIENCE_SECONDS if asked else _PATIENCE_FOR_OTHERS_SECONDS)
                 # Changes that go on must not put it off for ever.
-                self._spells[gateway] = _Spell(routes, due if spell is None else min(due, spell.due))
-        overdue = {gateway: spell for gateway, spell in self._spells.items() if spell.due <= now}
+                self._outdated[gateway] = _Outdated(routes, due if outdated is None else min(due, outdated.due))
+        overdue = {gateway: outdated for gateway, outdated in self._outdated.items() if outdated.due <= now}
         if overdue:
             await self._retranslate(overdue)
-        waiting = [spell.due for spell in self._spells.values()]
+        waiting = [outdated.due for outdated in self._outdated.values()]
         return max(0.01, min(waiting) - self.clock()) if waiting else None
 
-    async def _retranslate(self, due: Mapping[GatewayKey, _Spell]) -> None:
+    async def _retranslate(self, due: Mapping[GatewayKey, _Outdated]) -> None:
         tried: list[GatewayKey] = []
-        for gateway, spell in due.items():
-            if spell.attempts >= _ATTEMPTS:
+        for gateway, outdated in due.items():
+            if outdated.attempts >= _ATTEMPTS:
                 if self.in_effect.is_asked(gateway):
                     logger.info("Envoy Gateway asks here for no translation of Gateway %s", "/".join(gateway))
                     self.in_effect.forget(gateway)
-                    spell.attempts = 0
-                elif untold := self.in_effect.untold(gateway, spell.routes):
-                    logger.info("taking %d routes of Gateway %s for translated", len(untold), "/".join(gateway))
-                    self.in_effect.assume(gateway, untold)
+                    outdated.attempts = 0
+                elif unpublished := self.in_effect.unpublished(gateway, outdated.routes):
+                    logger.info("taking %d routes of Gateway %s for translated", len(unpublished), "/".join(gateway))
+                    self.in_effect.assume(gateway, unpublished)
                     continue
             tried.append(gateway)
-            spell.attempts += 1
-            spell.due = self.clock() + min(2.0**spell.attempts, _LONGEST_PAUSE_SECONDS)
-            if not self.in_effect.retranslate(gateway, spell.routes, spell.attempts):
+            outdated.attempts += 1
+            outdated.due = self.clock() + min(2.0**outdated.attempts, _LONGEST_PAUSE_SECONDS)
+            if not self.in_effect.retranslate(gateway, outdated.routes, outdated.attempts):
                 logger.warning("Gateway %s is out of date, and no pool gets requests by it", "/".join(gateway))
         if not tried:
             return
-        await self.said()
+        await self.status_written()
         for gateway in tried:
-            self.in_effect.retranslation_is_said(gateway)
+            self.in_effect.retranslation_published(gateway)
         await self.compare()
         self.metrics.nudges.inc()
 

@@ -1,4 +1,4 @@
-"""Writes what `status` says to the API server."""
+"""Writes the status of pools, see `status`, to the API server."""
 
 from __future__ import annotations
 

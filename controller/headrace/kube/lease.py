@@ -197,7 +197,7 @@ class Elector:
         self.leading = False
 
     async def run(self) -> None:
-        """Take part until cancelled; then the Lease is given back, if it is held."""
+        """Try to lead until cancelled; then the Lease is given back, if it is held."""
         try:
             while True:
                 await self._once()

@@ -1,4 +1,4 @@
-"""What is looked at of the two pools before a replacement begins. Changes nothing."""
+"""Checks of both pools before a replacement begins. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headrace.replace.plan import Plan, PoolRef
 async def of_pools(plan: Plan, measure: Measure, *, new_is_made: bool = False) -> tuple[list[str], list[str]]:
     """(problems, facts) of both pools. Raises ApiError.
 
-    With `new_is_made` whoever asks makes the new pool next: what it lacks is a fact, and in nobody's way."""
+    `new_is_made`: the caller makes the new pool next, so that what it lacks is a fact and no problem."""
     problems: list[str] = []
     facts: list[str] = []
     lacks: list[str] = []

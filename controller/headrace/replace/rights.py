@@ -1,4 +1,4 @@
-"""The rights that role pool_replacement gives a replacement's Job, which end with it.
+"""The rights that role pool_replacement gives a replacement's Job. They end with the Job.
 
 The Job removes its bindings itself, so that its rights end also where nobody follows it; what they bound is removed by
 the role. The binding of its own namespace goes last: until then a process that was killed here can do it again."""

@@ -1,7 +1,7 @@
 """Carries a replacement out: does what the state's phase asks for, writes down what came of it, until it is finished.
 
 An API server that is away stops nothing for good: what cannot be read or written is tried again, and what can be
-measured without it is measured on. What people ask for (rollback, approval) is looked for whenever there is a wait."""
+measured without it is measured on. Requests of people (rollback, approval) are read during every wait."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from headrace.replace.store import Request, Store, Unreadable
 logger = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS = (0.2, 5.0)
-# The old pool is idle when nothing is in flight there for so many looks in a row.
+# The old pool is idle once this many readings in a row show nothing in flight.
 _IDLE_LOOKS = 3
-# People's requests are looked for in passing; an API server that hangs must not stop what else is looked at.
+# Time limit for reading people's requests: an API server that hangs must not stop the measuring.
 _REQUEST_SECONDS = 3.0
 # Envoys take a new weight within this; until then the old pool may get requests still.
 _SETTLE_SECONDS = 3.0
@@ -239,7 +239,7 @@ class Runner:
         return Abort(f"the new pool is dead: {new.dead}") if is_over else None
 
     async def _stopped(self, state: State) -> Event | None:
-        """What ends a wait: an interruption, or the new pool's death."""
+        """The event that ends a wait: an interruption, or a new pool that is dead. None: wait on."""
         return await self._interruption(state) or self._death(await self._read("new", self.plan.new))
 
     # ---- the phases that wait
@@ -299,7 +299,7 @@ class Runner:
                 return event
             reading = await self._read("old", self.plan.old)
             if reading is not None:
-                # Nobody says anything: that is not idle.
+                # No reading does not mean idle.
                 left = reading.in_flight
                 idle = idle + 1 if left == 0 else 0
             waited = self.clock() - state.since

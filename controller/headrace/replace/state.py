@@ -101,7 +101,7 @@ def state_as_json(state: State) -> dict[str, Any]:
 
 
 def parse_state(value: object) -> State:
-    """The state of decoded JSON. What records of earlier versions had no word for has its default. Raises
+    """The state of decoded JSON. Fields that earlier versions did not write have their defaults. Raises
     InvalidState."""
     if not isinstance(value, Mapping):
         raise InvalidState("the recorded state is no JSON object: delete its ConfigMap if no replacement is under way")

@@ -1,4 +1,4 @@
-"""What people and playbooks are shown of a replacement: the plan before it, its state meanwhile."""
+"""A replacement as people and playbooks see it: the plan before it begins, then its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headrace.replace.state import Phase, State
 from headrace.replace.store import Store, object_name
 from headrace.replace.weights import Refs, Swap, Unsplittable, refs_at, weight_of
 
-# What a follower is told of at once; the rest comes with it.
+# Phases that a follower is shown at once.
 _MILESTONES = frozenset({Phase.APPROVAL, Phase.RESTORE, Phase.DRAIN})
 
 

@@ -30,7 +30,7 @@ _MOST_BYTES = 256 << 20
 
 
 class NotAnswered(Exception):  # noqa: N818
-    """Nobody could say; the message has the reason and what to do."""
+    """No picker answered; the message has the reason and the fix."""
 
 
 class Parent(Struct, frozen=True):
