@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+# An object of the Kubernetes API, as decoded JSON.
+Object = Mapping[str, Any]
+
 
 def mapping(value: object) -> Mapping[str, Any]:
     """`value` if it is an object, else an empty one."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from headrace.config.pools import parse_pool
 from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerReference, Pool
+from headrace.core.fields import Object as Object
 from headrace.core.fields import mapping as mapping
 from headrace.core.fields import mappings as mappings
 from headrace.gateway.names import PoolKey
@@ -20,7 +20,6 @@ POOL_KIND = "InferencePool"
 # Of a backendRef, says the Gateway API.
 _MAX_WEIGHT = 1_000_000
 
-Object = Mapping[str, Any]
 # Objects of one kind by (namespace, name).
 Objects = Mapping[tuple[str, str], Object]
 # (namespace, name) of a Gateway.

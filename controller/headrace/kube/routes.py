@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from headrace.core.fields import mapping, mappings
+from headrace.core.fields import Object, mapping, mappings
 from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.protocol.translated import RouteKey
-
-Object = Mapping[str, Any]
 
 
 def rules_of(route: Object) -> list[Object]:
