@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
@@ -49,6 +49,8 @@ _AGAIN_SECONDS = 0.2
 ConfigMapKey = tuple[str, str]
 # A ConfigMap, and what is wrong with it.
 Problem = tuple[ConfigMapKey, str]
+# The adapters that a ConfigMap names, and "", or none and what is wrong with the list.
+Adapters = tuple[tuple[str, ...], str]
 
 
 class Reading(NamedTuple):
@@ -126,11 +128,10 @@ def _assign(
     config_maps: Mapping[ConfigMapKey, Object],
     routes: Iterable[ModelRoute],
     held: Mapping[str, ConfigMapKey],
-    adapters_of: Callable[[Object], Sequence[str]],
+    adapters_of: Callable[[Object], Adapters],
 ) -> Reading:
-    """Who gets which name. ConfigMaps come in the order in which they get names that nobody has.
-
-    `adapters_of` reads a ConfigMap's adapters; raises ValueError."""
+    """Who gets which name. ConfigMaps come in the order in which they get names that nobody has. `adapters_of` reads
+    a ConfigMap's adapters."""
     index = _Index(routes)
     problems = _Problems()
     bases: dict[ConfigMapKey, str] = {}
@@ -146,10 +147,11 @@ def _assign(
             bases[key] = base
         # A holder keeps its names while its route is replaced by another.
         if key in bases or key in holders:
-            try:
-                listed[key] = dict.fromkeys(adapters_of(config_map))
-            except ValueError as error:
-                problems.add(key, f"adapters: {error}")
+            adapters, problem = adapters_of(config_map)
+            if problem:
+                problems.add(key, f"adapters: {problem}")
+            else:
+                listed[key] = dict.fromkeys(adapters)
     kept = {model: key for model, key in held.items() if model in listed.get(key, ())}
     found = {model: bases[key] for model, key in kept.items() if key in bases}
     for key, base in bases.items():
@@ -227,7 +229,7 @@ class BaseModels:
         self._seen: Snapshot | None = None
         self._read_at = 0.0
         self._found: dict[GatewayKey | None, Reading] = {}
-        self._adapters: dict[ConfigMapKey, tuple[Object, tuple[str, ...], str]] = {}
+        self._adapters: dict[ConfigMapKey, tuple[Object, Adapters]] = {}
         self._problems: frozenset[Problem] = frozenset()
 
     def __call__(self, gateway: GatewayKey | None = None) -> Mapping[str, str]:
@@ -261,24 +263,21 @@ class BaseModels:
             self.on_problem(problem)
         self._problems = frozenset(problems)
 
-    def _adapters_of(self, config_map: Object) -> tuple[str, ...]:
+    def _adapters_of(self, config_map: Object) -> Adapters:
         # To read YAML takes long, and most changes are of something else.
         key = key_of(config_map)
         known = self._adapters.get(key)
         if known is None or known[0] is not config_map:
-            try:
-                known = (config_map, read_adapters(config_map), "")
-            except ValueError as error:
-                known = (config_map, (), str(error))
-            self._adapters[key] = known
-        if known[2]:
-            raise ValueError(known[2])
+            known = self._adapters[key] = (config_map, read_adapters(config_map))
         return known[1]
 
 
-def read_adapters(config_map: Object) -> tuple[str, ...]:
-    """The names of a ConfigMap's adapters. Raises ValueError."""
-    return tuple(_adapters(mapping(config_map.get("data")).get("adapters")))
+def read_adapters(config_map: Object) -> Adapters:
+    """The names of a ConfigMap's adapters."""
+    try:
+        return tuple(_adapters(mapping(config_map.get("data")).get("adapters"))), ""
+    except ValueError as error:
+        return (), str(error)
 
 
 def _read_of(found: Snapshot) -> tuple[object, ...]:

@@ -72,9 +72,8 @@ def pool_cluster(pool: Pool, template: cluster_pb2.Cluster | None, name: str) ->
     cluster = cluster_pb2.Cluster()
     if template is not None:
         cluster.CopyFrom(template)
-    for field in ("load_assignment", "transport_socket_matches", "alt_stat_name", "lb_policy", "dns_lookup_family"):
-        cluster.ClearField(field)
-    for field in ("least_request_lb_config", "ring_hash_lb_config", "maglev_lb_config", "round_robin_lb_config"):
+    others = ("load_assignment", "transport_socket_matches", "alt_stat_name", "lb_policy", "dns_lookup_family")
+    for field in (*others, *(f"{name}_lb_config" for name in ("least_request", "ring_hash", "maglev", "round_robin"))):
         cluster.ClearField(field)
     cluster.name = name
     if not cluster.HasField("connect_timeout"):

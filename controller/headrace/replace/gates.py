@@ -54,12 +54,8 @@ class GateResult:
 
 def enough(plan: Plan, counted: Counters) -> bool:
     """Whether a window has as many requests as the plan's gates ask for, and as many latencies."""
-    wanted = plan.min_sample
-    return (
-        ("errors" not in plan.gates or counted.requests >= wanted)
-        and ("ttft" not in plan.gates or _count(counted.ttft) >= wanted)
-        and ("tpot" not in plan.gates or _count(counted.tpot) >= wanted)
-    )
+    counts = {"errors": counted.requests, "ttft": _count(counted.ttft), "tpot": _count(counted.tpot)}
+    return all(counts[gate] >= plan.min_sample for gate in plan.gates)
 
 
 def judge(
