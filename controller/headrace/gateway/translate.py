@@ -185,12 +185,7 @@ class _Work:
         route.request_body_buffer_limit.value = max(wanted, route.request_body_buffer_limit.value)
 
     def _weights(
-        self,
-        rule: RuleName,
-        backend: Backend,
-        old: Mapping[str, _Weight],
-        plans: list[filters.PickPlan],
-        factor: int,
+        self, rule: RuleName, backend: Backend, old: Mapping[str, _Weight], plans: list[filters.PickPlan], factor: int
     ) -> Iterable[_Weight]:
         """The weighted clusters of one backend; one that does not resolve keeps its share, which is answered 500."""
         share = backend.weight * factor
