@@ -69,6 +69,11 @@ class Members(Struct, frozen=True):
     pickers: tuple[Target, ...] = ()
 
     @property
+    def ready(self) -> list[Target]:
+        """The processes that are ready."""
+        return [target for target in (*self.pickers, *self.servers) if target.ready]
+
+    @property
     def ready_servers(self) -> int:
         """Pods that serve, however many ports they have."""
         return len({target.pod for target in self.servers if target.ready})
@@ -136,19 +141,17 @@ class Measure:
         assert members is not None
         if self.prometheus is not None:
             return await self._from_prometheus(ref, members, self.prometheus)
-        targets = [target for target in (*members.pickers, *members.servers) if target.ready]
-        pages = dict(zip(targets, await asyncio.gather(*(self._page(target) for target in targets)), strict=True))
+        pages = dict(zip(members.ready, await asyncio.gather(*map(self._page, members.ready)), strict=True))
         return reading(ref, members, {target: rows for target, rows in pages.items() if rows is not None})
 
     async def _from_prometheus(self, ref: PoolRef, members: Members, prometheus: Prometheus) -> PoolReading:
         """A Prometheus that does not answer says nothing of the pool: what is counted stays as it was."""
-        targets = [target for target in (*members.pickers, *members.servers) if target.ready]
+        by_pod = {target.pod: target for target in members.ready}
         try:
-            found = await prometheus.rows(ref.namespace, [target.pod for target in targets])
+            found = await prometheus.rows(ref.namespace, by_pod)
         except NoAnswer as error:
             logger.warning("Prometheus cannot be asked about %s: %s", ref, error)
             return PoolReading(dead=_not_ready(ref, members), in_flight=None)
-        by_pod = {target.pod: target for target in targets}
         pages = {
             replace(by_pod[pod], key=f"{pod}@{instance}"): rows
             for (pod, instance), rows in found.items()
@@ -159,10 +162,10 @@ class Measure:
     async def models(self, members: Members) -> frozenset[str]:
         """The models that a pool's first ready server names; none if it does not say."""
         for target in members.servers:
-            page = await self.text(target, "/v1/models") if target.ready else None
-            if page is not None:
+            page = bytearray()
+            if target.ready and await self._get(target, "/v1/models", page.extend, _TEXT_BYTES) == 200:
                 try:
-                    return frozenset(str(entry["id"]) for entry in load(page)["data"])
+                    return frozenset(str(entry["id"]) for entry in load(bytes(page))["data"])
                 except (ValueError, KeyError, TypeError):
                     continue
         return frozenset()
@@ -173,17 +176,6 @@ class Measure:
             *(self._get(found, found.path, lambda piece: None) for found in members.pickers if found.ready)
         )
         return any(status in (401, 403) for status in answers)
-
-    async def text(self, target: Target, path: str) -> bytes | None:
-        """Any page of a process; None if it does not answer with 200 in time, or with over 1 MiB."""
-        page = bytearray()
-
-        def take(piece: bytes) -> None:
-            page.extend(piece)
-            if len(page) > _TEXT_BYTES:
-                raise ValueError(f"it has over {_TEXT_BYTES} bytes")
-
-        return bytes(page) if await self._get(target, path, take) == 200 else None
 
     async def _page(self, target: Target) -> Rows | None:
         """What is counted of a process's metrics page; None if it does not answer with one in time."""
@@ -196,14 +188,14 @@ class Measure:
             logger.warning("the metrics page of %s is not used: %s", target.pod, error)
             return None
 
-    async def _get(self, target: Target, path: str, take: Callable[[bytes], None]) -> int:
-        """The status; a body of status 200 goes to `take` as it arrives. 0 where there was no answer in time, or `take`
-        would not have it (ValueError)."""
+    async def _get(self, target: Target, path: str, take: Callable[[bytes], None], max_bytes: int | None = None) -> int:
+        """The status; a body of status 200 goes to `take` as it arrives. 0 where there was no answer in time, it has
+        over `max_bytes`, or `take` would not have it (ValueError)."""
         async with self._slots:
             try:
                 async with asyncio.timeout(_PAGE_SECONDS), self._open(target, path) as response:
                     if response.status == 200:
-                        async for piece in pieces(response):
+                        async for piece in pieces(response, max_bytes):
                             take(piece)
                     return response.status
             except ApiError as error:

@@ -33,7 +33,7 @@ class Pools(Measure):
             raise ApiError(404, "NotFound", str(ref))
         return self.known[ref]
 
-    async def _get(self, target: Any, path: str, take: Any) -> int:
+    async def _get(self, target: Any, path: str, take: Any, max_bytes: int | None = None) -> int:
         return self.answer
 
 
