@@ -11,7 +11,7 @@ picker gets the endpoint picker protocol's own mode: one stream, both directions
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf import any_pb2
 from msgspec import Struct
@@ -30,6 +30,8 @@ from headrace.xds.envoy.type.v3 import http_status_pb2
 
 _Mode: TypeAlias = processing_mode_pb2.ProcessingMode
 _Stream = _Mode.FULL_DUPLEX_STREAMED
+# Of one direction, for `processing_mode`.
+NOT_SENT = (_Mode.SKIP, _Mode.NONE, _Mode.SKIP)
 
 # Bounds a buffered pick, which then takes the failure mode: above the picker's own deadline of 2 s.
 MESSAGE_TIMEOUT_SECONDS = 3.0
@@ -168,27 +170,28 @@ def _overrides(plan: PickPlan, mode: _Mode, fails_open: bool) -> any_pb2.Any:
 
 
 def _pick_mode(plan: PickPlan) -> _Mode:
-    streamed, ours = plan.body_mode is BodyMode.STREAMED, plan.service.is_ours
-    return _Mode(
-        request_header_mode=_Mode.SEND,
-        request_body_mode=_Stream if streamed else _Mode.BUFFERED,
-        # Envoy takes FULL_DUPLEX_STREAMED only together with trailers.
-        request_trailer_mode=_Mode.SEND if streamed else _Mode.SKIP,
-        response_header_mode=_Mode.SKIP if ours else _Mode.SEND,
-        response_body_mode=_Mode.NONE if ours else _Stream,
-        response_trailer_mode=_Mode.SKIP if ours else _Mode.SEND,
-    )
+    # Envoy takes FULL_DUPLEX_STREAMED only together with trailers.
+    streamed = (_Mode.SEND, _Stream, _Mode.SEND)
+    request = streamed if plan.body_mode is BodyMode.STREAMED else (_Mode.SEND, _Mode.BUFFERED, _Mode.SKIP)
+    return processing_mode(request, NOT_SENT if plan.service.is_ours else streamed)
 
 
 def _observe_mode(*, bodies: bool) -> _Mode:
+    body = _Mode.STREAMED if bodies else _Mode.NONE
+    # Trailers keep the stream open until the response has ended.
+    return processing_mode((_Mode.SEND, _Mode.NONE, _Mode.SKIP), (_Mode.SEND, body, _Mode.SEND))
+
+
+def processing_mode(request: tuple[Any, Any, Any], response: tuple[Any, Any, Any]) -> _Mode:
+    """What a filter is sent of requests and of responses: their headers, body and trailers."""
+    (headers, body, trailers), (response_headers, response_body, response_trailers) = request, response
     return _Mode(
-        request_header_mode=_Mode.SEND,
-        request_body_mode=_Mode.NONE,
-        request_trailer_mode=_Mode.SKIP,
-        response_header_mode=_Mode.SEND,
-        response_body_mode=_Mode.STREAMED if bodies else _Mode.NONE,
-        # Trailers keep the stream open until the response has ended.
-        response_trailer_mode=_Mode.SEND,
+        request_header_mode=headers,
+        request_body_mode=body,
+        request_trailer_mode=trailers,
+        response_header_mode=response_headers,
+        response_body_mode=response_body,
+        response_trailer_mode=response_trailers,
     )
 
 

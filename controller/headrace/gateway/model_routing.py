@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, Message
 from headrace.core.bounded_json import MAX_BYTES
 from headrace.gateway import names
 from headrace.gateway.clusters import number, pack, retry_elsewhere, seconds
-from headrace.gateway.filters import listener_filters
+from headrace.gateway.filters import NOT_SENT, listener_filters, processing_mode
 from headrace.protocol import http, rpc
 from headrace.xds.envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from headrace.xds.envoy.config.core.v3 import base_pb2, extension_pb2, grpc_service_pb2
@@ -182,14 +182,7 @@ def _body_filters(gateway: str) -> Sequence[http_connection_manager_pb2.HttpFilt
     retry_elsewhere(service.retry_policy)
     model = ext_proc_pb2.ExternalProcessor(
         grpc_service=service,
-        processing_mode=_Mode(
-            request_header_mode=_Mode.SEND,
-            request_body_mode=_Mode.BUFFERED,
-            request_trailer_mode=_Mode.SKIP,
-            response_header_mode=_Mode.SKIP,
-            response_body_mode=_Mode.NONE,
-            response_trailer_mode=_Mode.SKIP,
-        ),
+        processing_mode=processing_mode((_Mode.SEND, _Mode.BUFFERED, _Mode.SKIP), NOT_SENT),
         message_timeout=seconds(_MODEL_TIMEOUT_SECONDS),
         stat_prefix="headrace_model",
     )
