@@ -119,7 +119,8 @@ class Ledger:
             self._unobserved[id(entry)] = entry
         if record is not None:
             record.started(model, size, now, tokens)
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
         return entry
 
     def observe(self, request_id: str, destination: str, now: float) -> InFlight | None:
@@ -147,7 +148,8 @@ class Ledger:
         entry = InFlight(request_id, first, "", 0, now, True, record, observed=True, elsewhere=True, picked_for=first)
         self._take(entry)
         record.started("", 0, now)
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
         return entry
 
     def _claim(self, pick: InFlight) -> InFlight:
@@ -159,7 +161,8 @@ class Ledger:
         if pick.record is not None:
             pick.record.of_peers -= 1
         self._take(entry)
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
         return entry
 
     def move(self, entry: InFlight, endpoint: str, now: float) -> bool:
@@ -206,7 +209,8 @@ class Ledger:
             self._ended_elsewhere.move_to_end(key)
         self._uncount(entry, now, page_knows=page_knows)
         if not entry.owner:
-            self._tell_finished(entry)
+            for listener in self._listeners:
+                listener.finished(entry)
         return True
 
     def abandon(self, entry: InFlight, now: float) -> None:
@@ -217,20 +221,14 @@ class Ledger:
 
     def described(self, entry: InFlight) -> None:
         """What we observe, and another replica picked, is described by its pick: others may not have heard of that."""
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
 
     def superseded(self, pick: InFlight) -> None:
         """Another replica observes what we picked, and accounts for it."""
         if self.drop(pick):
-            self._tell_finished(pick)
-
-    def _tell_started(self, entry: InFlight) -> None:
-        for listener in self._listeners:
-            listener.started(entry)
-
-    def _tell_finished(self, entry: InFlight) -> None:
-        for listener in self._listeners:
-            listener.finished(entry)
+            for listener in self._listeners:
+                listener.finished(pick)
 
     # The table itself; `peer_accounts` keeps the entries of other replicas in it.
 
