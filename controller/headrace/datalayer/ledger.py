@@ -88,20 +88,16 @@ class Ledger:
         self._unobserved: OrderedDict[int, InFlight] = OrderedDict()
         # Observed here, picked elsewhere and over already: the pick may yet be told of. Oldest first.
         self._ended_elsewhere: OrderedDict[tuple[str, str], tuple[float, tuple[str, int] | None]] = OrderedDict()
-        self._observers_seen = False
+        # Whether any observation stream has come, or was announced: then responses are reported by those.
+        self.observers_seen = False
 
     def __len__(self) -> int:
         return self._own
 
-    @property
-    def observers_seen(self) -> bool:
-        """Whether any observation stream has come, or was announced: then responses are told by those."""
-        return self._observers_seen
-
     def expect_observers(self) -> None:
         """The gateway says that it observes responses. Under a burst an observation stream may end before it was
         looked at: a pick that nobody observes soon was one of those, not a long answer of a gateway without them."""
-        self._observers_seen = True
+        self.observers_seen = True
 
     def own(self) -> Iterator[InFlight]:
         """The entries of our own account."""
@@ -123,7 +119,8 @@ class Ledger:
             self._unobserved[id(entry)] = entry
         if record is not None:
             record.started(model, size, now, tokens)
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
         return entry
 
     def observe(self, request_id: str, destination: str, now: float) -> InFlight | None:
@@ -131,7 +128,7 @@ class Ledger:
 
         A request that another replica picked is ours from now on, if it goes to this pool; else None. It is described
         by its pick, if that is known, or as soon as it is."""
-        self._observers_seen = True
+        self.observers_seen = True
         first = destination.partition(",")[0]
         others: InFlight | None = None
         for entry in self._by_request.get(request_id, ()):
@@ -151,7 +148,8 @@ class Ledger:
         entry = InFlight(request_id, first, "", 0, now, True, record, observed=True, elsewhere=True, picked_for=first)
         self._take(entry)
         record.started("", 0, now)
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
         return entry
 
     def _claim(self, pick: InFlight) -> InFlight:
@@ -163,7 +161,8 @@ class Ledger:
         if pick.record is not None:
             pick.record.of_peers -= 1
         self._take(entry)
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
         return entry
 
     def move(self, entry: InFlight, endpoint: str, now: float) -> bool:
@@ -204,10 +203,14 @@ class Ledger:
         if not self.drop(entry):
             return False
         if entry.elsewhere and self._listeners:
-            self._remember(entry, now)
+            # Its pick may yet be reported.
+            key = (entry.request_id, entry.picked_for)
+            self._ended_elsewhere[key] = (now, entry.pick)
+            self._ended_elsewhere.move_to_end(key)
         self._uncount(entry, now, page_knows=page_knows)
         if not entry.owner:
-            self._tell_finished(entry)
+            for listener in self._listeners:
+                listener.finished(entry)
         return True
 
     def abandon(self, entry: InFlight, now: float) -> None:
@@ -218,20 +221,14 @@ class Ledger:
 
     def described(self, entry: InFlight) -> None:
         """What we observe, and another replica picked, is described by its pick: others may not have heard of that."""
-        self._tell_started(entry)
+        for listener in self._listeners:
+            listener.started(entry)
 
     def superseded(self, pick: InFlight) -> None:
         """Another replica observes what we picked, and accounts for it."""
         if self.drop(pick):
-            self._tell_finished(pick)
-
-    def _tell_started(self, entry: InFlight) -> None:
-        for listener in self._listeners:
-            listener.started(entry)
-
-    def _tell_finished(self, entry: InFlight) -> None:
-        for listener in self._listeners:
-            listener.finished(entry)
+            for listener in self._listeners:
+                listener.finished(pick)
 
     # The table itself; `peer_accounts` keeps the entries of other replicas in it.
 
@@ -281,12 +278,6 @@ class Ledger:
                 return entry
         return None
 
-    def _remember(self, entry: InFlight, now: float) -> None:
-        """A request that was picked elsewhere than it was observed is over: its pick may yet be told of."""
-        key = (entry.request_id, entry.picked_for)
-        self._ended_elsewhere[key] = (now, entry.pick)
-        self._ended_elsewhere.move_to_end(key)
-
     def ended_elsewhere(self, request_id: str, endpoint: str, pick: tuple[str, int]) -> bool:
         """Whether this pick was observed to its end before it was told of."""
         key = (request_id, endpoint)
@@ -320,7 +311,7 @@ class Ledger:
             if now - ended_at < UNOBSERVED_SECONDS:
                 break
             del self._ended_elsewhere[key]
-        limit = UNOBSERVED_SECONDS if self._observers_seen else UNOBSERVED_SECONDS_WITHOUT_OBSERVERS
+        limit = UNOBSERVED_SECONDS if self.observers_seen else UNOBSERVED_SECONDS_WITHOUT_OBSERVERS
         expired: list[InFlight] = []
         while self._unobserved:
             entry = next(iter(self._unobserved.values()))

@@ -48,7 +48,8 @@ class _Admitted(PoolObserver):
             self.flow.charge(entry.priority, entry.flow, input_tokens(request), 0)
 
     def finished(self, entry: InFlight, seconds: float) -> None:
-        self.flow.charge(entry.priority, entry.flow, 0, entry.output_tokens)
+        if self.flow.config.enabled:
+            self.flow.charge(entry.priority, entry.flow, 0, entry.output_tokens)
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -31,19 +31,17 @@ from headrace.protocol import rpc
 logger = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
 
-    director: Director
-    pool: PoolState
-    settings: InitVar[ConversationSettings]
-    _: KW_ONLY
-    observed: bool = False
-
-    def __post_init__(self, settings: ConversationSettings) -> None:
-        if self.observed:
-            self.pool.ledger.expect_observers()
+    def __init__(
+        self, director: Director, pool: PoolState, settings: ConversationSettings, *, observed: bool = False
+    ) -> None:
+        self.director = director
+        self.pool = pool
+        self.observed = observed
+        if observed:
+            pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
         self._entry: InFlight | None = None
         self._covers_response = False

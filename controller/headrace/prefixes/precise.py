@@ -74,9 +74,6 @@ class PreciseIndex:
         self._masks: dict[int, int] = {}
         self._expected: dict[int, int] = {}
         self._expecting: deque[tuple[float, int, int]] = deque()
-        # Messages that did not come, and blocks whose beginning is not known.
-        self.lost = 0
-        self.unknown = 0
 
     def __len__(self) -> int:
         """How many distinct blocks are known."""
@@ -121,8 +118,6 @@ class PreciseIndex:
         emptied = batch.sequence <= cache.sequence
         if emptied:
             self._clear(cache)
-        elif cache.sequence >= 0:
-            self.lost += batch.sequence - cache.sequence - 1
         cache.sequence = batch.sequence
         for event in batch.events:
             if isinstance(event, BlocksStored):
@@ -211,11 +206,9 @@ class PreciseIndex:
         cache.block_size = size
         if event.adapter is None:
             # Known by a number that only the server can tell a name for.
-            self.unknown += len(event.hashes)
             return
         chained = _root(event.adapter, size) if event.parent is None else cache.blocks.get(event.parent)
         if chained is None:
-            self.unknown += len(event.hashes)
             return
         for number, name in enumerate(event.hashes):
             chained = _chain(chained, event.tokens[number * size : (number + 1) * size])

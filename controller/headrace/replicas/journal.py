@@ -88,11 +88,6 @@ class Journal:
         if not self._followers:
             self._forget()
 
-    @property
-    def followers(self) -> int:
-        """How many follow."""
-        return self._followers
-
     def cut(self) -> None:
         """Make a batch of what has been noted."""
         changes, self._changes = self._changes, []

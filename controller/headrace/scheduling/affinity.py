@@ -39,8 +39,7 @@ class SessionStrategy(Protocol):
         """What to remember of a pick."""
 
 
-@dataclass(frozen=True)
-class TokenSession:
+class TokenSession(Parameters, frozen=True):
     """The client brings back, in a header, the token it got with its last answer: base64 of the Pod's name."""
 
     header: str = http.SESSION_TOKEN

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from msgspec import field
 
@@ -46,14 +46,16 @@ class ByLabelFilter(Parameters, frozen=True):
         return kept
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """One term of a label selector. `operator`: In, NotIn, Exists or DoesNotExist."""
+class Requirement(Parameters, frozen=True):
+    """One term of a label selector."""
 
-    operators: ClassVar[tuple[str, ...]] = ("In", "NotIn", "Exists", "DoesNotExist")
-    key: str
-    operator: str
+    key: Text
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if bool(self.values) != (self.operator in ("In", "NotIn")):
+            raise Refused("values", "give values with In and NotIn, and only with them")
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         """Whether these labels satisfy it. NotIn holds where the label is missing, as in the Kubernetes API."""

@@ -17,7 +17,6 @@ from headrace.config.decode import (
     Refused,
     Share,
     T,
-    Text,
     decode,
 )
 from headrace.config.plugins import PluginType, accepted, built_in, plugin, refused
@@ -25,10 +24,6 @@ from headrace.protocol import http
 from headrace.protocol.objects import ROLE_LABEL
 from headrace.scheduling import affinity, filters, handlers, labels, pickers, saturation, scorers
 from headrace.scheduling.prefix import PrefixParameters
-
-
-class _TokenSession(Parameters, frozen=True):
-    header: str = http.SESSION_TOKEN
 
 
 class _Source(Parameters, frozen=True):
@@ -67,7 +62,7 @@ class _Session(Parameters, frozen=True):
     def kept(self) -> affinity.SessionStrategy:
         """The strategy that they ask for. Raises InvalidConfig."""
         if self.strategy == "encoded_endpoint_header":
-            token = _part(self.encoded_endpoint_header_config, _TokenSession, "encodedEndpointHeaderConfig")
+            token = _part(self.encoded_endpoint_header_config, affinity.TokenSession, "encodedEndpointHeaderConfig")
             return affinity.TokenSession(token.header.strip().lower() or http.SESSION_TOKEN)
         session = _part(self.session_id_config, _IdentifiedSession, "sessionIdConfig")
         headers = tuple(source.header.strip().lower() for source in session.sources)
@@ -78,19 +73,9 @@ def _part(given: object, wanted: type[T], at: str) -> T:
     return decode({} if given is None else given, wanted, at)
 
 
-class _Expression(Parameters, frozen=True):
-    key: Text
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if bool(self.values) != (self.operator in ("In", "NotIn")):
-            raise Refused("values", "give values with In and NotIn, and only with them")
-
-
 class _LabelSelector(Parameters, frozen=True):
     match_labels: dict[str, Any] = {}
-    match_expressions: tuple[_Expression, ...] = ()
+    match_expressions: tuple[labels.Requirement, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self.match_labels.items():
@@ -100,8 +85,7 @@ class _LabelSelector(Parameters, frozen=True):
     def filter(self) -> labels.LabelSelectorFilter:
         # A label without a value is the empty text.
         terms = [labels.Requirement(key, "In", frozenset((value or "",))) for key, value in self.match_labels.items()]
-        terms += [labels.Requirement(term.key, term.operator, term.values) for term in self.match_expressions]
-        return labels.LabelSelectorFilter(tuple(terms))
+        return labels.LabelSelectorFilter((*terms, *self.match_expressions))
 
 
 class Utilization(saturation.UtilizationDetector, frozen=True):

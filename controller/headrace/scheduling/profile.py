@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     picks: tuple[str, ...]
     candidates: tuple[str, ...]
     totals: tuple[float, ...]
-    scores: dict[str, list[float]]
+    scores: dict[str, Sequence[float]]
     reason: str
     saturated: bool = False
     # The endpoint that was picked, as it was.
@@ -95,10 +95,10 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwat
             saturated = getattr(step, "saturates", False)
             return Outcome((), (), (), {}, f"filter {step.type_name} left no endpoint", saturated)
     totals = [0.0] * len(kept)
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, Sequence[float]] = {}
     for entry in profile.scorers:
         weight = entry.weight
-        clamped = [0.0 if s < 0.0 or s != s else 1.0 if s > 1.0 else s for s in entry.scorer.score(kept, facts)]
+        clamped = _clamped(entry.scorer.score(kept, facts))
         if stopwatch is not None:
             stopwatch.lap("Scorer", entry.scorer.type_name, entry.name)
         scores[entry.name] = clamped
@@ -114,6 +114,14 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwat
         reason="",
         state=picked[0][1],
     )
+
+
+def _clamped(scores: Sequence[float]) -> Sequence[float]:
+    """The scores within 0 to 1; what is no number is 0."""
+    # Those of our own scorers are. A sum with something that is no number in it does not equal itself.
+    if min(scores) >= 0.0 and max(scores) <= 1.0 and (total := sum(scores)) == total:
+        return scores
+    return [0.0 if score < 0.0 or score != score else 1.0 if score > 1.0 else score for score in scores]
 
 
 def explain(profile: Profile, outcome: Outcome) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.scheduling import Profile, default_profile, explain, run
+from headrace.scheduling import EndpointState, Facts, Profile, default_profile, explain, run
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
 from headrace.scheduling.pickers import MaxScorePicker, RandomPicker, WeightedRandomPicker
 from headrace.scheduling.plugin import Picker
@@ -136,3 +139,18 @@ def test_the_same_facts_make_the_same_decision() -> None:
     picks = {run(default_profile(), states, facts(seed=5)).picks for _ in range(5)}
     assert len(picks) == 1
     assert Random(5).random() == Random(5).random()
+
+
+@pytest.mark.parametrize(
+    ("made", "kept"),
+    [([0.0, 1.0], [0.0, 1.0]), ([2.0, -1.0], [1.0, 0.0]), ([0.5, math.nan], [0.5, 0.0]), ([math.nan, 0.5], [0.0, 0.5])],
+)
+def test_scores_are_kept_within_0_and_1(made: list[float], kept: list[float]) -> None:
+    class Fixed:
+        type_name: ClassVar[str] = "fixed"
+
+        def score(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[float]:
+            return made
+
+    profile = Profile("p", (), (WeightedScorer(Fixed(), 1.0, "fixed"),), MaxScorePicker())
+    assert run(profile, [state(1), state(2)], facts()).scores == {"fixed": kept}
