@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
@@ -31,15 +32,15 @@ class PeerMetrics(MetricSet):
     )
 
 
+@dataclass(eq=False)
 class PeerCollector(Collector):
     """What holds when somebody asks."""
 
-    def __init__(self, peering: Peering) -> None:
-        self._peering = peering
+    peering: Peering
 
     def collect(self) -> Iterable[Metric]:
         """The gauges."""
-        peering = self._peering
+        peering = self.peering
         now = peering.clock()
         behind = max((peering.journal.lag(sequence) for sequence in peering.followers.values()), default=0.0)
         # A Pod that started anew a moment ago may still be there as it was.
