@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 
 from msgspec import Struct
 
+from headrace.core.version import version
 from headrace.serving.logs import LEVELS, configure_logging
 
 EXIT_OK = 0
@@ -51,14 +51,6 @@ SUBCOMMANDS = {
     "simulate": Subcommand("headrace.simulator.command", "run a simulated vLLM model server"),
     "gpu-simulator": Subcommand("headrace.simulator.gpu_command", "advertise simulated GPUs to the kubelet"),
 }
-
-
-def version() -> str:
-    """The version of the installed distribution; "unknown" where Headrace runs from a tree that is not installed."""
-    try:
-        return importlib.metadata.version("headrace")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -42,3 +42,7 @@ class InvalidField(ValueError):  # noqa: N818
         self.value = value
         self.fix = fix
         super().__init__(f"{field_path}: {shown(value)}: {fix}")
+
+
+class CannotServe(RuntimeError):  # noqa: N818
+    """What a process needs to serve is missing; the message says what, and what to do."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from random import Random
 
@@ -78,30 +78,23 @@ def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: 
     return seconds * (1.0 + settings.jitter * (2.0 * rng.random() - 1.0))
 
 
+@dataclass(eq=False)
 class Scraper:
     """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time. `on_page`
     is told of each page, how long it took and whether it came; `on_scraped` of each record a page has just come for."""
 
-    def __init__(
-        self,
-        store: EndpointStore,
-        settings: ScrapeSettings,
-        tasks: Supervisor,
-        *,
-        clock: Callable[[], float],
-        rng: Random,
-        on_page: Callable[[float, bool], None] = lambda seconds, ok: None,
-        on_scraped: Callable[[EndpointRecord], None] = lambda record: None,
-        engines: EngineSet | None = None,
-    ) -> None:
-        self.engines = engines or EngineSet()
-        self._store = store
-        self._settings = settings
-        self._clock = clock
-        self._rng = rng
-        self._on_page = on_page
-        self._on_scraped = on_scraped
-        self._tasks = TaskPerKey(tasks, "scrape")
+    store: EndpointStore
+    settings: ScrapeSettings
+    tasks: Supervisor
+    _: KW_ONLY
+    clock: Callable[[], float]
+    rng: Random
+    on_page: Callable[[float, bool], None] = lambda seconds, ok: None
+    on_scraped: Callable[[EndpointRecord], None] = lambda record: None
+    engines: EngineSet = field(default_factory=EngineSet)
+
+    def __post_init__(self) -> None:
+        self._tasks = TaskPerKey(self.tasks, "scrape")
         self._wakes: dict[str, asyncio.Event] = {}
         self._busy: set[str] = set()
         # When the next page may be asked for, in the event loop's time.
@@ -132,7 +125,7 @@ class Scraper:
         name = _name(endpoint)
         while True:
             await self._turn()
-            record = self._store.get(endpoint.key)
+            record = self.store.get(endpoint.key)
             if record is None:
                 return
             failures = 0 if await self.scrape(record) else failures + 1
@@ -143,7 +136,7 @@ class Scraper:
                 self._busy.discard(name)
             wake.clear()
             alike = len(self._busy) if busy else len(self._tasks) - len(self._busy)
-            seconds = interval(self._settings, busy=busy, endpoints=alike, failures=failures, rng=self._rng)
+            seconds = interval(self.settings, busy=busy, endpoints=alike, failures=failures, rng=self.rng)
             if busy or failures:
                 await asyncio.sleep(seconds)
                 continue
@@ -151,7 +144,7 @@ class Scraper:
                 async with asyncio.timeout(seconds):
                     await wake.wait()
                 # Not at once: the request that woke us has to arrive first.
-                await asyncio.sleep(self._settings.busy_seconds)
+                await asyncio.sleep(self.settings.busy_seconds)
             except TimeoutError:
                 pass
 
@@ -159,14 +152,14 @@ class Scraper:
         """Wait until a page may be asked for: busy and idle endpoints together have twice the pages of either."""
         now = asyncio.get_running_loop().time()
         at = max(now, self._next_turn)
-        self._next_turn = at + 0.5 / self._settings.max_pages_per_second
+        self._next_turn = at + 0.5 / self.settings.max_pages_per_second
         if at > now:
             await asyncio.sleep(at - now)
 
     async def scrape(self, record: EndpointRecord) -> bool:
         """One page of one endpoint, into its record. False if none came."""
-        settings = self._settings
-        asked_at = self._clock()
+        settings = self.settings
+        asked_at = self.clock()
         try:
             metrics, note = await self._fetch(record.endpoint)
         except (HttpError, ValueError) as error:
@@ -174,19 +167,19 @@ class Scraper:
             if not record.scrape_error:
                 logger.warning("metrics of %s are not readable: %s", record.endpoint.key, text)
             since = record.scraped_at
-            record.scrape_failed(text, stale=since is None or self._clock() - since > settings.stale_seconds)
-            self._on_page(self._clock() - asked_at, False)
+            record.scrape_failed(text, stale=since is None or self.clock() - since > settings.stale_seconds)
+            self.on_page(self.clock() - asked_at, False)
             return False
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
         record.scraped(metrics, asked_at, note)
-        self._on_scraped(record)
-        self._on_page(self._clock() - asked_at, True)
+        self.on_scraped(record)
+        self.on_page(self.clock() - asked_at, True)
         return True
 
     async def _fetch(self, endpoint: Endpoint) -> tuple[ServerMetrics, str]:
         """The metrics of one page, read as it arrives, and what is wrong with it: one over the limit is cut off."""
-        settings = self._settings
+        settings = self.settings
         engine = self.engines.of(endpoint.labels)
         url = page_url(endpoint, engine, settings)
         headers = {http.ACCEPT: "text/plain"}
@@ -208,7 +201,7 @@ class Scraper:
         metrics = record.metrics
         if metrics is not None and ((metrics.running or 0) > 0 or (metrics.waiting or 0) > 0):
             return True
-        return record.last_pick_at is not None and self._clock() - record.last_pick_at < self._settings.idle_seconds
+        return record.last_pick_at is not None and self.clock() - record.last_pick_at < self.settings.idle_seconds
 
 
 def _name(endpoint: Endpoint) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from headrace.kube.client import ApiError, Resource, request
@@ -33,22 +33,25 @@ class Denied:
     message: str
 
 
+@dataclass(eq=False)
 class Access:
     """Asks the API server, and remembers its answers for a while. `clock` gives seconds that only go forward.
 
     `client` gives a kubernetes.aio ApiClient, or None as long as the API server is not connected. Tokens are kept as
     digests only."""
 
-    def __init__(self, client: Callable[[], Any], *, clock: Callable[[], float]) -> None:
-        self._client = client
-        self._clock = clock
+    client: Callable[[], Any]
+    _: KW_ONLY
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._answers: OrderedDict[tuple[bytes, str], tuple[float, Denied | None]] = OrderedDict()
 
     async def check(self, authorization: str, path: str) -> Denied | None:
         """None lets in; 401 without a valid token, 403 where its owner may not, 503 where nobody can tell.
 
         `authorization` is the request's header, "" without one."""
-        client = self._client()
+        client = self.client()
         if client is None:
             return Denied(503, "cannot authorize yet: not connected to the API server")
         scheme, _, token = authorization.partition(" ")
@@ -56,7 +59,7 @@ class Access:
         if scheme.lower() != "bearer" or not token or len(token) > _MOST_TOKEN_BYTES:
             return Denied(401, "send a service account's token: Authorization: Bearer TOKEN")
         key = (hashlib.sha256(token.encode("utf-8", "replace")).digest(), path)
-        now = self._clock()
+        now = self.clock()
         kept = self._answers.get(key)
         if kept is not None and kept[0] > now:
             return kept[1]

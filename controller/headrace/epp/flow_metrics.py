@@ -94,7 +94,7 @@ class FlowControlCollector(Collector):
             key = (flow, str(ticket.request.priority), pool, model, model)
             counts[key] += 1
             sizes[key] += ticket.request.body_size
-        yield gauges(f"{_PREFIX}_queue_size", "Requests that wait in admission.", labels, counts.items())
-        yield gauges(f"{_PREFIX}_queue_bytes", "Bytes of requests that wait.", labels, sizes.items())
+        yield gauges(f"{_PREFIX}_queue_size", "Requests that wait in admission.", counts, *labels)
+        yield gauges(f"{_PREFIX}_queue_bytes", "Bytes of requests that wait.", sizes, *labels)
         text = "How full the pool is: 1 and more is full."
-        yield gauges(f"{_PREFIX}_pool_saturation", text, ("inference_pool",), [((pool,), self.saturation())])
+        yield gauges(f"{_PREFIX}_pool_saturation", text, {(pool,): self.saturation()}, "inference_pool")

@@ -4,7 +4,6 @@ Labels whose values clients choose are bounded: further ones are counted as `oth
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter as Counts
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from headrace.core import Endpoint, Refusal, Request
+from headrace.core.version import version
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.pool_state import PoolObserver, ResponseTotals
 from headrace.datalayer.store import EndpointStore
@@ -144,7 +144,7 @@ class Metrics(MetricSet, PoolObserver):
         self.flow_control = FlowControlMetrics(pool_name, self.registry)
         self.plugins = PluginDurations(self.registry)
         self._models = CappedLabels()
-        self._info.labels("", f"headrace-{_version()}").set(1)
+        self._info.labels("", f"headrace-{version()}").set(1)
 
     def decided(self, pick: Pick) -> None:
         """A pick is over: a PickObserver."""
@@ -243,7 +243,7 @@ class PoolCollector(Collector):
         pool, count = self.pool_name, len(states)
 
         def of_pool(name: str, text: str, total: float) -> Metric:
-            return gauges(f"inference_pool_{name}", text, ("name",), [((pool,), total)])
+            return gauges(f"inference_pool_{name}", text, {(pool,): total}, "name")
 
         def mean(name: str, text: str, total: float) -> Metric:
             return of_pool(f"average_{name}", text, total / count if count else 0.0)
@@ -252,36 +252,19 @@ class PoolCollector(Collector):
         yield mean("kv_cache_utilization", "Mean used share of KV cache.", sum(s.kv_usage for s in states))
         yield mean("queue_size", "Mean number of waiting requests.", sum(s.waiting for s in states))
         yield mean("running_requests", "Mean number of running requests.", sum(s.running for s in states))
-        yield gauges(
-            "inference_pool_per_pod_queue_size",
-            "Waiting requests.",
-            ("name", "model_server_pod"),
-            (((pool, state.endpoint.pod_name), state.waiting) for state in states),
-        )
-        yield gauges(
-            f"{_OWN}_inflight_requests",
-            "Requests sent and not seen to end.",
-            ("endpoint",),
-            (((state.key,), state.in_flight) for state in states),
-        )
-        yield gauges(
-            f"{_OWN}_endpoint_metrics_fresh",
-            "1 where the server's metrics are usable.",
-            ("endpoint",),
-            (((state.key,), float(state.fresh)) for state in states),
-        )
-        blocks = len(self.index)
-        yield gauges(f"{_EXTENSION}_prefix_indexer_size", "Distinct blocks in the prefix index.", (), [((), blocks)])
+        queues: Counts[tuple[str, ...]] = Counts()
+        for state in states:
+            # A Pod has an endpoint for each of the pool's ports.
+            queues[pool, state.endpoint.pod_name] += state.waiting
+        yield gauges("inference_pool_per_pod_queue_size", "Waiting requests.", queues, "name", "model_server_pod")
+        in_flight = {(state.key,): state.in_flight for state in states}
+        yield gauges(f"{_OWN}_inflight_requests", "Requests sent and not seen to end.", in_flight, "endpoint")
+        fresh = {(state.key,): float(state.fresh) for state in states}
+        yield gauges(f"{_OWN}_endpoint_metrics_fresh", "1 where the server's metrics are usable.", fresh, "endpoint")
+        blocks = {(): len(self.index)}
+        yield gauges(f"{_EXTENSION}_prefix_indexer_size", "Distinct blocks in the prefix index.", blocks)
         running: Counts[tuple[str, ...]] = Counts()
         for model, number in self.ledger.by_model().items():
             running[self._model(model)] += number
-        yield gauges(f"{_OBJECTIVE}_running_requests", "Requests in flight.", ("model_name",), running.items())
-        total = len(self.ledger)
-        yield gauges(f"{_OWN}_ledger_requests", "Requests in the in-flight account.", (), [((), total)])
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("headrace")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        yield gauges(f"{_OBJECTIVE}_running_requests", "Requests in flight.", running, "model_name")
+        yield gauges(f"{_OWN}_ledger_requests", "Requests in the in-flight account.", {(): len(self.ledger)})

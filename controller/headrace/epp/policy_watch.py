@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from headrace.config.policies import parse_model_rewrite, parse_objective
@@ -35,20 +36,16 @@ def follow_policies(
         tasks.start(kind.reflector(client, namespace, on_malformed).run(), f"follow {kind.name}")
 
 
+@dataclass(eq=False)
 class _Kind:
-    """One of the two kinds."""
+    """One of the two kinds. `changed` gets those of the pool that can be used."""
 
-    def __init__(
-        self,
-        name: str,
-        parse: Callable[[Mapping[str, Any]], Any],
-        pool: PoolReference,
-        changed: Callable[[list[Any]], None],
-    ) -> None:
-        self.name = name
-        self._parse = parse
-        self._pool = pool
-        self._changed = changed
+    name: str
+    parse: Callable[[Mapping[str, Any]], Any]
+    pool: PoolReference
+    changed: Callable[[list[Any]], None]
+
+    def __post_init__(self) -> None:
         self._complaints: set[str] = set()
 
     def reflector(self, client: Any, namespace: str, on_malformed: OnMalformed) -> Reflector:
@@ -68,14 +65,14 @@ class _Kind:
         for obj in found:
             try:
                 # Items of a list carry neither: the list does.
-                parsed = self._parse({"apiVersion": f"{EXTENSION_GROUP}/{_VERSION}", "kind": self.name, **obj})
+                parsed = self.parse({"apiVersion": f"{EXTENSION_GROUP}/{_VERSION}", "kind": self.name, **obj})
             except InvalidObject as error:
                 name = mapping(obj.get("metadata")).get("name")
                 complaints.add(f"{self.name} {name} cannot be used: {error}")
                 continue
-            if parsed.pool == self._pool:
+            if parsed.pool == self.pool:
                 usable.append(parsed)
         for complaint in sorted(complaints - self._complaints):
             logger.warning("%s", complaint)
         self._complaints = complaints
-        self._changed(usable)
+        self.changed(usable)

@@ -15,6 +15,7 @@ import grpc.aio
 from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode
+from headrace.core.invalid import CannotServe
 from headrace.datalayer.scraper import Scraper
 from headrace.epp import status
 from headrace.epp.composition import Components
@@ -34,7 +35,7 @@ from headrace.replicas.metrics import PeerCollector, PeerMetrics
 from headrace.replicas.peering import Peering
 from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
-from headrace.serving.servers import CannotServe, Servers
+from headrace.serving.servers import Servers
 from headrace.serving.tasks import Supervisor
 
 if TYPE_CHECKING:
@@ -154,7 +155,11 @@ class Process:
             if self._tracer is not None:
                 stack.push_async_callback(self._tracer.close)
             if not self._options.endpoints:
-                self._client = await self._connected(stack)
+                # Imported here: the Kubernetes client takes longer to load than everything else together.
+                from headrace.kube.client import connect
+
+                self._client = await connect(self._options.kubeconfig)
+                stack.push_async_callback(self._client.close)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
             self._follow_pool(tasks)
@@ -213,18 +218,6 @@ class Process:
         if self._listener is not None:
             self._listener.adjust(endpoints)
         self._readiness.health.changed()
-
-    async def _connected(self, stack: contextlib.AsyncExitStack) -> Any:
-        """A client of the API server, as long as the stack lasts. Raises CannotServe."""
-        # Imported here: the Kubernetes client takes longer to load than everything else together.
-        from headrace.kube.client import ConfigurationError, connect
-
-        try:
-            client = await connect(self._options.kubeconfig)
-        except ConfigurationError as error:
-            raise CannotServe(str(error)) from None
-        stack.push_async_callback(client.close)
-        return client
 
     def _follow_pool(self, tasks: Supervisor) -> None:
         """Keep the pool's endpoints up to date, and take part in the election."""

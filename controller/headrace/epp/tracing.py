@@ -23,6 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from headrace.core import Refusal
 from headrace.epp.director import Pick
+from headrace.serving.lifecycle import within
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +214,5 @@ class Tracer:
 
         # The SDK waits 30 s for its thread; a daemon does not keep the process from ending.
         threading.Thread(target=shut_down, daemon=True).start()
-        try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await sent.wait()
-        except TimeoutError:
+        if not await within(sent, _CLOSE_SECONDS):
             self._exporter.shutdown()

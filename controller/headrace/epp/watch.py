@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from headrace.config.pools import parse_pool
@@ -45,17 +46,17 @@ async def watch_all(
         await _PoolWatch(client, options, on_pool, on_malformed, tasks).run()
 
 
+@dataclass(eq=False)
 class _PoolWatch:
     """One iteration is `_apply`: compare what is watched with what the pool says, then tell the endpoints."""
 
-    def __init__(
-        self, client: Any, options: Options, on_pool: OnPool, on_malformed: OnMalformed, tasks: Supervisor
-    ) -> None:
-        self._client = client
-        self._on_malformed = on_malformed
-        self._options = options
-        self._on_pool = on_pool
-        self._tasks = tasks
+    client: Any
+    options: Options
+    on_pool: OnPool
+    on_malformed: OnMalformed
+    tasks: Supervisor
+
+    def __post_init__(self) -> None:
         self._changed = asyncio.Event()
         self._pool: Pool | None = None
         self._complaint = ""
@@ -64,13 +65,13 @@ class _PoolWatch:
         self._endpoints = PodEndpoints()
 
     async def run(self) -> None:
-        options = self._options
+        options = self.options
         group, name = options.pool_group, options.pool_name
         pools = None
         if name:
             resource = Resource(group, VERSION_OF_GROUP[group], "inferencepools", namespaced=True)
             pools = self._reflector(resource, field_selector=f"metadata.name={name}")
-            self._tasks.start(pools.run(), "watch inferencepools")
+            self.tasks.start(pools.run(), "watch inferencepools")
         else:
             self._changed.set()
         while True:
@@ -86,11 +87,11 @@ class _PoolWatch:
         self, resource: Resource, *, label_selector: str | None = None, field_selector: str | None = None
     ) -> Reflector:
         return Reflector(
-            self._client,
+            self.client,
             resource,
-            namespace=self._options.pool_namespace,
+            namespace=self.options.pool_namespace,
             on_change=self._changed.set,
-            on_malformed=self._on_malformed,
+            on_malformed=self.on_malformed,
             label_selector=label_selector,
             field_selector=field_selector,
         )
@@ -102,17 +103,17 @@ class _PoolWatch:
             self._pods_task.cancel()
             self._pods = None
             if pool is None:
-                self._on_pool((), before.failure_mode)
+                self.on_pool((), before.failure_mode)
         if pool is None:
             return
         if self._pods is None:
             self._pods = self._reflector(_PODS, label_selector=pool.label_selector)
-            self._pods_task = self._tasks.start(self._pods.run(), "watch pods")
+            self._pods_task = self.tasks.start(self._pods.run(), "watch pods")
         if self._pods.synced:
-            self._on_pool(self._endpoints.of(self._pods.objects, pool), pool.failure_mode)
+            self.on_pool(self._endpoints.of(self._pods.objects, pool), pool.failure_mode)
 
     def _read(self, found: Mapping[str, Any] | None) -> Pool | None:
-        options = self._options
+        options = self.options
         complaint = ""
         pool = None
         if found is None:

@@ -32,14 +32,14 @@ from headrace.gateway.translate import Translation
 from headrace.gateway.watch import Watch
 from headrace.gateway.writer import StatusWriter
 from headrace.gateway.xds_names import RuleName, untested_version
-from headrace.kube.client import ConfigurationError, Resource, connect, request
+from headrace.kube.client import Resource, connect, request
 from headrace.kube.events import Subject
 from headrace.kube.reflector import check_metadata
 from headrace.protocol import rpc
 from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.serving.health import Health
 from headrace.serving.lifecycle import Shutdown
-from headrace.serving.servers import CannotServe, Servers, health_routes, metrics_route
+from headrace.serving.servers import Servers, health_routes, metrics_route
 from headrace.serving.tasks import Supervisor
 from headrace.serving.tls import certificate_of_nobody, mutual_credentials
 
@@ -76,10 +76,7 @@ class Process:
         options = self._options
         if untested := untested_version(options.envoy_gateway_version):
             logger.warning("%s", untested)
-        try:
-            client = await connect(options.kubeconfig)
-        except ConfigurationError as error:
-            raise CannotServe(str(error)) from None
+        client = await connect(options.kubeconfig)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(client.close)
             stack.enter_context(self._shutdown.by_signals())

@@ -13,6 +13,8 @@ from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 from msgspec import Struct
 
+from headrace.core.invalid import CannotServe
+
 # Content types of PATCH, by what they do.
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -32,7 +34,7 @@ class ApiError(Exception):
         self.reason = reason
 
 
-class ConfigurationError(Exception):
+class ConfigurationError(CannotServe):
     """There is no way to reach a cluster: neither a kubeconfig nor a service account."""
 
 

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypedDict
 
 import aiohttp
@@ -146,47 +147,41 @@ def _trimmed(found: Object) -> Object:
     return found
 
 
+@dataclass(eq=False)
 class Reflector:
     """Follows the objects of a resource, in one namespace or all, narrowed by selectors.
 
     `objects` is the newest known state, keyed by (namespace, name). `on_change` is called, synchronously, after
-    each batch of changes and after the first list, whatever it held; `on_malformed`, with the kind's plural, for each
-    object and each line of a watch that cannot be used: it is logged and left out. `run` has to run for anything to
-    happen."""
+    each batch of changes and after the first list, whatever it held; `on_malformed`, with the kind's plural, for
+    each object and each line of a watch that cannot be used: it is logged and left out. `run` has to run for anything
+    to happen. A watch is asked to end after `watch_seconds`, from the first to the second, and given up `grace_seconds`
+    later."""
 
-    def __init__(
-        self,
-        client: Any,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str | None = None,
-        field_selector: str | None = None,
-        on_change: Callable[[], None] | None = None,
-        on_malformed: OnMalformed = lambda kind: None,
-        watch_seconds: tuple[int, int] = WATCH_SECONDS,
-        grace_seconds: float = WATCH_GRACE_SECONDS,
-    ) -> None:
-        self._client = client
-        self.resource = resource
-        self._namespace = namespace
-        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
-        self._selectors = {name: value for name, value in selectors.items() if value}
-        self._on_change = on_change or (lambda: None)
-        self._on_malformed = on_malformed
-        self._watch_seconds = watch_seconds
-        self._grace_seconds = grace_seconds
-        self._complaints: set[str] = set()
-        self._store = ObjectStore(self._malformed)
+    client: Any
+    resource: Resource
+    _: KW_ONLY
+    namespace: str | None = None
+    label_selector: str | None = None
+    field_selector: str | None = None
+    on_change: Callable[[], None] = lambda: None
+    on_malformed: OnMalformed = lambda kind: None
+    watch_seconds: tuple[int, int] = WATCH_SECONDS
+    grace_seconds: float = WATCH_GRACE_SECONDS
+
+    def __post_init__(self) -> None:
         # Whether a list has succeeded since the start.
         self.synced = False
+        # Whether a watch is open now: changes reach us as they happen.
+        self.live = False
+        selectors = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
+        self._selectors = {name: value for name, value in selectors.items() if value}
+        self._complaints: set[str] = set()
+        self._store = ObjectStore(self._malformed)
         self._settled = asyncio.Event()
         self._unavailable = ""
         self._refusals = 0
         self._failing = False
         self._delay = _BACKOFF_SECONDS[0]
-        # Whether a watch is open now: changes reach us as they happen.
-        self.live = False
 
     @property
     def objects(self) -> Mapping[Key, Object]:
@@ -246,13 +241,13 @@ class Reflector:
         finally:
             # Also before a list: that would find nothing new in what was applied here.
             if changed:
-                self._on_change()
+                self.on_change()
         if garbled is not None:
             raise garbled
         return version
 
     def _malformed(self, why: str) -> None:
-        self._on_malformed(self.resource.plural)
+        self.on_malformed(self.resource.plural)
         if why not in self._complaints and len(self._complaints) < _MOST_COMPLAINTS:
             self._complaints.add(why)
             logger.warning("%s: %s", self.resource, why)
@@ -260,10 +255,10 @@ class Reflector:
     async def _list(self) -> str:
         items: list[Object] = []
         query = {**self._selectors, "limit": str(_PAGE_SIZE)}
-        path = self.resource.path(self._namespace)
+        path = self.resource.path(self.namespace)
         while True:
             try:
-                page = await request(self._client, "GET", path, query=query)
+                page = await request(self.client, "GET", path, query=query)
             except ApiError as error:
                 if error.status == 410:
                     raise ExpiredError("the list took too long for its continue token") from error
@@ -281,12 +276,12 @@ class Reflector:
         first, self.synced = not self.synced, True
         self._settled.set()
         if changed or first:
-            self._on_change()
+            self.on_change()
         return text(metadata.get("resourceVersion"))
 
     async def _watch(self, version: str) -> AsyncGenerator[list[bytes], None]:
         """One watch request: batches of lines, as they arrive together. Ends when the server does, or should."""
-        seconds = random.randint(*self._watch_seconds)
+        seconds = random.randint(*self.watch_seconds)
         query = {
             **self._selectors,
             "watch": "true",
@@ -294,10 +289,10 @@ class Reflector:
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
-        timeout = aiohttp.ClientTimeout(total=seconds + self._grace_seconds)
-        path = self.resource.path(self._namespace)
+        timeout = aiohttp.ClientTimeout(total=seconds + self.grace_seconds)
+        path = self.resource.path(self.namespace)
         try:
-            response = await open_response(self._client, "GET", path, query=query, timeout=timeout)
+            response = await open_response(self.client, "GET", path, query=query, timeout=timeout)
         except ApiError as error:
             if error.status == 410:
                 raise ExpiredError(str(error)) from error
@@ -335,7 +330,7 @@ class Reflector:
             return _BACKOFF_SECONDS[1] / 5
         # Forbidden objects are still there, as far as we know. Those of a kind that is gone are not.
         if unavailable == "absent" and self._store.replace(()):
-            self._on_change()
+            self.on_change()
         return _ABSENT_SECONDS
 
     def _recovered(self) -> None:

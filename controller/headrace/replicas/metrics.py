@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from headrace.serving.metrics import MetricSet, counter, gauges
 
 if TYPE_CHECKING:
+    from headrace.replicas.peer_accounts import Peer
     from headrace.replicas.peering import Peering
 
 _OWN = "headrace_epp"
@@ -31,43 +33,33 @@ class PeerMetrics(MetricSet):
     )
 
 
+@dataclass(eq=False)
 class PeerCollector(Collector):
     """What holds when somebody asks."""
 
-    def __init__(self, peering: Peering) -> None:
-        self._peering = peering
+    peering: Peering
 
     def collect(self) -> Iterable[Metric]:
         """The gauges."""
-        peering = self._peering
+        peering = self.peering
         now = peering.clock()
         behind = max((peering.journal.lag(sequence) for sequence in peering.followers.values()), default=0.0)
         # A Pod that started anew a moment ago may still be there as it was.
         peers = {peer.name or peer.replica: peer for peer in peering.accounts.peers()}
-        for name, text, value in (
+        of_all = (
             ("peers", "Other replicas that are heard.", len(peering.accounts)),
             ("peer_followers", "Other replicas that are told of our requests.", len(peering.followers)),
             ("peer_unsent_seconds", "Age of the oldest update that a replica has not taken yet.", behind),
-        ):
-            yield gauges(f"{_OWN}_{name}", text, (), [((), value)])
-        for name, text, values in (
-            (
-                "peer_lag_seconds",
-                "How much longer than the fastest one the last update took.",
-                {name: peer.lag for name, peer in peers.items()},
-            ),
-            (
-                "peer_silence_seconds",
-                "Time since anything was heard of a replica.",
-                {name: now - peer.heard_at for name, peer in peers.items()},
-            ),
-            (
-                "peer_inflight_requests",
-                "Requests that are a replica's account.",
-                {name: float(len(peer.entries)) for name, peer in peers.items()},
-            ),
-        ):
-            yield gauges(f"{_OWN}_{name}", text, ("peer",), (((of,), value) for of, value in values.items()))
+        )
+        of_each: tuple[tuple[str, str, Callable[[Peer], float]], ...] = (
+            ("peer_lag_seconds", "How much longer than the fastest one the last update took.", lambda peer: peer.lag),
+            ("peer_silence_seconds", "Time since anything was heard of a replica.", lambda peer: now - peer.heard_at),
+            ("peer_inflight_requests", "Requests that are a replica's account.", lambda peer: len(peer.entries)),
+        )
+        for name, text, value in of_all:
+            yield gauges(f"{_OWN}_{name}", text, {(): value})
+        for name, text, value_of in of_each:
+            yield gauges(f"{_OWN}_{name}", text, {(of,): value_of(peer) for of, peer in peers.items()}, "peer")
 
 
 def peer_page(peering: Peering | None) -> dict[str, Any]:

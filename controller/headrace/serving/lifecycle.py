@@ -11,6 +11,8 @@ from typing import Any
 
 import uvloop
 
+from headrace.core.invalid import CannotServe
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,8 +65,6 @@ async def within(event: asyncio.Event, seconds: float) -> bool:
 
 def run(serve: Coroutine[Any, Any, None]) -> int:
     """Serve until it ends; the exit code: 1 where something needed is missing."""
-    from headrace.serving.servers import CannotServe
-
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve)

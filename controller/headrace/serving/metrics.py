@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 M = TypeVar("M")
+L = TypeVar("L", bound=tuple[str, ...])
 
 OTHER = "other"
 MAX_LABEL_VALUES = 1000
@@ -74,10 +75,10 @@ class MetricSet:
                 setattr(self, name, declared.make(registry))
 
 
-def gauges(name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
-    """The gauges of one name as a collector gives them: the values of their labels, and theirs."""
+def gauges(name: str, text: str, values: Mapping[L, float], *labels: str) -> Metric:
+    """The gauges of one name as a collector gives them, by the values of their labels."""
     family = GaugeMetricFamily(name, text, labels=labels)
-    for of, value in values:
+    for of, value in values.items():
         family.add_metric(of, value)
     return family
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from headrace.core import endpoint_key
+from headrace.core.invalid import CannotServe
 from headrace.protocol import http
 
 _GRPC_OPTIONS: Mapping[str, int] = {
@@ -22,10 +23,6 @@ _GRPC_OPTIONS: Mapping[str, int] = {
     "grpc.http2.max_ping_strikes": 0,
     "grpc.keepalive_permit_without_calls": 1,
 }
-
-
-class CannotServe(RuntimeError):  # noqa: N818
-    """What is needed to serve is missing; the message says what, and what to do."""
 
 
 class Servers:

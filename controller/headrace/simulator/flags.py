@@ -6,9 +6,9 @@ import argparse
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 
 from headrace.config.flags import add_flags, flag, number, port, read_flags
+from headrace.core.version import version
 from headrace.simulator.adapters import Models
 from headrace.simulator.engine import EngineSettings
 from headrace.simulator.generation import ModelBehaviour
@@ -91,7 +91,7 @@ def model_server(args: argparse.Namespace, environment: Mapping[str, str]) -> Mo
         adapters=_adapters(served, settings.enable_lora),
         check_paths=served.check_lora_paths,
     )
-    return ModelServer(settings, models, _version())
+    return ModelServer(settings, models, version())
 
 
 def _adapters(served: _Served, enabled: bool) -> dict[str, str]:
@@ -106,10 +106,3 @@ def _adapters(served: _Served, enabled: bool) -> dict[str, str]:
     if adapters and not enabled:
         raise ValueError(f"--lora-adapter {next(iter(adapters))}: adapters need --enable-lora")
     return adapters
-
-
-def _version() -> str:
-    try:
-        return metadata.version("headrace")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from headrace.core import FailureMode
+from headrace.core import Endpoint, FailureMode
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.metrics import PoolCollector
 from headrace.epp.plugin_metrics import PluginDurations
@@ -114,3 +114,17 @@ def test_a_plugins_time_is_its_own() -> None:
     name = "inference_extension_plugin_duration_seconds_sum"
     labels = {"extension_point": "Scorer", "plugin_type": "s", "plugin_name": "named"}
     assert registry.get_sample_value(name, labels) == pytest.approx(0.25)
+
+
+def test_a_pod_with_several_ports_has_one_queue() -> None:
+    d = director()
+    ports = [Endpoint(namespace="n", pod_name="p", address="10.0.0.1", port=port) for port in (8000, 8001)]
+    d.pool.endpoints_changed(tuple(ports), FailureMode.CLOSE)
+    d.metrics.registry.register(PoolCollector("pool", d.pool.store, d.pool.ledger, d.index))
+    queues = [
+        sample.labels["model_server_pod"]
+        for family in d.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "inference_pool_per_pod_queue_size"
+    ]
+    assert queues == ["p"]

@@ -19,12 +19,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, TraceIdRatioBased
 
 from headrace.core import Decision, FailureMode, Refusal
+from headrace.core.invalid import CannotServe
 from headrace.epp.director import Pick
 from headrace.epp.options import add_arguments, read_options
 from headrace.epp.process import Process
 from headrace.epp.tracing import InvalidTracing, Tracer, _Told, check, start_tracing
 from headrace.scheduling import default_profile
-from headrace.serving.servers import CannotServe
 
 from .test_director import director, endpoints, needed
 

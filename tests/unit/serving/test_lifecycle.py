@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 
+from headrace.core.invalid import CannotServe
 from headrace.serving.lifecycle import Shutdown, run, within
-from headrace.serving.servers import CannotServe
 
 from ...hang import HANG_SECONDS
 
