@@ -2,7 +2,8 @@
 
     python tests/tools/size.py [FOLDER]
 
-Prints a line for each package and their sum. Left out: the simulator and generated modules."""
+Prints a line for each package and their sum. Left out: the simulator and generated modules. Fails where a module, a
+class or a function of BOUNDED is too long, blank lines, comments and docstrings included."""
 
 from __future__ import annotations
 
@@ -15,6 +16,11 @@ from pathlib import Path
 
 CONTROLLER = Path(__file__).parents[2] / "controller" / "headrace"
 LEFT_OUT = ("simulator",)
+BOUNDED = (
+    *("core", "protocol", "config", "serving", "kube", "datalayer", "prefixes", "replicas", "extproc"),
+    *("scheduling", "flowcontrol", "epp"),
+)
+MAX_MODULE_LINES, MAX_CLASS_LINES, MAX_FUNCTION_LINES = 400, 250, 60
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -49,12 +55,35 @@ def count(folder: Path) -> Counter[str]:
     return found
 
 
+def too_long(source: str) -> list[str]:
+    """What of a module's text is longer than it may be, each with its first line and its lines."""
+    found = []
+    if (lines := len(source.splitlines())) > MAX_MODULE_LINES:
+        found.append(f"1: the module has {lines} lines, at most {MAX_MODULE_LINES} are allowed")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            most = MAX_CLASS_LINES
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            most = MAX_FUNCTION_LINES
+        else:
+            continue
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if lines > most:
+            found.append(f"{node.lineno}: {node.name} has {lines} lines, at most {most} are allowed")
+    return found
+
+
 def main() -> None:
-    """Prints the count of the folder in the first argument, or of the controller."""
-    found = count(Path(sys.argv[1]) if len(sys.argv) > 1 else CONTROLLER)
+    """Prints the count of the first argument's folder, or of the controller. Exits with 1 where a part is too long."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else CONTROLLER
+    found = count(folder)
     for package, lines in found.items():
         print(f"{lines:7,} {package}")
     print(f"{sum(found.values()):7,} code lines in the controller without the simulator")
+    modules = [path for package in BOUNDED for path in sorted((folder / package).rglob("*.py"))]
+    long = [f"{path}:{one}" for path in modules for one in too_long(path.read_text(encoding="utf-8"))]
+    if long:
+        sys.exit("\n".join(long))
 
 
 if __name__ == "__main__":
