@@ -53,7 +53,9 @@ def test_packages_are_counted_without_the_simulator_and_generated_modules(tmp_pa
 
 def test_what_is_too_long_is_named_with_its_line() -> None:
     body = "    x = 1\n" * 61
-    assert too_long(f"def short():\n    pass\n\ndef long():\n{body}") == ["4: long has 62 lines, at most 60 are allowed"]
+    assert too_long(f"def short():\n    pass\n\ndef long():\n{body}") == [
+        "4: long has 62 lines, at most 60 are allowed"
+    ]
     methods = "".join(f"    def m{number}(self):\n        pass\n" for number in range(130))
     assert too_long(f"class Wide:\n{methods}") == ["1: Wide has 261 lines, at most 250 are allowed"]
     assert too_long("x = 1\n" * 401) == ["1: the module has 401 lines, at most 400 are allowed"]
