@@ -172,8 +172,9 @@ protos: $(STAMP) ## Make the Python modules of Envoy's messages (controller/head
 	mkdir -p $(PROTOS_TO)/headrace/xds; cp -R "$$work"/made/headrace/xds/. $(PROTOS_TO)/headrace/xds
 
 .PHONY: docs
-docs: $(STAMP) ## Make the roles' pages of their argument specs
+docs: $(STAMP) ## Make the roles' pages of their argument specs, and the plugins' of their registry
 	$(BIN)/python docs/role_pages.py
+	$(BIN)/python docs/plugin_page.py
 
 .PHONY: changelog
 changelog: $(STAMP) ## Make CHANGELOG.md of the fragments in changelogs/fragments

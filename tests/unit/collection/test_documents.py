@@ -19,6 +19,17 @@ def test_the_roles_pages_are_what_the_argument_specs_say(repository: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+def test_the_plugins_page_is_what_the_registry_says(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / "docs", tmp_path / "docs")
+    command = [sys.executable, str(tmp_path / "docs/plugin_page.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "docs/plugins.md"
+    page.write_text(page.read_text().replace("queueSlack` `8`", "queueSlack` `9`"))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "make docs" in done.stderr) == (1, True)
+
+
 def test_a_page_that_says_something_else_is_named(repository: Path, tmp_path: Path) -> None:
     for name in ("docs", "roles"):
         shutil.copytree(repository / name, tmp_path / name)
