@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.datalayer.exposition import CostlyPage, PageLimits, PageReader, Sample, read_labels
 
@@ -98,8 +97,7 @@ def common(first: Histogram, second: Histogram) -> tuple[Histogram, Histogram]:
     return first.rebinned(shared), second.rebinned(shared)
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(Struct, frozen=True):
     """Counts of one process, or of a pool over a window. `errors` are statuses of 400 and more, `server_errors` of 500.
 
     A histogram is None where no page has it."""
@@ -122,7 +120,7 @@ class Counters:
     def since(self, before: Counters) -> Counters:
         """What came after `before`; everything, if a count went down."""
         if self.requests < before.requests or self.errors < before.errors:
-            before = replace(before, requests=0.0, errors=0.0, server_errors=0.0)
+            before = structs.replace(before, requests=0.0, errors=0.0, server_errors=0.0)
         return Counters(
             self.requests - before.requests,
             self.errors - before.errors,
@@ -142,12 +140,11 @@ def _difference(now: Histogram | None, before: Histogram | None) -> Histogram | 
     return now if now is None or before is None else now.since(before)
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(Struct, frozen=True):
     """A pool's counts since a moment: `last` is the newest page of each process, `total` what came since the start."""
 
     total: Counters = Counters()
-    last: Mapping[str, Counters] = field(default_factory=dict)
+    last: Mapping[str, Counters] = {}
 
     def advanced(self, pages: Mapping[str, Counters], born: Iterable[str] = ()) -> Window:
         """With newer pages. `born` are processes known to have started within the window: they count whole.

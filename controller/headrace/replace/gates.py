@@ -6,7 +6,7 @@ limit on errors fails when the measured rate is above it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from headrace.replace.counters import Counters, Histogram
 from headrace.replace.plan import Plan
@@ -19,8 +19,7 @@ _EARLY_ALPHA = 1e-4
 _NO_REFERENCE = "the old pool had no traffic to compare with"
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(Struct, frozen=True):
     """One line of a gate's table. `old` and `new` are rates (0..1) or seconds; None: not measured."""
 
     name: str
@@ -32,8 +31,7 @@ class Check:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class GateResult:
+class GateResult(Struct, frozen=True):
     """A gate's verdict. `reference` is whether the old pool was measured in an earlier window, for want of traffic."""
 
     percent: int

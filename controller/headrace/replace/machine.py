@@ -6,10 +6,9 @@ there is a way to Completed or to RolledBack, and no other end once a route was 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.replace.counters import Counters
 from headrace.replace.gates import FAIL, INSUFFICIENT, GateResult
@@ -119,7 +118,7 @@ class Discovered(Event, frozen=True):
         changed = state.noted(now, f"found more that leads to the old pool: {names}", records=(*state.records, *new))
         # They have to be brought to where the others are before anything is measured, or put in its final place.
         if state.phase in (Phase.GATE, Phase.FINALISE, Phase.CLEAN_UP):
-            return dataclasses.replace(changed, phase=Phase.SHIFT, since=now)
+            return structs.replace(changed, phase=Phase.SHIFT, since=now)
         return changed
 
 
@@ -158,8 +157,8 @@ class Judged(Event, frozen=True):
     reference: Counters | None = None
 
     def applied(self, state: State, plan: Plan, now: float) -> State:
-        result, history = self.result, (*state.history, dataclasses.replace(self.result, at=now))
-        state = dataclasses.replace(state, history=history, reference=self.reference or state.reference)
+        result, history = self.result, (*state.history, structs.replace(self.result, at=now))
+        state = structs.replace(state, history=history, reference=self.reference or state.reference)
         failed = result.verdict == FAIL or (result.verdict == INSUFFICIENT and plan.insufficient == "rollback")
         if failed:
             return _take_back(state, f"the gate at {result.percent} % failed: {result.reason}", now)
@@ -179,7 +178,7 @@ class Approved(Event, frozen=True):
 
     def applied(self, state: State, plan: Plan, now: float) -> State:
         # People may take their time: it counts for the approval's own timeout, and not for the replacement's.
-        state = dataclasses.replace(state, waited=state.waited + now - state.since)
+        state = structs.replace(state, waited=state.waited + now - state.since)
         return _next_step(state, plan, now, f"approved{f' by {self.by}' if self.by else ''}")
 
 

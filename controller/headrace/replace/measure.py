@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from typing import Any
 
 import aiohttp
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.core import endpoint_key, fields
 from headrace.core.bounded_json import load
@@ -48,8 +48,7 @@ _TEXT_BYTES = 1 << 20
 _AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """A process with a metrics page. `born` is when its Pod started, in seconds since 1970; 0: not known."""
 
     key: str
@@ -153,7 +152,7 @@ class Measure:
             logger.warning("Prometheus cannot be asked about %s: %s", ref, error)
             return PoolReading(dead=_not_ready(ref, members), in_flight=None)
         pages = {
-            replace(by_pod[pod], key=f"{pod}@{instance}"): rows
+            structs.replace(by_pod[pod], key=f"{pod}@{instance}"): rows
             for (pod, instance), rows in found.items()
             if pod in by_pod
         }

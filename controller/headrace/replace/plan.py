@@ -5,13 +5,12 @@ defaults say."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+import msgspec
+from msgspec import Meta, Struct
 
 from headrace.config.decode import Share, decode
 from headrace.core import GA_GROUP
@@ -40,8 +39,7 @@ def is_namespace(text: str) -> bool:
     return _NAMESPACE.fullmatch(text) is not None
 
 
-@dataclass(frozen=True, order=True)
-class PoolRef:
+class PoolRef(Struct, frozen=True, order=True):
     """An InferencePool by API group, namespace and name."""
 
     group: str
@@ -52,8 +50,7 @@ class PoolRef:
         return f"{self.namespace}/{self.name} ({self.group}/{VERSION_OF_GROUP.get(self.group, '?')})"
 
 
-@dataclass(frozen=True, order=True)
-class ObjectRef:
+class ObjectRef(Struct, frozen=True, order=True):
     """An object to delete, as the API server's paths name it. `group` is "" for the core group."""
 
     group: str
@@ -66,8 +63,7 @@ class ObjectRef:
         return f"{self.plural}{'.' if self.group else ''}{self.group} {self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """One replacement. Times in seconds, shares in percent, rates 0..1; a limit of 0 is no limit."""
 
     old: PoolRef
@@ -117,7 +113,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return dataclasses.asdict(self)
+        return dict(msgspec.to_builtins(self))
 
     @property
     def expected_seconds(self) -> float:
@@ -165,7 +161,7 @@ def parse_plan(value: object) -> Plan:
     """The plan of decoded JSON; what is left out has its default, and a pool may be its name. Raises InvalidPlan."""
     if not isinstance(value, Mapping):
         raise InvalidPlan("plan", value, "give an object")
-    known = [field.name for field in dataclasses.fields(Plan)]
+    known = Plan.__struct_fields__
     if unknown := sorted(map(str, set(value) - set(known))):
         raise InvalidPlan(unknown[0], value[unknown[0]], f"no such field: the fields are {', '.join(known)}")
     given = dict(value)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.kube.routes import is_granted, refs_of, rules_of
 from headrace.protocol.objects import GATEWAY_GROUP, HOLD_LABEL, PART_OF_LABEL
@@ -37,8 +38,7 @@ class Foreign(Exception):  # noqa: N818
     """Somebody else changed a route meanwhile; the message names it and what is different."""
 
 
-@dataclass(frozen=True)
-class RuleRecord:
+class RuleRecord(Struct, frozen=True):
     """A rule as it was found. `index` is its place in the route, `matches` and `name` help to find it again."""
 
     index: int
@@ -47,8 +47,7 @@ class RuleRecord:
     refs: Refs
 
 
-@dataclass(frozen=True)
-class RouteRecord:
+class RouteRecord(Struct, frozen=True):
     """A route that leads to the old pool, its rules that do, and whose all of its rules were.
 
     `rest` is a digest of what a replacement leaves alone in the rules: all but the backends of those recorded."""

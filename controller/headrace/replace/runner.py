@@ -10,14 +10,16 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeVar
+
+from msgspec import structs
 
 from headrace.core import InvalidPool
 from headrace.kube.client import ApiError
 from headrace.kube.lease import LeaseLost
 from headrace.replace.cluster import Cluster
-from headrace.replace.counters import Counters, Window
+from headrace.replace.counters import Window
 from headrace.replace.gates import FAIL, GateResult, enough, hopeless, judge, not_taken, table
 from headrace.replace.machine import (
     REVERSIBLE,
@@ -270,7 +272,7 @@ class Runner:
                 if late:
                     return Abort(reason)
                 logger.warning("%s: looking on", reason)
-                began, old, new = self.clock(), replace(old, total=Counters()), replace(new, total=Counters())
+                began, old, new = self.clock(), Window(last=old.last), Window(last=new.last)
             elif seconds >= plan.interval and (enough(plan, new.total) or late):
                 result = judge(plan, percent, seconds, old.total, new.total, state.reference)
                 return Judged(result, old.total if enough(plan, old.total) else None)
@@ -331,7 +333,7 @@ def _advanced(window: Window, reading: PoolReading | None, began: float) -> Wind
 def _failed(result: GateResult, reason: str) -> GateResult:
     """A window that was ended early: failed, whatever its checks say of too few requests."""
     checks = tuple(
-        replace(check, verdict=FAIL, detail=reason) if check.name == "server errors" else check
+        structs.replace(check, verdict=FAIL, detail=reason) if check.name == "server errors" else check
         for check in result.checks
     )
-    return replace(result, checks=checks, verdict=FAIL)
+    return structs.replace(result, checks=checks, verdict=FAIL)

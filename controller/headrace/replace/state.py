@@ -5,14 +5,12 @@ schema number tells a state that another version wrote."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.replace.counters import Counters
 from headrace.replace.gates import GateResult
@@ -56,8 +54,7 @@ class Entry(Struct, frozen=True):
     message: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
+class State(Struct, frozen=True, kw_only=True):
     """A moment of a replacement. Times are seconds since 1970; `step` is an index into the plan's steps.
 
     `share` is the percentage that the routes were last known to have, -1 before they were touched."""
@@ -92,7 +89,7 @@ class State:
     def noted(self, now: float, message: str, **changes: Any) -> State:
         """With a line in the log, and other fields changed. The oldest lines go when there are too many."""
         log = (*self.log, Entry(now, message))[-_LOG_LIMIT:]
-        return dataclasses.replace(self, log=log, **changes)
+        return structs.replace(self, log=log, **changes)
 
 
 def state_as_json(state: State) -> dict[str, Any]:

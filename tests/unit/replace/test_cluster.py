@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from headrace.kube import objects
 from headrace.kube.client import ApiError
@@ -136,11 +136,9 @@ async def test_a_record_changes_only_the_route_and_backends_that_it_was_made_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fine, forged, other = records([route(rule(pool("old")), name=name) for name in ("a", "b", "c")], PLAN)
-    forged = dataclasses.replace(
-        forged, rules=(dataclasses.replace(forged.rules[0], refs=({**pool("old"), "name": "evil"},)),)
-    )
+    forged = structs.replace(forged, rules=(structs.replace(forged.rules[0], refs=({**pool("old"), "name": "evil"},)),))
     there, written = world(monkeypatch, [shifted("a"), shifted("b"), {**shifted("c")}])
-    other = dataclasses.replace(other, uid="of-the-one-before")
+    other = structs.replace(other, uid="of-the-one-before")
     event = await there.restore(State(run="1", started=0.0, since=0.0, records=(fine, forged, other)))
     assert written == ["a"]
     assert isinstance(event, Restored)

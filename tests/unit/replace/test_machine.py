@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def replaced(found: dict[str, Any]) -> dict[str, Any]:
 def test_every_run_ends_completed_or_as_it_was(
     tape: list[int], deaths: list[int], insufficient: str, remove: bool, late: int
 ) -> None:
-    plan = dataclasses.replace(
+    plan = structs.replace(
         PLAN, insufficient=insufficient, remove_old=KEPT if remove else (), remove_new=() if remove else KEPT
     )
     world = World(ROUTES, plan, tape)
@@ -222,14 +221,14 @@ def test_a_failed_gate_rolls_back_with_its_reason() -> None:
 
 def test_too_little_traffic_is_what_the_plan_says() -> None:
     assert run(*TO_FIRST_GATE, Judged(result(5, INSUFFICIENT))).phase is Phase.RESTORE
-    lenient = dataclasses.replace(PLAN, insufficient="pass")
+    lenient = structs.replace(PLAN, insufficient="pass")
     assert run(*TO_FIRST_GATE, Judged(result(5, INSUFFICIENT)), plan=lenient).phase is Phase.SHIFT
 
 
 def test_a_completed_replacement_can_be_taken_back_while_the_old_pool_is_kept() -> None:
     assert run(*THROUGH, RollbackAsked("me")).phase is Phase.RESTORE
     assert run(*THROUGH, RollbackAsked("me"), Restored(), Removed()).phase is Phase.ROLLED_BACK
-    removing = dataclasses.replace(PLAN, remove_old=KEPT)
+    removing = structs.replace(PLAN, remove_old=KEPT)
     assert run(*THROUGH, RollbackAsked("me"), plan=removing).phase is Phase.DONE
     assert run(*THROUGH[:-1], RollbackAsked("me"), plan=removing).phase is Phase.CLEAN_UP
 
@@ -267,7 +266,7 @@ def test_events_out_of_place_change_nothing() -> None:
 
 
 def test_a_state_is_kept_whole() -> None:
-    state = dataclasses.replace(
+    state = structs.replace(
         run(*TO_FIRST_GATE, Judged(result(5, PASS), Counters(9, 1, 1, Histogram((1.0,), (2.0, 3.0))))), share=5
     )
     assert parse_state(state_as_json(state)) == state
@@ -285,8 +284,8 @@ def test_a_state_of_an_earlier_version_is_read() -> None:
         for name in ("kind", "owners", "rest"):
             del record[name]
     found = parse_state({**saved, "later": 1})
-    plain = [dataclasses.replace(record, kind="HTTPRoute", owners=(), rest="") for record in state.records]
-    assert found == dataclasses.replace(state, old_uid="", new_uid="", kept="", waited=0.0, records=tuple(plain))
+    plain = [structs.replace(record, kind="HTTPRoute", owners=(), rest="") for record in state.records]
+    assert found == structs.replace(state, old_uid="", new_uid="", kept="", waited=0.0, records=tuple(plain))
     assert found.records
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gzip
 
 import pytest
 from aiohttp import web
+from msgspec import structs
 
 from headrace.replace.counters import Rows, in_flight_at_server
 from headrace.replace.measure import Measure, Members, Target, reading
@@ -64,8 +64,8 @@ def test_who_is_dead(members: Members, pages: dict[Target, Rows], dead: str) -> 
 def test_samples_of_prometheus_prove_nothing_of_who_answers() -> None:
     found = reading(REF, MEMBERS, {}, proof=False)
     assert (found.dead, found.in_flight) == ("", None)
-    sample = dataclasses.replace(SERVER, key="server-a@10.0.0.1:8000")
-    found = reading(REF, MEMBERS, {sample: IDLE, dataclasses.replace(PICKER, key="picker@x"): IDLE}, proof=False)
+    sample = structs.replace(SERVER, key="server-a@10.0.0.1:8000")
+    found = reading(REF, MEMBERS, {sample: IDLE, structs.replace(PICKER, key="picker@x"): IDLE}, proof=False)
     assert set(found.pages) == {"server-a@10.0.0.1:8000", "picker@x"}
     assert found.born["server-a@10.0.0.1:8000"] == 1.0
 
@@ -105,7 +105,7 @@ async def test_pages_of_servers_are_read_within_bounds(
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        served = dataclasses.replace(SERVER, address="127.0.0.1", port=runner.addresses[0][1])
+        served = structs.replace(SERVER, address="127.0.0.1", port=runner.addresses[0][1])
         async with HttpClient() as client:
             rows = await Measure(None, client, via="pod")._page(served)
         assert (None if rows is None else in_flight_at_server(rows)) == in_flight

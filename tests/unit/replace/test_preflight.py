@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from headrace.kube import objects
 from headrace.kube.client import ApiError
@@ -57,7 +57,7 @@ async def test_a_picker_that_asks_who_reads_needs_a_prometheus(status: int, want
     problems, _ = await of_pools(PLAN, measure)
     assert len(problems) == wanted
     assert all("metrics_auth" in problem for problem in problems)
-    measured = dataclasses.replace(PLAN, prometheus_url="http://prometheus:9090")
+    measured = structs.replace(PLAN, prometheus_url="http://prometheus:9090")
     assert (await of_pools(measured, measure))[0] == []
 
 
@@ -85,7 +85,7 @@ async def test_a_route_of_argo_cd_is_refused_unless_it_is_paused(
         return {"items": [owned] if path.endswith("httproutes") else []}
 
     monkeypatch.setattr(objects, "request", request)
-    plan: Plan = dataclasses.replace(PLAN, gitops=gitops)
+    plan: Plan = structs.replace(PLAN, gitops=gitops)
     measure = Pools({PLAN.old: FULL, PLAN.new: FULL})
     found = await Cluster(None, None, plan, None, measure).preflight()  # type: ignore[arg-type]
     assert isinstance(found, Refused if refused else Found)

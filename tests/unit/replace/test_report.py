@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
 import pytest
 import yaml
+from msgspec import structs
 
 from headrace.replace.gates import Check, GateResult
 from headrace.replace.report import as_html, as_json, commit_lines, served_percent
@@ -19,7 +19,7 @@ from .test_routes import MIXED, PLAN, pool, service
 
 @pytest.mark.parametrize(("phase", "name"), [(Phase.DONE, "new"), (Phase.ROLLED_BACK, "old")])
 def test_the_backends_that_the_end_left_are_there_to_commit(phase: Phase, name: str) -> None:
-    plan = dataclasses.replace(PLAN, gitops="paused")
+    plan = structs.replace(PLAN, gitops="paused")
     state = State(run="1", started=0.0, since=0.0, phase=phase, records=records([MIXED], plan))
     lines = commit_lines(plan, state)
     written: list[Any] = list(yaml.safe_load_all("\n".join(lines)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from headrace.replace.ownership import FIELD_MANAGER, Owner, gitops_owner
 from headrace.replace.plan import InvalidPlan, ObjectRef, Plan, PoolRef, parse_plan
@@ -381,9 +381,9 @@ def test_a_forged_record_changes_no_route() -> None:
     assert patched(done, restore_patch(done, honest, PLAN)) == route(rule(pool("old", 3), service(1)))
     filters = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}}]
     for refs in ((pool("old", 3, filters=filters), service(1)), (service(1),), ()):
-        forged = dataclasses.replace(honest.rules[0], refs=refs)
+        forged = structs.replace(honest.rules[0], refs=refs)
         with pytest.raises(Foreign, match="route, rule 0"):
-            restore_patch(done, dataclasses.replace(honest, rules=(forged,)), PLAN)
+            restore_patch(done, structs.replace(honest, rules=(forged,)), PLAN)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -182,7 +181,7 @@ async def test_errors_end_the_window_early() -> None:
 
 
 async def test_a_window_with_too_little_traffic_waits_and_then_fails() -> None:
-    bench = Bench(dataclasses.replace(PLAN, min_sample=2000))
+    bench = Bench(structs.replace(PLAN, min_sample=2000))
     state = await bench.run()
     assert state.phase is Phase.ROLLED_BACK
     assert "2000 are needed" in state.reason
@@ -190,9 +189,9 @@ async def test_a_window_with_too_little_traffic_waits_and_then_fails() -> None:
 
 
 async def test_a_route_that_comes_while_a_gate_measures_is_taken_along() -> None:
-    bench = Bench(dataclasses.replace(PLAN, steps=(50, 100)))
+    bench = Bench(structs.replace(PLAN, steps=(50, 100)))
     (known,) = records([MIXED], PLAN)
-    late = dataclasses.replace(known, name="late")
+    late = structs.replace(known, name="late")
 
     def comes() -> None:
         if bench.now > 1005 and not bench.late:
@@ -206,7 +205,7 @@ async def test_a_route_that_comes_while_a_gate_measures_is_taken_along() -> None
 
 
 async def test_routes_are_looked_at_once_more_before_the_old_pool_is_removed() -> None:
-    bench = Bench(dataclasses.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
+    bench = Bench(structs.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
     calls: list[str] = []
     bench.fail = lambda what: calls.append(what)  # type: ignore[func-returns-value]
     assert (await bench.run()).phase is Phase.DONE
@@ -215,7 +214,7 @@ async def test_routes_are_looked_at_once_more_before_the_old_pool_is_removed() -
 
 
 async def test_an_old_pool_that_somebody_leads_a_route_to_again_is_kept() -> None:
-    bench = Bench(dataclasses.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
+    bench = Bench(structs.replace(PLAN, remove_old=(ObjectRef("", "v1", "services", "serving", "old-epp"),)))
     looks, removals = iter((Finalised(), Abort("HTTPRoute serving/r, rule 0: somebody else changed it"))), list[Any]()
 
     async def finalise(state: State) -> Event:
@@ -235,7 +234,7 @@ async def test_an_old_pool_that_somebody_leads_a_route_to_again_is_kept() -> Non
 @pytest.mark.parametrize("which", ["old", "new"])
 async def test_a_pool_that_some_route_names_is_not_removed(which: str) -> None:
     objects = (ObjectRef("", "v1", "services", "serving", f"{which}-epp"),)
-    bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": objects}))
+    bench = Bench(structs.replace(PLAN, **{f"remove_{which}": objects}))
     bench.errors = 1.0 if which == "new" else 0.0
     bench.leading = {which: (("HTTPRoute", "elsewhere", "theirs"),)}
     state = await bench.run()
@@ -250,7 +249,7 @@ async def test_a_pool_that_some_route_names_is_not_removed(which: str) -> None:
 @pytest.mark.parametrize("which", ["old", "new"])
 async def test_what_only_the_record_names_is_not_removed(which: str) -> None:
     mine, theirs = (ObjectRef("", "v1", "services", "serving", name) for name in (f"{which}-epp", "somebody-elses"))
-    bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": (mine, theirs)}))
+    bench = Bench(structs.replace(PLAN, **{f"remove_{which}": (mine, theirs)}))
     bench.errors = 1.0 if which == "new" else 0.0
     bench.may_remove = (mine,)
     await bench.run()
@@ -268,7 +267,7 @@ async def test_what_only_the_record_names_is_not_removed(which: str) -> None:
 @pytest.mark.parametrize(("uid", "removed"), [("uid-{}", 1), ("", 1), ("another", 0)])
 async def test_a_pool_that_was_made_anew_is_not_the_one_to_remove(which: str, uid: str, removed: int) -> None:
     objects = (ObjectRef("", "v1", "services", "serving", f"{which}-epp"),)
-    bench = Bench(dataclasses.replace(PLAN, **{f"remove_{which}": objects}))
+    bench = Bench(structs.replace(PLAN, **{f"remove_{which}": objects}))
     bench.errors = 1.0 if which == "new" else 0.0
     bench.uids[which] = uid.format(which)
     await bench.run()
@@ -309,7 +308,7 @@ async def test_a_route_that_comes_late_and_cannot_be_taken_along_is_a_reason_to_
 async def test_the_old_pool_drains_once_more_after_a_route_that_came_late() -> None:
     bench = Bench()
     (known,) = records([MIXED], PLAN)
-    late, looks = dataclasses.replace(known, name="late"), iter([0])
+    late, looks = structs.replace(known, name="late"), iter([0])
 
     async def finalise(state: State) -> Event:
         return Discovered((late,)) if next(looks, None) is not None else Finalised()
@@ -322,7 +321,7 @@ async def test_the_old_pool_drains_once_more_after_a_route_that_came_late() -> N
 
 
 async def test_people_may_take_longer_to_approve_than_all_the_rest_may_take() -> None:
-    bench = Bench(dataclasses.replace(PLAN, manual=(10,), approval_timeout=5000.0, timeout=600.0))
+    bench = Bench(structs.replace(PLAN, manual=(10,), approval_timeout=5000.0, timeout=600.0))
     bench.at = lambda: setattr(bench, "request", Request("approve", "me", 10) if bench.now > 4000 else None)
     state = await bench.run()
     assert state.phase is Phase.DONE, state.reason
@@ -369,7 +368,7 @@ async def test_a_rollback_is_never_given_up() -> None:
 
 
 async def test_people_are_heard_while_it_waits() -> None:
-    bench = Bench(dataclasses.replace(PLAN, manual=(10,), approval_timeout=500.0))
+    bench = Bench(structs.replace(PLAN, manual=(10,), approval_timeout=500.0))
 
     def people() -> None:
         if bench.stored is not None and bench.stored.phase is Phase.APPROVAL and bench.now > 1200:
@@ -389,7 +388,7 @@ async def test_people_are_heard_while_it_waits() -> None:
 
 
 async def test_an_approval_of_another_step_is_none() -> None:
-    bench = Bench(dataclasses.replace(PLAN, manual=(10,), approval_timeout=100.0))
+    bench = Bench(structs.replace(PLAN, manual=(10,), approval_timeout=100.0))
     bench.request = Request("approve", "me", 50)
     state = await bench.run()
     assert state.reason == "nobody approved within 100 s"
@@ -445,14 +444,14 @@ async def test_a_step_that_the_gateway_has_not_translated_is_not_done(step: str)
 
 
 async def test_the_total_time_is_bounded() -> None:
-    bench = Bench(dataclasses.replace(PLAN, timeout=10.0))
+    bench = Bench(structs.replace(PLAN, timeout=10.0))
     state = await bench.run()
     assert state.reason == "not finished after 10 s"
 
 
 @pytest.mark.parametrize(("in_flight", "shown"), [(3.0, "3 requests"), (None, "an unknown number of requests")])
 async def test_the_drain_ends_at_its_deadline(in_flight: float | None, shown: str) -> None:
-    bench = Bench(dataclasses.replace(PLAN, drain_timeout=30.0))
+    bench = Bench(structs.replace(PLAN, drain_timeout=30.0))
     reads = bench.read
 
     async def busy(ref: PoolRef) -> PoolReading:
