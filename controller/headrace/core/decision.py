@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+
+class Decision(Struct, frozen=True):
     """Where a request goes.
 
     `endpoints` are keys (`ip:port`), best first: the rest is the fallback list. Empty means "no opinion": the gateway
@@ -39,8 +39,7 @@ class RefusalReason(StrEnum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """A request that is answered with an error instead of being sent on.
 
     `message` is shown to the client: no address, no name of a Pod."""

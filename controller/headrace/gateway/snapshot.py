@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+
+from msgspec import Struct, structs
 
 from headrace.config.pools import parse_pool
 from headrace.core import EXTENSION_GROUP, GA_GROUP, H2C, InvalidPool, PickerReference, Pool
@@ -49,8 +51,7 @@ class Backend:
         return (self.group, self.namespace, self.name)
 
 
-@dataclass(frozen=True)
-class PickerService:
+class PickerService(Struct, frozen=True):
     """An endpoint picker's Service, resolved. `port_name` leads to the EndpointSlices' port."""
 
     name: str
@@ -116,7 +117,7 @@ class Snapshot:
         if port is None:
             return nobody, f"{where} has no port {picker.port}: add it, or name another port"
         annotations = mapping(mapping(service.get("metadata")).get("annotations"))
-        found = replace(
+        found = structs.replace(
             nobody,
             port_name=str(port.get("name") or ""),
             is_ours=annotations.get(PICKER_ANNOTATION) == PICKER_ANNOTATION_OURS,
