@@ -15,7 +15,7 @@ from headrace.gateway.names import PoolKey
 from headrace.gateway.snapshot import Object, Snapshot, backends_of
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import Resource
-from headrace.kube.kinds import POOLS, REFERENCE_GRANTS, ROUTES
+from headrace.kube.objects import POOLS, REFERENCE_GRANTS, ROUTES
 from headrace.kube.routes import rules_of
 from headrace.protocol.translated import RouteKey
 

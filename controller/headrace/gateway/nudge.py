@@ -21,8 +21,7 @@ from headrace.gateway.metrics import Metrics
 from headrace.gateway.snapshot import POOL_KIND, GatewayKey, Snapshot
 from headrace.gateway.xds_names import RuleName
 from headrace.kube.client import ApiError
-from headrace.kube.kinds import REFERENCE_GRANTS
-from headrace.kube.objects import apply
+from headrace.kube.objects import REFERENCE_GRANTS, apply
 from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.protocol.translated import RouteKey
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from headrace.gateway.snapshot import Object, Snapshot, mapping, parse_pools
 from headrace.gateway.trust import config_maps_of
-from headrace.kube import kinds
+from headrace.kube import objects as kinds
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
 from headrace.protocol.objects import BASE_MODEL_SELECTOR, POOL_ANNOTATIONS

@@ -17,8 +17,7 @@ from headrace.gateway.snapshot import GatewayKey, Object
 from headrace.gateway.status import Condition, filter_problems, parents_of_pools, wanted_status
 from headrace.gateway.watch import Watch
 from headrace.kube.client import ApiError, Resource
-from headrace.kube.kinds import POOLS
-from headrace.kube.objects import patch_status
+from headrace.kube.objects import POOLS, patch_status
 
 logger = logging.getLogger(__name__)
 

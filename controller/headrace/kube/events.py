@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from headrace.kube.client import ApiError
-from headrace.kube.kinds import EVENTS
-from headrace.kube.objects import create
+from headrace.kube.objects import EVENTS, create
 
 logger = logging.getLogger(__name__)
 

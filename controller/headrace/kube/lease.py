@@ -17,8 +17,7 @@ from typing import Any
 
 from headrace.core.fields import mapping, number, text
 from headrace.kube.client import ApiError
-from headrace.kube.kinds import LEASES
-from headrace.kube.objects import create, find, put
+from headrace.kube.objects import LEASES, create, find, put
 
 logger = logging.getLogger(__name__)
 

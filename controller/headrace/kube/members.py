@@ -10,8 +10,7 @@ from msgspec import Struct
 from headrace.config.pools import parse_pool
 from headrace.core.fields import Object, mapping, mappings
 from headrace.core.pool import Pool
-from headrace.kube.kinds import PODS, POOLS, SERVICES
-from headrace.kube.objects import find, list_all
+from headrace.kube.objects import PODS, POOLS, SERVICES, find, list_all
 
 _METRICS_PORT = 9090
 _METRICS_PORT_NAMES = ("http-metrics", "metrics")

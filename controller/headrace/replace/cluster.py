@@ -14,9 +14,8 @@ from typing import Any
 
 from headrace.kube.client import JSON_PATCH, ApiError, Resource, request
 from headrace.kube.events import Subject, write_event
-from headrace.kube.kinds import GATEWAYS, POOLS, REFERENCE_GRANTS, ROUTES
 from headrace.kube.lease import Lease
-from headrace.kube.objects import create, delete, find, list_all
+from headrace.kube.objects import GATEWAYS, POOLS, REFERENCE_GRANTS, ROUTES, create, delete, find, list_all
 from headrace.protocol import http
 from headrace.protocol.objects import REPLACEMENT
 from headrace.replace.canary import best_first, free_names, is_ours, parents_of

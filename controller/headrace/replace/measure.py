@@ -23,8 +23,8 @@ from headrace.core.fields import mapping, text
 from headrace.datalayer.engines import engine_of
 from headrace.datalayer.exposition import CostlyPage
 from headrace.kube.client import ApiError, open_response, request
-from headrace.kube.kinds import POOLS
 from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
+from headrace.kube.objects import POOLS
 from headrace.protocol.objects import READY
 from headrace.replace.counters import (
     Counters,

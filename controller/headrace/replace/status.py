@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from headrace.core.fields import mapping, number
-from headrace.kube.kinds import LEASES
 from headrace.kube.lease import holder_of
-from headrace.kube.objects import find
+from headrace.kube.objects import LEASES, find
 from headrace.replace.gates import table
 from headrace.replace.machine import Found, Refused, old_is_kept, percent_of
 from headrace.replace.plan import Plan, PoolRef

@@ -14,9 +14,8 @@ from msgspec import Struct, structs
 
 from headrace.core.fields import mapping
 from headrace.kube.client import JSON_PATCH, MERGE_PATCH, ApiError, request
-from headrace.kube.kinds import CONFIG_MAPS
 from headrace.kube.lease import LeaseLost
-from headrace.kube.objects import create, find
+from headrace.kube.objects import CONFIG_MAPS, create, find
 from headrace.protocol.objects import COMPONENT_LABEL, PART_OF_LABEL
 from headrace.replace.plan import Plan, PoolRef, parse_plan
 from headrace.replace.state import State, parse_state, state_as_json

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from headrace.kube.kinds import POOLS
-from headrace.kube.objects import find
+from headrace.kube.objects import POOLS, find
 from headrace.protocol.translated import RouteKey, published_routes, uid_of
 from headrace.replace.ownership import Object
 from headrace.replace.plan import PoolRef

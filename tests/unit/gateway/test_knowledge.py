@@ -19,7 +19,7 @@ from headrace.gateway.snapshot import Object, Snapshot, parse_pools
 from headrace.gateway.watch import mark_of
 from headrace.gateway.xds_names import TESTED_VERSIONS, RuleName, parse_route_name, untested_version
 from headrace.kube.client import ApiError, Resource
-from headrace.kube.kinds import POOLS, REFERENCE_GRANTS, ROUTES
+from headrace.kube.objects import POOLS, REFERENCE_GRANTS, ROUTES
 from tests.hang import HANG_SECONDS
 from tests.unit.gateway import objects as o
 

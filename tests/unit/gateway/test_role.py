@@ -12,7 +12,7 @@ import yaml
 from headrace.gateway import watch
 from headrace.gateway.nudge import GRANT_NAME
 from headrace.gateway.options import add_arguments
-from headrace.kube import kinds
+from headrace.kube import objects as kinds
 from headrace.kube.client import Resource
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/envoy_gateway"

@@ -15,9 +15,8 @@ from headrace.core import InvalidPool, Pool
 from headrace.core.fields import mapping, mappings
 from headrace.datalayer.pods import is_ready
 from headrace.kube.client import ApiError, request
-from headrace.kube.kinds import POOLS
 from headrace.kube.members import pickers_of, pods_of, proxy_path, read_pool
-from headrace.kube.objects import list_all
+from headrace.kube.objects import POOLS, list_all
 from headrace.protocol import http
 from headrace.protocol.objects import RESOLVED_REFS
 from headrace.serving.http_client import HttpClient, HttpError
