@@ -19,7 +19,7 @@ from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.lacking import lacking
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest
 from headrace.gateway.snapshot import Object, Snapshot, parse_pools
-from headrace.gateway.status import parents_of_pools, wanted_status
+from headrace.gateway.status import conditions_of, parents_of_pools, wanted_status
 from headrace.gateway.translate import named_rules, translate
 from headrace.protocol.objects import PICKER_ANNOTATION
 from headrace.protocol.rpc import EDS_TYPE
@@ -164,7 +164,10 @@ def main() -> None:
         parents = parents_of_pools(fresh)
         assert len(parents) == POOLS
         for key, own in parents.items():
-            wanted_status({"metadata": {"generation": 1}}, key, fresh, own, "2026-01-01T00:00:00Z")
+            conditions = {
+                gateway: conditions_of(fresh, key, route_accepted=accepted) for gateway, accepted in own.items()
+            }
+            wanted_status({"metadata": {"generation": 1}}, key, fresh, conditions, "2026-01-01T00:00:00Z")
 
     print(f"{POOLS} pools of {PODS_A_POOL} Pods, {ROUTES} routes, load average {os.getloadavg()[0]:.1f}")
     rounds = measured(answer)

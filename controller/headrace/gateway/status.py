@@ -5,8 +5,7 @@ there an entry is ours when the class of its Gateway is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct, structs
@@ -95,9 +94,9 @@ def parents_of_route(key: RouteKey, snapshot: Snapshot) -> Iterator[tuple[Gatewa
 
 
 def conditions_of(
-    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, untrusted: str = ""
+    snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, untrusted: str = "", filter_problems: Sequence[str] = ()
 ) -> tuple[Condition, ...]:
-    """Accepted and ResolvedRefs of a pool for a Gateway. `untrusted`: why its picker's certificate is not trusted."""
+    """The conditions of a pool for a Gateway. `untrusted`: why its picker's certificate is not trusted."""
     pool = snapshot.pools.get(key)
     if pool is None:
         reason = "NotSupportedByParent" if key[0] == GA_GROUP else "NotSupportedByGateway"
@@ -111,7 +110,11 @@ def conditions_of(
     else:
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
         accepted = _condition(ACCEPTED, False, "HTTPRouteNotAccepted", message)
-    return (accepted, _resolved(snapshot, pool, untrusted))
+    found = (accepted, _resolved(snapshot, pool, untrusted))
+    if not filter_problems:
+        return found
+    message = f"answered 500: {'; '.join(filter_problems)}"
+    return (*found, _condition(FILTERS_ACCEPTED, False, "UnsupportedValue", message))
 
 
 def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
@@ -146,11 +149,6 @@ def _resolved(snapshot: Snapshot, pool: Pool, untrusted: str) -> Condition:
     return _condition(RESOLVED_REFS, False, PICKER_NOT_TRUSTED, message)
 
 
-def _of_filters(problems: Sequence[str]) -> Iterator[Condition]:
-    if problems:
-        yield _condition(FILTERS_ACCEPTED, False, "UnsupportedValue", f"answered 500: {'; '.join(problems)}")
-
-
 def _condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
     return Condition(kind, "True" if holds else "False", reason, message[:_MAX_MESSAGE])
 
@@ -159,20 +157,15 @@ def wanted_status(
     pool: Object,
     key: PoolKey,
     snapshot: Snapshot,
-    parents: Mapping[GatewayKey, bool],
+    conditions: Mapping[GatewayKey, Sequence[Condition]],
     now: str,
     written: frozenset[GatewayKey] = frozenset(),
-    *,
-    translated: Callable[[PoolKey, GatewayKey], Condition | None] = lambda key, gateway: None,
-    filter_problems: Mapping[GatewayKey, Sequence[str]] = MappingProxyType({}),
-    untrusted: str = "",
 ) -> dict[str, Any] | None:
     """The status keys to write for a pool; None where nothing is to be changed.
 
     Entries of other controllers stay, in their places. `written` are Gateways that we wrote entries for: a v1alpha2
     entry of a Gateway that is gone can be told for ours by nothing else. `now` is RFC 3339, for changed conditions.
-    `translated` gives the condition that says which routes are translated; where it gives None, another replica's
-    stays. `filter_problems` are those of the pool; `untrusted` says why its picker's certificate is not trusted."""
+    Where `conditions` do not say which routes are translated, another replica's condition stays."""
     field = "parents" if key[0] == GA_GROUP else "parent"
     status = mapping(pool.get("status"))
     old = list(mappings(status.get(field)))
@@ -184,22 +177,13 @@ def wanted_status(
         gateway = gateway_of(entry, key[1])
         if gateway is not None and _is_ours(entry, key[0], gateway, snapshot, written):
             ours[gateway] = entry
-        elif not (key[0] == EXTENSION_GROUP and parents and _is_placeholder(entry)):
+        elif not (key[0] == EXTENSION_GROUP and conditions and _is_placeholder(entry)):
             kept.append(dict(entry))
     wanted = list(kept)
-    for gateway in sorted(parents)[: max(0, _MAX_PARENTS - len(kept))]:
+    for gateway in sorted(conditions)[: max(0, _MAX_PARENTS - len(kept))]:
         entry = {
             "parentRef": {"group": GATEWAY_GROUP, "kind": "Gateway", "namespace": gateway[0], "name": gateway[1]},
-            "conditions": _stamped(
-                (
-                    *conditions_of(snapshot, key, route_accepted=parents[gateway], untrusted=untrusted),
-                    *_of_filters(filter_problems.get(gateway, ())),
-                    *filter(None, (translated(key, gateway),)),
-                ),
-                ours.get(gateway),
-                generation,
-                now,
-            ),
+            "conditions": _stamped(conditions[gateway], ours.get(gateway), generation, now),
         }
         if key[0] == GA_GROUP:
             entry["controllerName"] = snapshot.controller_name
@@ -238,7 +222,7 @@ def _is_placeholder(entry: Object) -> bool:
 
 
 def _stamped(
-    conditions: tuple[Condition, ...], old: Mapping[str, Any] | None, generation: int, now: str
+    conditions: Sequence[Condition], old: Mapping[str, Any] | None, generation: int, now: str
 ) -> list[dict[str, Any]]:
     """Conditions with times: the time of the last change of their status, not of this write."""
     known = {found.get("type"): found for found in mappings(mapping(old).get("conditions"))}

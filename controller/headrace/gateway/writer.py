@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.names import PoolKey
-from headrace.gateway.snapshot import GatewayKey, Object
-from headrace.gateway.status import Condition, filter_problems, parents_of_pools, wanted_status
+from headrace.gateway.snapshot import GatewayKey, Object, Snapshot
+from headrace.gateway.status import Condition, conditions_of, filter_problems, parents_of_pools, wanted_status
 from headrace.gateway.watch import Watch
 from headrace.kube.client import ApiError, Resource
 from headrace.kube.objects import POOLS, patch_status
@@ -108,17 +108,11 @@ class StatusWriter:
         for key, (resource, pool) in self.pools().items():
             own = parents.get(key, {})
             try:
-                status = wanted_status(
-                    pool,
-                    key,
-                    snapshot,
-                    own,
-                    now,
-                    self._written.get(key, frozenset()),
-                    translated=self.translated,
-                    filter_problems=problems.get(key, {}),
-                    untrusted=self.untrusted(key),
-                )
+                conditions = {
+                    gateway: self._conditions(snapshot, key, gateway, accepted, problems.get(key, {}).get(gateway, ()))
+                    for gateway, accepted in own.items()
+                }
+                status = wanted_status(pool, key, snapshot, conditions, now, self._written.get(key, frozenset()))
             except (ValueError, TypeError, KeyError, AttributeError, IndexError):
                 # An object that nobody foresaw is no reason to leave the others without a status.
                 logger.exception("no status for InferencePool %s", "/".join(key))
@@ -127,6 +121,13 @@ class StatusWriter:
             all_done = all_done and done
             self._written[key] = frozenset(own) if done else self._written.get(key, frozenset()) | frozenset(own)
         return all_done
+
+    def _conditions(
+        self, snapshot: Snapshot, key: PoolKey, gateway: GatewayKey, accepted: bool, problems: Sequence[str]
+    ) -> list[Condition]:
+        untrusted, translated = self.untrusted(key), self.translated(key, gateway)
+        found = conditions_of(snapshot, key, route_accepted=accepted, untrusted=untrusted, filter_problems=problems)
+        return [*found, translated] if translated is not None else [*found]
 
     def _is_disputed(self, key: PoolKey, status: Mapping[str, Any]) -> bool:
         """Whether somebody has just replaced the very status that is wanted. It is written later."""

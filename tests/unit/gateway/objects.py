@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from headrace.core import EXTENSION_GROUP, GA_GROUP
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
 from headrace.gateway.snapshot import Snapshot, parse_pools
+from headrace.gateway.status import Condition, conditions_of, parents_of_pools, wanted_status
 from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
@@ -154,6 +155,28 @@ def snapshot(
         bad_pools=bad,
         **{kind: keyed(found) for kind, found in kinds.items()},
     )
+
+
+def wanted(
+    pool: Mapping[str, Any],
+    found: Snapshot,
+    now: str,
+    written: frozenset[tuple[str, str]] = frozenset(),
+    translated: Callable[[Any, Any], Condition | None] = lambda key, gateway: None,
+    key: tuple[str, str, str] | None = None,
+    **more: Any,
+) -> dict[str, Any] | None:
+    """The status that is to be written for a pool, as the writer asks for it."""
+    if key is None:
+        key = (pool["apiVersion"].partition("/")[0], pool["metadata"]["namespace"], pool["metadata"]["name"])
+    conditions = {
+        gateway: (
+            *conditions_of(found, key, route_accepted=accepted, **more),
+            *filter(None, [translated(key, gateway)]),
+        )
+        for gateway, accepted in parents_of_pools(found).get(key, {}).items()
+    }
+    return wanted_status(pool, key, found, conditions, now, written)
 
 
 def xds_route(name: str, *, prefix: str = "/", cluster: str = "invalid-backend-cluster") -> route_components_pb2.Route:

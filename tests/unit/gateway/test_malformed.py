@@ -13,7 +13,7 @@ from headrace.gateway.discovery import SnapshotSource
 from headrace.gateway.in_effect import InEffect
 from headrace.gateway.lacking import lacking
 from headrace.gateway.snapshot import Snapshot, parse_pools
-from headrace.gateway.status import parents_of_pools, pool_plan, wanted_status
+from headrace.gateway.status import parents_of_pools, pool_plan
 from headrace.gateway.translate import named_rules, translate
 from headrace.gateway.trust import config_maps_of
 from headrace.kube.reflector import ObjectStore
@@ -93,19 +93,11 @@ def test_a_malformed_object_blocks_no_other(
     assert in_effect.retranslate(("default", "gateway"), [("HTTPRoute", "default", "bad")], 1)
     in_effect.forget(("default", "gateway"))
     in_effect.stale()
-    parents = parents_of_pools(found)
-    assert (GA_GROUP, "default", "a") in parents
+    assert (GA_GROUP, "default", "a") in parents_of_pools(found)
     source = SnapshotSource(lambda: found, "NOBODY")
     for key, known in found.pools.items():
         pool_plan(found, known)
-        wanted_status(
-            bad_pool,
-            key,
-            found,
-            parents.get(key, {}),
-            "2026-01-01T00:00:00Z",
-            translated=in_effect.condition,
-        )
+        o.wanted(bad_pool, found, "2026-01-01T00:00:00Z", translated=in_effect.condition, key=key)
         source.resource(EDS_TYPE, "/".join(("inferencepool", *key, "epp")))
         source.resource(SDS_TYPE, "/".join(("inferencepool", *key, "epp/ca")))
     maps = [
@@ -188,11 +180,10 @@ def test_any_value_in_any_field_blocks_no_other(data: st.DataObject) -> None:
     lacking(frozenset().union(*named_rules(request).values()), found)
     result = translate(request, found)
     assert o.shares(o.routes_in(result.response)[name])[0] == (A, 1)
-    parents = parents_of_pools(found)
     source = SnapshotSource(lambda: found, "NOBODY")
     for key, pool in found.pools.items():
         pool_plan(found, pool)
-        wanted_status(raw.get(key[1:], {}), key, found, parents.get(key, {}), "2026-01-01T00:00:00Z")
+        o.wanted(raw.get(key[1:], {}), found, "2026-01-01T00:00:00Z", key=key)
         for suffix, type_url in (("", EDS_TYPE), ("/epp", EDS_TYPE), ("/epp/ca", SDS_TYPE)):
             source.resource(type_url, "/".join(("inferencepool", *key)) + suffix).SerializeToString()
     for policy in found.backend_tls_policies.values():

@@ -18,7 +18,7 @@ from headrace.gateway.in_effect import InEffect
 from headrace.gateway.metrics import Metrics
 from headrace.gateway.nudge import _ATTEMPTS, Nudge
 from headrace.gateway.snapshot import Snapshot
-from headrace.gateway.status import parents_of_pools, pool_plan, wanted_status
+from headrace.gateway.status import pool_plan
 from headrace.gateway.translate import named_rules, translate
 from headrace.protocol.objects import ROUTES_TRANSLATED
 from headrace.protocol.translated import TranslatedRoute, read_routes, write_routes
@@ -95,8 +95,7 @@ class Replica:
         self.in_effect.translated(named_rules(CALL), self.snapshot)
 
     def write(self) -> None:
-        parents = parents_of_pools(self.snapshot).get(KEY, {})
-        status = wanted_status(self.pool, KEY, self.snapshot, parents, "t", translated=self.in_effect.condition)
+        status = o.wanted(self.pool, self.snapshot, "t", translated=self.in_effect.condition)
         self.pool["status"] = {**self.pool.get("status", {}), **(status or {})}
 
     def condition(self) -> dict[str, Any]:
@@ -326,8 +325,7 @@ class Simulation:
     async def write(self) -> None:
         """The writer knows what its own writes made of the pool."""
         snapshot = self.snapshot()
-        parents = parents_of_pools(snapshot).get(KEY, {})
-        status = wanted_status(self.pool, KEY, snapshot, parents, str(self.now), translated=self.in_effect.condition)
+        status = o.wanted(self.pool, snapshot, str(self.now), translated=self.in_effect.condition)
         if status is not None:
             self.pool = {**self.pool, "status": status}
             newest = self.pool

@@ -11,9 +11,7 @@ from headrace.gateway.status import (
     PICKER_NOT_TRUSTED,
     conditions_of,
     filter_problems,
-    parents_of_pools,
     untrusted_message,
-    wanted_status,
 )
 from headrace.protocol.objects import FILTERS_ACCEPTED
 from tests.unit.gateway import objects as o
@@ -37,9 +35,7 @@ def world(pool, routes=None, **kinds):
 
 
 def status_of(pool, found, now: str = NOW, written: frozenset = frozenset()):
-    key = (pool["apiVersion"].partition("/")[0], "default", "pool")
-    parents = parents_of_pools(found).get(key, {})
-    return wanted_status(pool, key, found, parents, now, written)
+    return o.wanted(pool, found, now, written)
 
 
 def conditions(entry):
@@ -223,10 +219,8 @@ CA = {"metadata": o.metadata("ca"), "data": {"ca.crt": "-----BEGIN CERTIFICATE--
 @pytest.mark.parametrize("make", [o.pool, o.old_pool])
 def test_a_picker_that_is_not_trusted_is_not_resolved(make, kinds, verify, untrusted, resolved):
     pool = make()
-    key = V1 if make is o.pool else V1ALPHA2
     found = world(pool, **{"services": [o.service()], "verify_by_default": verify, **kinds})
-    parents = parents_of_pools(found)[key]
-    status = wanted_status(pool, key, found, parents, NOW, untrusted=untrusted)
+    status = o.wanted(pool, found, NOW, untrusted=untrusted)
     wanted = ("True", "ResolvedRefs") if resolved else ("False", PICKER_NOT_TRUSTED)
     (entry,) = status.get("parents") or status["parent"]
     assert conditions(entry) == {"Accepted": ("True", "Accepted"), "ResolvedRefs": wanted}
@@ -241,11 +235,10 @@ def test_a_filter_that_cannot_be_had_is_said_of_its_pool_and_gateway():
     problems = filter_problems(found)
     assert set(problems) == {V1}
     assert set(problems[V1]) == {("default", "gateway")}
-    parents = parents_of_pools(found)[V1]
-    status = wanted_status(pool, V1, found, parents, NOW, filter_problems=problems[V1])
+    status = o.wanted(pool, found, NOW, filter_problems=problems[V1]["default", "gateway"])
     assert conditions(status["parents"][0]) == {**ACCEPTED, FILTERS_ACCEPTED: ("False", "UnsupportedValue")}
     # Mended, and gone with it.
     mended = world(pool, [o.route("r", [o.pool_ref(filters=[fine]), o.pool_ref(filters=[rewrite], weight=0)])])
     assert filter_problems(mended) == {}
-    status = wanted_status(with_status(pool, status), V1, mended, parents, NOW)
+    status = o.wanted(with_status(pool, status), mended, NOW)
     assert conditions(status["parents"][0]) == ACCEPTED
