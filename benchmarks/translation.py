@@ -149,7 +149,7 @@ def main() -> None:
 
     def answer() -> None:
         request = PostTranslateModifyRequest.FromString(call)
-        assert not lacking(named_rules(request), snapshot)
+        assert not lacking(frozenset().union(*named_rules(request).values()), snapshot)
         result = translate(request, snapshot)
         answers[:] = [result.response.SerializeToString()]
 
