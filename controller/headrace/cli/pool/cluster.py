@@ -33,20 +33,29 @@ class NotAnswered(Exception):  # noqa: N818
 
 
 class Parent(Struct, frozen=True):
-    """What one gateway says of a pool: each condition's status, and the reasons of those that are not True."""
+    """What one gateway says of a pool."""
 
     name: str
-    conditions: Mapping[str, str]
-    reasons: tuple[str, ...]
-    # Of ResolvedRefs.
-    resolved_reason: str = ""
+    said: tuple[Mapping[str, Any], ...]
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """The status of each condition."""
+        return {str(c.get("type")): str(c.get("status")) for c in self.said}
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why conditions are not True."""
+        refused = (c for c in self.said if c.get("status") != "True")
+        return [f"{c.get('type')}={c.get('status')} ({c.get('reason')}: {c.get('message')})" for c in refused]
 
     @property
     def trusts_picker(self) -> bool | None:
         """Whether the gateway trusts the endpoint picker's certificate; None: it does not say."""
-        if self.resolved_reason == _NOT_TRUSTED:
+        resolved: Mapping[str, Any] = next((c for c in self.said if c.get("type") == RESOLVED_REFS), {})
+        if resolved.get("reason") == _NOT_TRUSTED:
             return False
-        return True if self.conditions.get(RESOLVED_REFS) == "True" else None
+        return True if resolved.get("status") == "True" else None
 
 
 class PoolStatus(Struct, frozen=True):
@@ -81,7 +90,7 @@ class PoolStatus(Struct, frozen=True):
             "failureMode": pool.failure_mode.value if pool is not None else None,
             "pods": {"selected": self.pods, "ready": self.ready_pods},
             "pickers": {"pods": self.pickers, "ready": self.ready_pickers, "trusted": self.trusts_picker},
-            "parents": [{"name": p.name, "conditions": dict(p.conditions)} for p in self.parents],
+            "parents": [{"name": p.name, "conditions": p.conditions} for p in self.parents],
             "picker": self.view,
             "trouble": list(self.trouble),
         }
@@ -206,26 +215,11 @@ async def _status(client: Any, group: str, obj: Mapping[str, Any], metrics_port:
 def parents_of(obj: Mapping[str, Any]) -> tuple[Parent, ...]:
     """What gateways wrote into a pool's status, of either version; the placeholder without a gateway is left out."""
     status = mapping(obj.get("status"))
-    found = []
-    for entry in mappings(status.get("parents") or status.get("parent")):
-        reference = mapping(entry.get("parentRef"))
-        if reference.get("kind") == "Status":
-            continue
-        listed = list(mappings(entry.get("conditions")))
-        reasons = tuple(
-            f"{c.get('type')}={c.get('status')} ({c.get('reason')}: {c.get('message')})"
-            for c in listed
-            if c.get("status") != "True"
-        )
-        found.append(
-            Parent(
-                name=str(reference.get("name")),
-                conditions={str(c.get("type")): str(c.get("status")) for c in listed},
-                reasons=reasons,
-                resolved_reason=next((str(c.get("reason")) for c in listed if c.get("type") == RESOLVED_REFS), ""),
-            )
-        )
-    return tuple(found)
+    return tuple(
+        Parent(str(mapping(entry.get("parentRef")).get("name")), tuple(mappings(entry.get("conditions"))))
+        for entry in mappings(status.get("parents") or status.get("parent"))
+        if mapping(entry.get("parentRef")).get("kind") != "Status"
+    )
 
 
 async def _ask_pod(

@@ -38,7 +38,7 @@ def status(**changes: Any) -> PoolStatus:
         "ready_pods": 2,
         "pickers": 1,
         "ready_pickers": 1,
-        "parents": (Parent("gw", {"Accepted": "True"}, ()),),
+        "parents": (Parent("gw", ({"type": "Accepted", "status": "True"},)),),
         "view": VIEW,
         "trouble": (),
         **changes,
@@ -74,7 +74,8 @@ def test_whether_the_picker_is_trusted() -> None:
 
 
 def test_what_is_wrong_comes_last() -> None:
-    parent = Parent("gw", {"Accepted": "False"}, ("Accepted=False (HTTPRouteNotAccepted: no)",))
+    refused = {"type": "Accepted", "status": "False", "reason": "HTTPRouteNotAccepted", "message": "no"}
+    parent = Parent("gw", (refused,))
     text = views.statuses([status(view=None, pool=None, parents=(parent,), trouble=("it is broken",))], endpoints=True)
     assert "gw (not accepted)" in text
     assert text.splitlines()[-2:] == [
@@ -94,7 +95,9 @@ def test_parents_of_both_versions_without_the_placeholder() -> None:
     old = {"status": {"parent": [{"parentRef": {"kind": "Status", "name": "default"}, "conditions": conditions}]}}
     assert parents_of(old) == ()
     new = {"status": {"parents": [{"parentRef": {"name": "gw"}, "conditions": conditions}]}}
-    assert parents_of(new) == (Parent("gw", {"Accepted": "False"}, ("Accepted=False (R: m)",)),)
+    (parent,) = parents_of(new)
+    assert (parent.name, parent.conditions) == ("gw", {"Accepted": "False"})
+    assert parent.reasons == ["Accepted=False (R: m)"]
     assert parents_of({}) == ()
     assert status(group=X).as_json()["apiVersion"] == f"{X}/v1alpha2"
 
