@@ -170,16 +170,15 @@ def _feature_gate(gates: Iterable[str]) -> tuple[bool, list[str]]:
 
 def _detector(sections: _Sections, plugins: Mapping[str, object]) -> SaturationDetector:
     new = sections.flow_control.saturation_detector if sections.flow_control else None
-    if new is not None and new.plugin_ref:
-        return _named_detector(new.plugin_ref, plugins, "flowControl.saturationDetector")
-    usual = plugins.get(UtilizationDetector.type_name)
-    if sections.saturation_detector is None:
+    name, at = new.plugin_ref if new is not None else "", "flowControl.saturationDetector"
+    if not name and sections.saturation_detector is None:
+        usual = plugins.get(UtilizationDetector.type_name)
         return usual if isinstance(usual, SaturationDetector) else UtilizationDetector()
-    old = decode(sections.saturation_detector, _OldDetector, "saturationDetector")
-    return _named_detector(old.plugin_ref, plugins, "saturationDetector") if old.plugin_ref else old.detector()
-
-
-def _named_detector(name: str, plugins: Mapping[str, object], at: str) -> SaturationDetector:
+    if not name:
+        old = decode(sections.saturation_detector, _OldDetector, "saturationDetector")
+        name, at = old.plugin_ref, "saturationDetector"
+        if not name:
+            return old.detector()
     found: SaturationDetector = _policy(name, SaturationDetector, plugins, f"{at}.pluginRef")
     return found
 
