@@ -100,20 +100,18 @@ class UsageMeter:
 def _merged(known: Usage, reported: Mapping[str, Any]) -> Usage:
     """What is reported later counts; Anthropic tells input and output in different events."""
     details = reported.get("prompt_tokens_details") or reported.get("input_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    cached = _count(details, "cached_tokens") if isinstance(details, Mapping) else None
     if cached is None:
-        cached = _count(reported.get("cached_tokens"))
-    taken = _count(reported.get("prompt_tokens"))
+        cached = _count(reported, "cached_tokens")
+    taken = _count(reported, "prompt_tokens")
     if taken is None:
-        taken = _count(reported.get("input_tokens"))
-        read, written = (_count(reported.get(f"cache_{what}_input_tokens")) for what in ("read", "creation"))
+        taken = _count(reported, "input_tokens")
+        read, written = (_count(reported, f"cache_{what}_input_tokens") for what in ("read", "creation"))
         if taken is not None and (read is not None or written is not None):
             # Anthropic's input_tokens are those after the cached prefix.
             cached = read or 0
             taken += cached + (written or 0)
-    given = _count(reported.get("completion_tokens"))
-    if given is None:
-        given = _count(reported.get("output_tokens"))
+    given = _count(reported, "completion_tokens", "output_tokens")
     return Usage(
         known.input_tokens if taken is None else taken,
         known.output_tokens if given is None else given,
@@ -121,10 +119,10 @@ def _merged(known: Usage, reported: Mapping[str, Any]) -> Usage:
     )
 
 
-def _count(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
-        return None
-    return value
+def _count(reported: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these that is a number of tokens."""
+    counts = (value for name in names if type(value := reported.get(name)) is int and 0 <= value <= _MOST_TOKENS)
+    return next(counts, None)
 
 
 def _load(text: bytes) -> Any:

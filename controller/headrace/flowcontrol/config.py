@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 from headrace.config.decode import Duration, InvalidConfig, Parameters, Quantity, decode
-from headrace.config.plugins import PluginType, joined
+from headrace.config.plugins import joined, plugin
 from headrace.core.fields import mapping
 from headrace.flowcontrol.admitters import Admitter
 from headrace.flowcontrol.fairness import Fairness, GlobalStrict
@@ -21,13 +21,12 @@ from headrace.flowcontrol.limits import StaticLimit, UsageLimit
 from headrace.flowcontrol.ordering import FirstComeFirstServed, Ordering
 from headrace.flowcontrol.plugins import PLUGINS
 from headrace.scheduling import SaturationDetector
-from headrace.scheduling.plugins import Utilization
 from headrace.scheduling.saturation import UtilizationDetector
 
 FEATURE_GATE = "flowControl"
 # What other gates turn on is on in any case.
 _SECTIONS = ("featureGates", "saturationDetector", "flowControl")
-_OWN_TYPES = joined(PLUGINS, [PluginType(UtilizationDetector.type_name, Utilization, Utilization.detector)])
+_OWN_TYPES = joined(PLUGINS, [plugin(UtilizationDetector)])
 _KNOWN_GATES = (FEATURE_GATE, "dataLayer", "prepareDataPlugins")
 
 
@@ -75,7 +74,7 @@ class _Reference(Parameters, frozen=True):
     plugin_ref: str = ""
 
 
-class _OldDetector(Utilization, frozen=True):
+class _OldDetector(UtilizationDetector, frozen=True):
     """Before there were plugins for it, the thresholds stood in the section."""
 
     plugin_ref: str = ""
@@ -170,16 +169,15 @@ def _feature_gate(gates: Iterable[str]) -> tuple[bool, list[str]]:
 
 def _detector(sections: _Sections, plugins: Mapping[str, object]) -> SaturationDetector:
     new = sections.flow_control.saturation_detector if sections.flow_control else None
-    if new is not None and new.plugin_ref:
-        return _named_detector(new.plugin_ref, plugins, "flowControl.saturationDetector")
-    usual = plugins.get(UtilizationDetector.type_name)
-    if sections.saturation_detector is None:
+    name, at = new.plugin_ref if new is not None else "", "flowControl.saturationDetector"
+    if not name and sections.saturation_detector is None:
+        usual = plugins.get(UtilizationDetector.type_name)
         return usual if isinstance(usual, SaturationDetector) else UtilizationDetector()
-    old = decode(sections.saturation_detector, _OldDetector, "saturationDetector")
-    return _named_detector(old.plugin_ref, plugins, "saturationDetector") if old.plugin_ref else old.detector()
-
-
-def _named_detector(name: str, plugins: Mapping[str, object], at: str) -> SaturationDetector:
+    if not name:
+        old = decode(sections.saturation_detector, _OldDetector, "saturationDetector")
+        name, at = old.plugin_ref, "saturationDetector"
+        if not name:
+            return UtilizationDetector(old.queue_depth_threshold, old.kv_cache_threshold, old.headroom)
     found: SaturationDetector = _policy(name, SaturationDetector, plugins, f"{at}.pluginRef")
     return found
 

@@ -178,22 +178,18 @@ class FlowQueue:
                 continue
             if saturation >= ceiling:
                 return None
-            ticket = band.next(now)
-            self._remove(ticket, band, now)
-            return self._settle(ticket, Outcome.DISPATCHED)
+            return self._end(band.next(now), Outcome.DISPATCHED, now)
         return None
 
     def release(self, now: float) -> None:
         """Let everybody go."""
         for ticket in list(self._waiting.values()):
-            self._remove(ticket, self._bands[ticket.request.priority], now)
-            self._settle(ticket, Outcome.DISPATCHED)
+            self._end(ticket, Outcome.DISPATCHED, now)
 
     def cancel(self, ticket: Ticket, now: float) -> None:
         """Who waited has gone. Without effect on what is settled."""
         if ticket.outcome is None:
-            self._remove(ticket, self._bands[ticket.request.priority], now)
-            self._settle(ticket, Outcome.CANCELLED)
+            self._end(ticket, Outcome.CANCELLED, now)
 
     def set_endpoints(self, there_are_any: bool, now: float) -> None:
         """Whether the pool has endpoints. Where that changes, those who wait start a new time to live."""
@@ -215,8 +211,7 @@ class FlowQueue:
             deadline = self._deadline(ticket)
             if deadline is None or now < deadline:
                 break
-            self._remove(ticket, self._bands[ticket.request.priority], now)
-            self._settle(ticket, outcome)
+            self._end(ticket, outcome, now)
         for priority, band in list(self._bands.items()):
             idle = not band.tickets and now - band.empty_since > BAND_IDLE_SECONDS
             if idle and priority not in self._config.bands:
@@ -250,8 +245,7 @@ class FlowQueue:
         """No more: those who wait are settled, and so is whoever comes."""
         self._closed = True
         for ticket in list(self._waiting.values()):
-            self._remove(ticket, self._bands[ticket.request.priority], now)
-            self._settle(ticket, Outcome.CLOSED)
+            self._end(ticket, Outcome.CLOSED, now)
 
     # What the above is made of.
 
@@ -278,22 +272,22 @@ class FlowQueue:
     def _fits_band(band: _Band, size: int) -> bool:
         return len(band.tickets) < band.config.max_requests and band.size + size <= band.config.max_bytes
 
-    def _fits(self, size: int) -> bool:
+    def _fits(self, count: int, size: int) -> bool:
+        """Whether so many requests, and so many bytes, may wait in all bands together."""
         config = self._config
-        if config.max_requests and len(self._waiting) >= config.max_requests:
-            return False
-        return not config.max_bytes or self._size + size <= config.max_bytes
+        return (not config.max_requests or count <= config.max_requests) and (
+            not config.max_bytes or size <= config.max_bytes
+        )
 
     def _make_room(self, request: Request, now: float) -> bool:
         """Room under the bounds for all bands, if need be and allowed by turning out the latest of the least
         important requests: below 0, and below this one's priority."""
-        if self._fits(request.body_size):
+        config, count, size = self._config, len(self._waiting) + 1, self._size + request.body_size
+        if self._fits(count, size):
             return True
-        config = self._config
         if not config.eviction or (config.max_bytes and request.body_size > config.max_bytes):
             return False
         victims: list[Ticket] = []
-        count, size = len(self._waiting), self._size
         for priority in reversed(self._priorities):
             if priority >= min(0, request.priority):
                 return False
@@ -301,11 +295,9 @@ class FlowQueue:
                 victims.append(ticket)
                 count -= 1
                 size -= ticket.request.body_size
-                roomy = not config.max_requests or count < config.max_requests
-                if roomy and (not config.max_bytes or size + request.body_size <= config.max_bytes):
+                if self._fits(count, size):
                     for victim in victims:
-                        self._remove(victim, self._bands[victim.request.priority], now)
-                        self._settle(victim, Outcome.EVICTED_PRIORITY)
+                        self._end(victim, Outcome.EVICTED_PRIORITY, now)
                     return True
         return False
 
@@ -314,10 +306,12 @@ class FlowQueue:
         self._waiting[ticket.number] = ticket
         self._size += ticket.request.body_size
 
-    def _remove(self, ticket: Ticket, band: _Band, now: float) -> None:
-        band.remove(ticket, now)
+    def _end(self, ticket: Ticket, outcome: Outcome, now: float) -> Ticket:
+        """It waits no more."""
+        self._bands[ticket.request.priority].remove(ticket, now)
         del self._waiting[ticket.number]
         self._size -= ticket.request.body_size
+        return self._settle(ticket, outcome)
 
     def _settle(self, ticket: Ticket, outcome: Outcome) -> Ticket:
         ticket.outcome = outcome

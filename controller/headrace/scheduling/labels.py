@@ -6,9 +6,8 @@ the Kubernetes API (`matchLabels`, `matchExpressions`)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from msgspec import field
 
@@ -67,15 +66,25 @@ class Requirement(Parameters, frozen=True):
         return (value is not None) == (self.operator == "Exists")
 
 
-@dataclass(frozen=True)
-class LabelSelectorFilter:
+class LabelSelectorFilter(Parameters, frozen=True):
     """Keeps Pods that a label selector matches; an empty one matches all."""
 
     type_name: ClassVar[str] = "label-selector-filter"
-    requirements: tuple[Requirement, ...] = ()
+    match_labels: dict[str, Any] = {}
+    match_expressions: tuple[Requirement, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self.match_labels.items():
+            if not isinstance(value, str | None):
+                raise Refused(f"matchLabels.{name}", "give a text", value)
 
     def keep(self, states: Sequence[EndpointState], facts: Facts) -> Sequence[EndpointState]:
-        return [s for s in states if all(term.holds(s.endpoint.labels) for term in self.requirements)]
+        return [state for state in states if self._matches(state.endpoint.labels)]
+
+    def _matches(self, labels: Mapping[str, str]) -> bool:
+        # A label without a value is the empty text.
+        named = all(labels.get(name) == (value or "") for name, value in self.match_labels.items())
+        return named and all(term.holds(labels) for term in self.match_expressions)
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from msgspec import field
 
 from headrace.config.decode import (
-    Duration,
     InvalidConfig,
     OverZero,
     Parameters,
@@ -73,32 +72,6 @@ def _part(given: object, wanted: type[T], at: str) -> T:
     return decode({} if given is None else given, wanted, at)
 
 
-class _LabelSelector(Parameters, frozen=True):
-    match_labels: dict[str, Any] = {}
-    match_expressions: tuple[labels.Requirement, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, value in self.match_labels.items():
-            if not isinstance(value, str | None):
-                raise Refused(f"matchLabels.{name}", "give a text", value)
-
-    def filter(self) -> labels.LabelSelectorFilter:
-        # A label without a value is the empty text.
-        terms = [labels.Requirement(key, "In", frozenset((value or "",))) for key, value in self.match_labels.items()]
-        return labels.LabelSelectorFilter((*terms, *self.match_expressions))
-
-
-class Utilization(saturation.UtilizationDetector, frozen=True):
-    """A utilization-detector's parameters."""
-
-    # When metrics are too old is one decision for the whole picker: --metrics-staleness-threshold.
-    metrics_staleness_threshold: Duration = Duration(0.2)
-
-    def detector(self) -> saturation.UtilizationDetector:
-        """The detector that they ask for."""
-        return saturation.UtilizationDetector(self.queue_depth_threshold, self.kv_cache_threshold, self.headroom)
-
-
 class _SloHeadroom(Parameters, frozen=True):
     epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
 
@@ -155,10 +128,10 @@ PLUGINS = (
         note="it keeps all endpoints: nothing predicts latencies",
     ),
     plugin(labels.ByLabelFilter),
-    PluginType(labels.LabelSelectorFilter.type_name, _LabelSelector, _LabelSelector.filter, had=("by-label-selector",)),
+    plugin(labels.LabelSelectorFilter, had=("by-label-selector",)),
     *(PluginType(name, make=_role(*role)) for name, role in labels.ROLES.items()),
     plugin(saturation.UtilizationFilter, ignored=_PRODUCERS),
-    PluginType(saturation.UtilizationDetector.type_name, Utilization, Utilization.detector),
+    plugin(saturation.UtilizationDetector),
     plugin(saturation.ConcurrencyDetector, ignored=_PRODUCERS),
     plugin(filters.HeaderBasedTestingFilter),
     plugin(pickers.MaxScorePicker),

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 from msgspec import Meta, field
 
-from headrace.config.decode import Number, Parameters, Positive, Refused, ShareOverZero
+from headrace.config.decode import Duration, Number, Parameters, Positive, Refused, ShareOverZero
 from headrace.scheduling.facts import EndpointState, Facts
 
 
@@ -34,6 +34,8 @@ class UtilizationDetector(Parameters, frozen=True):
     queue_depth_threshold: Positive = 5
     kv_cache_threshold: ShareOverZero = field(default=0.8, name="kvCacheUtilThreshold")
     headroom: Number = 0.0
+    # When metrics are too old is one decision for the whole picker: --metrics-staleness-threshold.
+    metrics_staleness_threshold: Duration = Duration(0.2)
 
     def saturation(self, states: Sequence[EndpointState]) -> float:
         if not states:

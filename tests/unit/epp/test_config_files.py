@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config.decode import InvalidConfig
+from headrace.config.decode import Duration, InvalidConfig
 from headrace.datalayer.engines import Series
 from headrace.epp.config_file import PickerConfig, load_config, parse_config, watched_config
 from headrace.flowcontrol.admitters import ProbabilisticAdmitter
@@ -78,7 +78,7 @@ def test_affinities_of_llm_d() -> None:
 def test_flow_control_of_llm_d() -> None:
     config = sample("llm-d-flow-control")
     flow = config.flow_control
-    assert flow.detector == UtilizationDetector(8, 0.9)
+    assert flow.detector == UtilizationDetector(8, 0.9, metrics_staleness_threshold=Duration(0.5))
     assert flow.usage_limit == PriorityHoldback(0.4, 0.9)
     assert (flow.request_ttl, flow.no_endpoint_ttl) == (60.0, 300.0)
     fair = LeastAttainedService(0.7, 0.3, 120.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from headrace.core import Request
 from headrace.scheduling import default_profile, read_config
 from headrace.scheduling.affinity import IdentifiedSession, SessionAffinityScorer, TokenSession
 from headrace.scheduling.config import TYPES
-from headrace.scheduling.labels import LabelSelectorFilter, Requirement
 from headrace.scheduling.pickers import MaxScorePicker, WeightedRandomPicker
+
+from .states import facts, state
 
 HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
 
@@ -320,9 +322,12 @@ def test_any_document_loads_or_is_refused(plugins: object, profiles: object) -> 
 @pytest.mark.parametrize("also", [{}, {"matchExpressions": None}])
 def test_a_label_without_a_value_is_the_empty_text(also: dict[str, Any]) -> None:
     entry = {"type": "label-selector-filter", "parameters": {"matchLabels": {"tier": None, "app": "x"}, **also}}
-    config = read_config({**HEAD, "plugins": [entry]})
-    terms = (Requirement("tier", "In", frozenset({""})), Requirement("app", "In", frozenset({"x"})))
-    assert config.plugins == {"label-selector-filter": LabelSelectorFilter(terms)}
+    (selector,) = read_config({**HEAD, "plugins": [entry]}).profile.filters
+    pods = [
+        state(number)._replace(endpoint=replace(state(number).endpoint, labels=labels))
+        for number, labels in enumerate(({"tier": "", "app": "x"}, {"app": "x"}, {"tier": "a", "app": "x"}))
+    ]
+    assert selector.keep(pods, facts()) == pods[:1]
 
 
 _LARGE = {f"k{number}": number for number in range(2000)}

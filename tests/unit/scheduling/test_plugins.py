@@ -150,9 +150,11 @@ def test_labels() -> None:
         (Requirement("tier", "Exists"), [K1, K2]),
         (Requirement("tier", "DoesNotExist"), [K3]),
     ]:
-        assert kept(LabelSelectorFilter((requirement,))) == expected
+        assert kept(LabelSelectorFilter(match_expressions=(requirement,))) == expected
     assert kept(LabelSelectorFilter()) == [K1, K2, K3]
-    assert kept(LabelSelectorFilter((Requirement("tier", "Exists"), Requirement("tier", "NotIn", gold)))) == [K2]
+    assert kept(
+        LabelSelectorFilter(match_expressions=(Requirement("tier", "Exists"), Requirement("tier", "NotIn", gold)))
+    ) == [K2]
 
 
 def test_roles_cover_what_a_pod_without_a_role_does() -> None:
