@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from headrace.core.fields import mapping, text
 from headrace.core.pool import VERSION_OF_GROUP
 from headrace.kube.client import APPLY_PATCH, MERGE_PATCH, ApiError, Resource, request
 from headrace.protocol.objects import COORDINATION_GROUP, GATEWAY_GROUP
@@ -45,14 +46,23 @@ async def find(client: Any, path: str) -> dict[str, Any] | None:
 
 async def list_all(client: Any, resource: Resource, namespace: str | None = None, labels: str = "") -> list[Any]:
     """All objects of a kind, page by page, of one namespace or all. `labels` is a label selector. Raises ApiError."""
+    found, _ = await list_with_version(client, resource.path(namespace), {"labelSelector": labels} if labels else {})
+    return found
+
+
+async def list_with_version(client: Any, path: str, selectors: Mapping[str, str]) -> tuple[list[Any], str]:
+    """All objects of a path that selectors leave, page by page, and the version of that list. Raises ApiError."""
     found: list[Any] = []
-    query = {"limit": str(_PAGE_SIZE)} | ({"labelSelector": labels} if labels else {})
+    query = {**selectors, "limit": str(_PAGE_SIZE)}
     while True:
-        page = await request(client, "GET", resource.path(namespace), query=query)
-        found += page.get("items") or []
-        token = (page.get("metadata") or {}).get("continue")
+        page = await request(client, "GET", path, query=query)
+        items, metadata = page.get("items"), mapping(page.get("metadata"))
+        if not isinstance(items, list | None):
+            raise ApiError(0, "Unreadable", f"GET {path}: items is no list")
+        found += items or []
+        token = text(metadata.get("continue"))
         if not token:
-            return found
+            return found, text(metadata.get("resourceVersion"))
         query["continue"] = token
 
 

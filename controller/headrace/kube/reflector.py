@@ -19,7 +19,8 @@ import aiohttp
 import msgspec
 
 from headrace.core.fields import mapping, text
-from headrace.kube.client import ApiError, Resource, open_response, request
+from headrace.kube.client import ApiError, Resource, open_response
+from headrace.kube.objects import list_with_version
 
 __all__ = ["Object", "ObjectStore", "OnMalformed", "Reflector", "Resource"]
 
@@ -39,7 +40,6 @@ _BACKOFF_SECONDS = (0.2, 10.0)
 _ABSENT_SECONDS = 15.0
 # A starting API server answers 403 or 404 before it has read its roles and CRDs. What is known is kept that often.
 _REFUSALS_BELIEVED_AFTER = 3
-_PAGE_SIZE = 500
 # Something on the way garbles the watch: it will do so again.
 _GARBLED_SECONDS = 1.0
 # Complaints about objects that are remembered, so that each is logged once.
@@ -253,31 +253,20 @@ class Reflector:
             logger.warning("%s: %s", self.resource, why)
 
     async def _list(self) -> str:
-        items: list[Object] = []
-        query = {**self._selectors, "limit": str(_PAGE_SIZE)}
-        path = self.resource.path(self.namespace)
-        while True:
-            try:
-                page = await request(self.client, "GET", path, query=query)
-            except ApiError as error:
-                if error.status == 410:
-                    raise ExpiredError("the list took too long for its continue token") from error
-                raise
-            listed = page.get("items")
-            if not isinstance(listed, list | None):
-                raise ApiError(0, "Unreadable", f"GET {path}: items is no list")
-            items += listed or []
-            metadata = mapping(page.get("metadata"))
-            if not text(metadata.get("continue")):
-                break
-            query["continue"] = metadata["continue"]
+        try:
+            path = self.resource.path(self.namespace)
+            items, version = await list_with_version(self.client, path, self._selectors)
+        except ApiError as error:
+            if error.status == 410:
+                raise ExpiredError("the list took too long for its continue token") from error
+            raise
         self._recovered()
         changed = self._store.replace(items)
         first, self.synced = not self.synced, True
         self._settled.set()
         if changed or first:
             self.on_change()
-        return text(metadata.get("resourceVersion"))
+        return version
 
     async def _watch(self, version: str) -> AsyncGenerator[list[bytes], None]:
         """One watch request: batches of lines, as they arrive together. Ends when the server does, or should."""
