@@ -97,11 +97,13 @@ def conditions_of(
     snapshot: Snapshot, key: PoolKey, *, route_accepted: bool, untrusted: str = "", filter_problems: Sequence[str] = ()
 ) -> tuple[Condition, ...]:
     """The conditions of a pool for a Gateway. `untrusted`: why its picker's certificate is not trusted."""
+    answered = f"answered 500: {'; '.join(filter_problems)}"
+    refused = (_condition(FILTERS_ACCEPTED, False, "UnsupportedValue", answered),) if filter_problems else ()
     pool = snapshot.pools.get(key)
     if pool is None:
         reason = "NotSupportedByParent" if key[0] == GA_GROUP else "NotSupportedByGateway"
         message = str(snapshot.bad_pools.get(key, "the pool cannot be read"))
-        return (_condition(ACCEPTED, False, reason, message),)
+        return (_condition(ACCEPTED, False, reason, message), *refused)
     if pool.picker is None:
         message = "endpointPickerRef is missing: the Gateway serves only pools with an endpoint picker"
         accepted = _condition(ACCEPTED, False, "EndpointPickerRefMissing", message)
@@ -110,11 +112,7 @@ def conditions_of(
     else:
         message = "the Gateway accepts no route that leads to this pool: see the routes' status"
         accepted = _condition(ACCEPTED, False, "HTTPRouteNotAccepted", message)
-    found = (accepted, _resolved(snapshot, pool, untrusted))
-    if not filter_problems:
-        return found
-    message = f"answered 500: {'; '.join(filter_problems)}"
-    return (*found, _condition(FILTERS_ACCEPTED, False, "UnsupportedValue", message))
+    return (accepted, _resolved(snapshot, pool, untrusted), *refused)
 
 
 def pool_plan(snapshot: Snapshot, pool: Pool) -> str:
