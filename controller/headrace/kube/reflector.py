@@ -36,6 +36,8 @@ OnMalformed = Callable[[str], None]
 WATCH_SECONDS = (10, 15)
 WATCH_GRACE_SECONDS = 3.0
 _BACKOFF_SECONDS = (0.2, 10.0)
+# A watch that ends sooner without a word is a failure: the next one would be asked for at once.
+_SHORT_SECONDS = 1.0
 # A kind that is forbidden or not served is asked for again now and then: roles and CRDs can come later.
 _ABSENT_SECONDS = 15.0
 # A starting API server answers 403 or 404 before it has read its roles and CRDs. What is known is kept that often.
@@ -217,11 +219,17 @@ class Reflector:
     async def _follow(self) -> None:
         """List, then watch on from there until the server cannot."""
         version = await self._list()
+        now = asyncio.get_running_loop().time
         while True:
+            opened = now()
             # Closed at once where an event ends it: `live` would still say that changes reach us.
             async with contextlib.aclosing(self._watch(version)) as batches:
                 async for lines in batches:
+                    opened = 0.0
                     version = self._apply(lines) or version
+            if now() - opened < _SHORT_SECONDS:
+                raise ApiError(0, "Unreachable", f"the watch of {self.resource} ended at once")
+            self._delay = _BACKOFF_SECONDS[0]
 
     def _apply(self, lines: Iterable[bytes]) -> str:
         """The events of some lines. Gives the newest version they name. Raises ExpiredError."""
@@ -326,6 +334,5 @@ class Reflector:
         if self._failing or self._unavailable:
             logger.info("%s can be read again", self.resource)
         self._failing = False
-        self._delay = _BACKOFF_SECONDS[0]
         self._refusals = 0
         self._unavailable = ""

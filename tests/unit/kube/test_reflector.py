@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -86,14 +88,49 @@ def test_the_store_is_what_the_events_say(events: list[tuple[str, str, int]]) ->
     assert {name: found["metadata"]["resourceVersion"] for (_, name), found in store.objects.items()} == expected
 
 
-def test_a_new_spell_of_failures_is_waited_out_as_the_first_was() -> None:
-    reflector = Reflector(None, Resource("", "v1", "pods", True))
-    error = ApiError(0, "Unreachable", "m")
-    first = [reflector._failed(error) for _ in range(9)]
+class Scripted(Reflector):
+    """Its watches bring what the test says, and then end; past the last one they fail."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.script: list[list[bytes]] = []
+
+    async def _list(self) -> str:
+        self._recovered()
+        return "1"
+
+    async def _watch(self, version: str) -> AsyncGenerator[list[bytes], None]:
+        if not self.script:
+            raise GONE
+        if lines := self.script.pop(0):
+            yield lines
+
+
+PODS = Resource("", "v1", "pods", True)
+GONE = ApiError(0, "Unreachable", "m")
+
+
+async def test_pauses_grow_until_a_watch_has_worked() -> None:
+    reflector = Scripted(None, PODS)
+    first = [reflector._failed(GONE) for _ in range(9)]
     assert first == sorted(first)
     assert first[-1] == 10.0
-    reflector._recovered()
-    assert reflector._failed(error) == first[0] < first[1]
+    with pytest.raises(ApiError):
+        await reflector._follow()  # a list alone is no sign that the next watch works
+    assert reflector._failed(GONE) == 10.0
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
+    reflector.script = [[json.dumps(bookmark).encode()]]
+    with pytest.raises(ApiError):
+        await reflector._follow()
+    assert reflector._failed(GONE) == first[0] < first[1]
+
+
+async def test_a_watch_that_ends_at_once_is_a_failure() -> None:
+    reflector = Scripted(None, PODS)
+    reflector.script = [[], []]
+    with pytest.raises(ApiError, match="ended at once"):
+        await reflector._follow()
+    assert reflector.script == [[]]
 
 
 def test_paths() -> None:
