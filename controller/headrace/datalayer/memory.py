@@ -17,9 +17,8 @@ class PickMemory:
 
     def __init__(self, *, max_sessions: int = MAX_SESSIONS) -> None:
         self._max_sessions = max_sessions
-        # Where each session is bound, by last use, oldest first, and with each how long it is to be kept.
+        # Where each session is bound, by last use, oldest first.
         self.sessions: OrderedDict[str, Binding] = OrderedDict()
-        self._ttls: dict[str, float] = {}
         # By endpoint, the number of the last pick that was cold there.
         self.cold_picks: OrderedDict[str, int] = OrderedDict()
         self._cold_count = 0
@@ -42,11 +41,10 @@ class PickMemory:
 
     def bind(self, note: BindSession, now: float) -> None:
         """A session's request went to a Pod."""
-        self.sessions[note.session] = Binding(note.pod, now)
+        self.sessions[note.session] = Binding(note.pod, now, note.ttl_seconds)
         self.sessions.move_to_end(note.session)
-        self._ttls[note.session] = note.ttl_seconds
         if len(self.sessions) > self._max_sessions:
-            self._drop_oldest()
+            self.sessions.popitem(last=False)
 
     def cold_pick(self, note: ColdPick) -> None:
         """An endpoint was picked for a prompt that its cache did not have."""
@@ -59,10 +57,10 @@ class PickMemory:
     def expire(self, now: float) -> None:
         """Drop the bindings whose time is over. Call it now and then."""
         while self.sessions:
-            session, binding = next(iter(self.sessions.items()))
-            if now - binding.used_at <= self._ttls[session]:
+            binding = next(iter(self.sessions.values()))
+            if now - binding.used_at <= binding.ttl_seconds:
                 return
-            self._drop_oldest()
+            self.sessions.popitem(last=False)
 
     def add(self, key: str) -> None:
         """An endpoint joins the pool: nothing is known of it."""
@@ -70,7 +68,3 @@ class PickMemory:
     def remove(self, key: str) -> None:
         """An endpoint left the pool."""
         self.cold_picks.pop(key, None)
-
-    def _drop_oldest(self) -> None:
-        session, _ = self.sessions.popitem(last=False)
-        del self._ttls[session]

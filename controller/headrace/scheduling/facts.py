@@ -49,10 +49,12 @@ class EndpointState(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """Where a session's last request went: a Pod as `namespace/name-rank-N`, and when (the picker's clock)."""
+    """Where a session's last request went: a Pod as `namespace/name-rank-N`, and when (the picker's clock). It is kept
+    for `ttl_seconds`."""
 
     pod: str
     used_at: float
+    ttl_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ def test_sessions_are_forgotten_when_their_time_is_over_and_when_there_are_too_m
     memory.bind(BindSession("a", "n/p1", 10.0), 0.0)
     memory.bind(BindSession("b", "n/p2", 10.0), 1.0)
     memory.bind(BindSession("a", "n/p3", 10.0), 2.0)
-    assert memory.sessions["a"] == Binding("n/p3", 2.0)
+    assert memory.sessions["a"] == Binding("n/p3", 2.0, 10.0)
     memory.bind(BindSession("c", "n/p1", 10.0), 3.0)
     assert set(memory.sessions) == {"a", "c"}
     memory.expire(12.0)
