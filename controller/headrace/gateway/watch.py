@@ -16,7 +16,7 @@ from headrace.kube import objects as kinds
 from headrace.kube.client import Resource
 from headrace.kube.reflector import Reflector, key_of
 from headrace.protocol.objects import BASE_MODEL_SELECTOR, POOL_ANNOTATIONS
-from headrace.serving.tasks import forever
+from headrace.serving.tasks import Supervisor
 
 _BESIDE_POOLS = (kinds.PODS, kinds.SERVICES, kinds.ENDPOINT_SLICES)
 # What a translation is made of, besides what stands beside the pools.
@@ -82,7 +82,7 @@ class Watch:
 
     async def run(self) -> None:
         """Follow until cancelled. An informer that ends by itself ends this."""
-        async with asyncio.TaskGroup() as tasks:
+        async with Supervisor() as tasks:
             for resource in _EVERYWHERE:
                 self._follow(tasks, (resource, "", ""))
             self._follow(tasks, _BASE_MODELS, label_selector=BASE_MODEL_SELECTOR)
@@ -106,7 +106,7 @@ class Watch:
         else:
             asyncio.get_running_loop().call_later(1.0, self._reshape.set)
 
-    def _follow(self, tasks: asyncio.TaskGroup, key: _Key, *, label_selector: str | None = None) -> None:
+    def _follow(self, tasks: Supervisor, key: _Key, *, label_selector: str | None = None) -> None:
         resource, namespace, name = key
 
         def changed() -> None:
@@ -130,7 +130,7 @@ class Watch:
         )
         self._reflectors[key] = found
         title = f"informer of {resource} {namespace}/{name}"
-        self._tasks[key] = tasks.create_task(forever(found.run(), title), name=title)
+        self._tasks[key] = tasks.start(found.run(), title)
 
     def _is_news(self, resource: Resource) -> bool:
         """Whether a translation may be another one now. The status of routes and pools, which Envoy Gateway and we
@@ -141,7 +141,7 @@ class Watch:
         self._marks[resource] = now
         return True
 
-    def _follow_what_is_named(self, tasks: asyncio.TaskGroup) -> None:
+    def _follow_what_is_named(self, tasks: Supervisor) -> None:
         """Start and stop informers so that they are those that pools and policies call for."""
         namespaces = {namespace for resource in kinds.POOLS.values() for namespace, _ in self.objects(resource)}
         wanted: set[_Key] = {(kind, namespace, "") for kind in _BESIDE_POOLS for namespace in namespaces}

@@ -17,7 +17,7 @@ import zmq.asyncio
 from headrace.core import Endpoint
 from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
 from headrace.prefixes.kv_settings import KvEventsSettings
-from headrace.serving.tasks import Supervisor, TaskPerKey, forever
+from headrace.serving.tasks import Supervisor, TaskPerKey
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ class KvSubscriber:
             socket.set(zmq.RECONNECT_IVL_MAX, 5_000)
             socket.set(zmq.SUBSCRIBE, self.settings.topic.encode())
             socket.connect(address(endpoint, self.settings))
-            async with asyncio.TaskGroup() as tasks:
-                name = f"connection to {endpoint.key}"
-                tasks.create_task(forever(self._breaks(monitor, endpoint), name), name=name)
+            async with Supervisor() as tasks:
+                tasks.start(self._breaks(monitor, endpoint), f"connection to {endpoint.key}")
                 await self._take(socket, endpoint)
         except BaseExceptionGroup:
             # Messages are lost until this is started again.

@@ -20,7 +20,7 @@ class UnexpectedEnd(RuntimeError):  # noqa: N818
     """Work that the process cannot do without has ended by itself."""
 
 
-async def forever(work: Awaitable[object], name: str) -> NoReturn:
+async def _forever(work: Awaitable[object], name: str) -> NoReturn:
     """Do work that must not end before it is cancelled: the group of its task ends when this does.
 
     Raises what the work raises, and UnexpectedEnd where it just returns."""
@@ -57,7 +57,7 @@ class Supervisor:
 
     def start(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[NoReturn]:
         """Work that the process cannot do without: when it ends before it is cancelled, so does the group."""
-        return self._add(forever(work, name), name)
+        return self._add(_forever(work, name), name)
 
     def start_restarting(
         self, kind: str, of: str, work: Callable[[], Awaitable[object]], pause_seconds: float = _PAUSE_SECONDS
