@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from headrace.flowcontrol import Outcome, Ticket
-from headrace.serving.metrics import CappedLabels, MetricSet, counter, gauges, histogram, series
+from headrace.serving.metrics import CappedLabels, MetricSet, counter, gauges, histogram
 
 _PREFIX, _OWN = "inference_extension_flow_control", "headrace_epp_flow_control"
 _WAITS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -21,32 +21,26 @@ _LOOKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 class FlowControlMetrics(MetricSet):
     """What became of requests in admission, and how long they waited. An Observer of the flow controller."""
 
-    _queued = series(
-        histogram(
-            f"{_PREFIX}_request_queue_duration_seconds",
-            "From a request's arrival in admission to its outcome.",
-            *("fairness_id", "priority", "outcome", "inference_pool", "model_name", "target_model_name"),
-            buckets=_WAITS,
-        )
-    )
-    _enqueued = series(
-        histogram(
-            f"{_PREFIX}_request_enqueue_duration_seconds",
-            "The time it took to give a request its place, or to refuse it one.",
-            *("fairness_id", "priority", "outcome"),
-            buckets=_LOOKS,
-        )
-    )
+    _queued = histogram(
+        f"{_PREFIX}_request_queue_duration_seconds",
+        "From a request's arrival in admission to its outcome.",
+        *("fairness_id", "priority", "outcome", "inference_pool", "model_name", "target_model_name"),
+        buckets=_WAITS,
+    ).by_series()
+    _enqueued = histogram(
+        f"{_PREFIX}_request_enqueue_duration_seconds",
+        "The time it took to give a request its place, or to refuse it one.",
+        *("fairness_id", "priority", "outcome"),
+        buckets=_LOOKS,
+    ).by_series()
     _looked = histogram(
         f"{_PREFIX}_dispatch_cycle_duration_seconds",
         "The time it took to look for a request to let go.",
         buckets=_LOOKS,
     )
-    _outcomes = series(
-        counter(
-            "headrace_epp_flow_control_requests_total", "Requests that admission has settled.", "priority", "outcome"
-        )
-    )
+    _outcomes = counter(
+        "headrace_epp_flow_control_requests_total", "Requests that admission has settled.", "priority", "outcome"
+    ).by_series()
 
     def __init__(self, pool_name: str, registry: CollectorRegistry) -> None:
         super().__init__(registry)

@@ -31,7 +31,6 @@ from headrace.serving.metrics import (
     gauge,
     gauges,
     histogram,
-    series,
 )
 
 _FAST = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
@@ -47,13 +46,13 @@ _OBJECTIVE, _EXTENSION, _OWN = "inference_objective", "inference_extension", "he
 
 
 def _of_model(name: str, text: str, buckets: tuple[float, ...]) -> Declared[Series[Histogram]]:
-    return series(histogram(f"{_OBJECTIVE}_{name}", text, *_MODEL, buckets=buckets))
+    return histogram(f"{_OBJECTIVE}_{name}", text, *_MODEL, buckets=buckets).by_series()
 
 
 class Metrics(MetricSet, PoolObserver):
     """Every metric of the process, in a registry of its own. Observes picks and the pool."""
 
-    _requests = series(counter(f"{_OBJECTIVE}_request_total", "Requests picked for.", *_MODEL, "priority"))
+    _requests = counter(f"{_OBJECTIVE}_request_total", "Requests picked for.", *_MODEL, "priority").by_series()
     _errors = counter(
         f"{_OBJECTIVE}_request_error_total",
         "Requests that were refused, or answered with a status of 400 or more.",
@@ -91,13 +90,11 @@ class Metrics(MetricSet, PoolObserver):
     )
     _info = gauge(f"{_EXTENSION}_info", "What is running; always 1.", "commit", "build_ref")
     _scheduling_seconds = histogram(f"{_EXTENSION}_scheduler_e2e_duration_seconds", "A decision.", buckets=_FAST)
-    _attempts = series(
-        counter(
-            f"{_EXTENSION}_scheduler_attempts_total",
-            "Decisions, by their result and endpoint.",
-            *("status", "target_model_name", "pod_name", "namespace", "port"),
-        )
-    )
+    _attempts = counter(
+        f"{_EXTENSION}_scheduler_attempts_total",
+        "Decisions, by their result and endpoint.",
+        *("status", "target_model_name", "pod_name", "namespace", "port"),
+    ).by_series()
     _prefix_hit_ratio = histogram(
         f"{_EXTENSION}_prefix_indexer_hit_ratio",
         "Blocks of a prompt expected in the picked endpoint's cache, of all its blocks.",

@@ -23,13 +23,13 @@ from headrace.config.flags import (
     truth,
 )
 from headrace.config.pools import read_selector
-from headrace.config.values import duration, quantity
+from headrace.config.values import duration
 from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidPool, split_key
-from headrace.core.bounded_json import MAX_BYTES
 from headrace.core.fields import is_digits
 from headrace.core.pool import MAX_TARGET_PORTS
 from headrace.datalayer.scraper import ScrapeSettings
 from headrace.epp.reference_flags import ReferenceFlags, level
+from headrace.extproc import ConversationSettings
 from headrace.replicas.settings import PeerSettings
 
 __all__ = ["InvalidFlag", "Options", "add_arguments", "read_options"]
@@ -115,30 +115,8 @@ class Options:
         6.0, "serve on this long after SIGTERM: not ready at once, not healthy to gateways after half of it", duration
     )
     drain_timeout: float = flag(30.0, "then wait this long for open streams", duration)
-    max_body_bytes: int = flag(64 << 20, "a longer request body is answered 413", quantity, "--max-request-body-bytes")
-    max_parsed_body_bytes: int = flag(
-        MAX_BYTES, "a longer one is routed by load alone; 413 where the pool rewrites models", quantity
-    )
-    subset_filter: bool = flag(
-        False,
-        "pick among all endpoints, whatever subset the gateway names",
-        truth,
-        "--disable-endpoint-subset-filter",
-        inverted=True,
-    )
-    control_headers: bool = flag(
-        True,
-        "objective, fairness, SLO and model-rewrite headers of clients are read",
-        truth,
-        "--request-control-headers",
-    )
     metrics_endpoint_auth: bool = flag(
         False, "/metrics and /debug ask the API server who may read them (TokenReview, SubjectAccessReview)", truth
-    )
-    conformance_hooks: bool = flag(
-        False,
-        "for the conformance suite alone: clients choose endpoints by header, and are told which one answered",
-        truth,
     )
     tracing: bool = flag(
         False, "send a span of each pick as OTLP; where to, and how many, say the OTEL_* environment variables", truth
@@ -149,6 +127,7 @@ class Options:
         truth,
         "--ha-enable-leader-election",
     )
+    conversation: ConversationSettings = field(default_factory=ConversationSettings)
     scrape: ScrapeSettings = field(default_factory=ScrapeSettings)
     peers: PeerSettings = field(default_factory=PeerSettings)
     # Who this replica is: its Pod's name.
@@ -160,7 +139,7 @@ class Options:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every flag."""
-    for options in (Options, PeerSettings, ScrapeSettings, ReferenceFlags):
+    for options in (Options, ConversationSettings, PeerSettings, ScrapeSettings, ReferenceFlags):
         add_flags(parser, options)
 
 
@@ -178,6 +157,7 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         pool_namespace=namespace,
         served_name=served_name,
         verbosity=options.verbosity if log_level is None else log_level,
+        conversation=read_flags(args, ConversationSettings),
         scrape=replace(scrape, idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds)),
         peers=replace(
             peers,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from headrace.serving.metrics import MetricSet, histogram, series
+from headrace.serving.metrics import MetricSet, histogram
 
 _BUCKETS = (0.000001, 0.000005, 0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.01, 0.1)
 _ONE_IN = 16
@@ -18,14 +18,12 @@ _ONE_IN = 16
 class PluginDurations(MetricSet):
     """The histograms, and the stopwatch (a scheduling.profile.Stopwatch) of a decision that is measured."""
 
-    _durations = series(
-        histogram(
-            "inference_extension_plugin_duration_seconds",
-            f"What a plugin takes of a decision; of one decision in {_ONE_IN}.",
-            *("extension_point", "plugin_type", "plugin_name"),
-            buckets=_BUCKETS,
-        )
-    )
+    _durations = histogram(
+        "inference_extension_plugin_duration_seconds",
+        f"What a plugin takes of a decision; of one decision in {_ONE_IN}.",
+        *("extension_point", "plugin_type", "plugin_name"),
+        buckets=_BUCKETS,
+    ).by_series()
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(registry)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import secrets
 import time
-import uuid
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,7 +26,6 @@ from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
 from headrace.epp.servers import start_servers
 from headrace.epp.service import ExtProcService
-from headrace.extproc import ConversationSettings
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.prefixes.tokenizer import Tokenizer
@@ -65,7 +63,7 @@ class Process:
         self._note(config)
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
-        if options.conformance_hooks:
+        if options.conversation.conformance_hooks:
             logger.warning("--conformance-hooks: any client chooses the endpoint of its request; not for production")
         self._kv_events = config.kv_events
         self._listener: KvSubscriber | None = None
@@ -198,7 +196,7 @@ class Process:
         self._parts.kv_events(key, batch)
 
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
-        return with_selection(config.scheduling) if self._options.conformance_hooks else config.scheduling
+        return with_selection(config.scheduling) if self._options.conversation.conformance_hooks else config.scheduling
 
     def _note(self, config: PickerConfig) -> None:
         for note in config.notes:
@@ -257,15 +255,7 @@ class Process:
     async def _serve(self, servers: Servers) -> grpc.aio.Server:
         """Add the servers and start them. Gives that of ext_proc. Raises CannotServe, and InvalidCertificate."""
         options = self._options
-        settings = ConversationSettings(
-            new_request_id=lambda: str(uuid.uuid4()),
-            max_body_bytes=options.max_body_bytes,
-            max_parsed_body_bytes=options.max_parsed_body_bytes,
-            control_headers=options.control_headers,
-            subset_hint=options.subset_filter,
-            conformance_hooks=options.conformance_hooks,
-        )
-        service = ExtProcService(self._parts.director, self._parts.pool, self._metrics, settings)
+        service = ExtProcService(self._parts.director, self._parts.pool, self._metrics, options.conversation)
         access = None
         if options.metrics_endpoint_auth:
             # Imported here: the Kubernetes client takes longer to load than everything else together.

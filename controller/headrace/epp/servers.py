@@ -28,7 +28,7 @@ async def start_servers(
     credentials = None
     if options.secure_serving:
         credentials = server_credentials(options.cert_path, reload=options.enable_cert_reload)
-    message_bytes = options.max_body_bytes + _MESSAGE_OVERHEAD
+    message_bytes = options.conversation.max_body_bytes + _MESSAGE_OVERHEAD
     server = servers.add_grpc(
         "grpc",
         "grpc-port",

@@ -2,8 +2,8 @@
 
 `ExtProcStream` is the entrance; what it tells its driver is in `headrace.extproc.events`."""
 
-from headrace.extproc.conversation import ConversationSettings
 from headrace.extproc.modes import BodyMode, ProtocolViolation
+from headrace.extproc.settings import ConversationSettings
 from headrace.extproc.stream import ExtProcStream
 from headrace.extproc.usage import Usage
 from headrace.extproc.wire import MalformedMessage

@@ -20,12 +20,10 @@ GRPC                     as STREAMED, each piece sent on as it came
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
-from headrace.core.bounded_json import MAX_BYTES
 from headrace.extproc import answers
 from headrace.extproc.body import BodyFacts, UnreadableBody, read_body
 from headrace.extproc.events import Event, PickNeeded, RequestRefused
@@ -40,26 +38,9 @@ from headrace.extproc.modes import (
     read_config,
 )
 from headrace.extproc.response import ResponsePhase
+from headrace.extproc.settings import ConversationSettings
 from headrace.extproc.wire import Kind, Message
 from headrace.protocol import http
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationSettings:
-    """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
-    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. Of these, bodies over
-    `max_parsed_body_bytes` pass unread, as parsing costs memory and time of all others. `control_headers`: objective,
-    fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker. `subset_hint`: the
-    gateway's subset limits the pick. `conformance_hooks`: tell clients in a response header which endpoint answered, as
-    the conformance suite asks of a picker."""
-
-    new_request_id: Callable[[], str]
-    max_body_bytes: int = 64 << 20
-    max_parsed_body_bytes: int = MAX_BYTES
-    control_headers: bool = True
-    subset_hint: bool = True
-    conformance_hooks: bool = False
-    templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)
 
 
 class _Phase(Enum):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from headrace.core import Decision, Refusal
-from headrace.extproc.conversation import Conversation, ConversationSettings
+from headrace.extproc.conversation import Conversation
 from headrace.extproc.events import Event
 from headrace.extproc.observation import Observation
+from headrace.extproc.settings import ConversationSettings
 from headrace.extproc.wire import read_message
 
 

@@ -22,6 +22,10 @@ class Declared(Generic[M]):
     def __init__(self, make: Callable[[CollectorRegistry], M]) -> None:
         self.make = make
 
+    def by_series(self) -> Declared[Series[M]]:
+        """The same metric for a hot path, by its series."""
+        return Declared(lambda registry: Series(self.make(registry)))
+
     def __get__(self, instance: MetricSet, owner: type[MetricSet]) -> M:
         # For the type checker: an instance has the metric itself under the same name, which is found first.
         raise AttributeError("only instances have metrics")
@@ -58,11 +62,6 @@ def gauge(name: str, text: str, *labels: str) -> Declared[Gauge]:
 def histogram(name: str, text: str, *labels: str, buckets: Sequence[float]) -> Declared[Histogram]:
     """Declare a histogram."""
     return Declared(lambda registry: Histogram(name, text, labels, buckets=buckets, registry=registry))
-
-
-def series(metric: Declared[M]) -> Declared[Series[M]]:
-    """Declare a metric for a hot path, by its series."""
-    return Declared(lambda registry: Series(metric.make(registry)))
 
 
 class MetricSet:

@@ -33,9 +33,9 @@ def test_the_namespace_is_a_flag_or_the_environment() -> None:
 
 def test_limits_of_bodies() -> None:
     found = options("--pool-name=p")
-    assert (found.max_body_bytes, found.max_parsed_body_bytes) == (64 << 20, 8 << 20)
+    assert (found.conversation.max_body_bytes, found.conversation.max_parsed_body_bytes) == (64 << 20, 8 << 20)
     found = options("--pool-name=p", "--max-request-body-bytes=1Ki", "--max-parsed-body-bytes=100")
-    assert (found.max_body_bytes, found.max_parsed_body_bytes) == (1024, 100)
+    assert (found.conversation.max_body_bytes, found.conversation.max_parsed_body_bytes) == (1024, 100)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_reference_pickers_flags() -> None:
     found = options(*REFERENCE.split())
     assert (found.scrape.scheme, found.scrape.path, found.scrape.port) == ("https", "/m", 8001)
     assert not found.scrape.verify
-    assert not found.subset_filter
+    assert not found.conversation.subset_hint
     assert found.config_text == "{}"
     assert found.verbosity == 4
     assert found.served_name == "p"
@@ -97,8 +97,8 @@ def test_pods_instead_of_a_pool() -> None:
 
 
 def test_headers_of_clients_can_be_switched_off() -> None:
-    assert options("--pool-name=p").control_headers
-    assert not options("--pool-name=p", "--request-control-headers=false").control_headers
+    assert options("--pool-name=p").conversation.control_headers
+    assert not options("--pool-name=p", "--request-control-headers=false").conversation.control_headers
 
 
 def test_static_endpoints() -> None:
@@ -160,11 +160,11 @@ def test_the_conformance_suites_arguments_are_taken_as_they_stand() -> None:
     found = options("--conformance-hooks", *flags.split())
     assert (found.pool_name, found.pool_namespace, found.pool_group) == ("p", "n", GA_GROUP)
     assert (found.secure_serving, found.cert_path) == (True, None)
-    assert found.conformance_hooks
+    assert found.conversation.conformance_hooks
 
 
 def test_the_conformance_hooks_are_off_unless_asked_for() -> None:
-    assert not options("--pool-name=p").conformance_hooks
+    assert not options("--pool-name=p").conversation.conformance_hooks
 
 
 @pytest.fixture

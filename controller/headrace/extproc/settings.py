@@ -1,0 +1,51 @@
+"""How conversations are held: flags of the picker."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from headrace.config.flags import flag, truth
+from headrace.config.values import quantity
+from headrace.core.bounded_json import MAX_BYTES
+from headrace.extproc import answers
+
+
+def _new_request_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationSettings:
+    """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
+    picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. Of these, bodies over
+    `max_parsed_body_bytes` pass unread, as parsing costs memory and time of all others. `control_headers`: objective,
+    fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker. `subset_hint`: the
+    gateway's subset limits the pick. `conformance_hooks`: tell clients in a response header which endpoint answered, as
+    the conformance suite asks of a picker."""
+
+    max_body_bytes: int = flag(64 << 20, "a longer request body is answered 413", quantity, "--max-request-body-bytes")
+    max_parsed_body_bytes: int = flag(
+        MAX_BYTES, "a longer one is routed by load alone; 413 where the pool rewrites models", quantity
+    )
+    subset_hint: bool = flag(
+        False,
+        "pick among all endpoints, whatever subset the gateway names",
+        truth,
+        "--disable-endpoint-subset-filter",
+        inverted=True,
+    )
+    control_headers: bool = flag(
+        True,
+        "objective, fairness, SLO and model-rewrite headers of clients are read",
+        truth,
+        "--request-control-headers",
+    )
+    conformance_hooks: bool = flag(
+        False,
+        "for the conformance suite alone: clients choose endpoints by header, and are told which one answered",
+        truth,
+    )
+    new_request_id: Callable[[], str] = _new_request_id
+    templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)
