@@ -138,7 +138,7 @@ async def request(
         answer = json.loads(content) if content else {}
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(0, "Unreadable", f"{method} {path}: the answer is not JSON") from error
     if not isinstance(answer, dict):
         raise ApiError(0, "Unreadable", f"{method} {path}: the answer is not a JSON object")
@@ -150,6 +150,6 @@ def _refused(status: int, reason: str, content: bytes) -> ApiError:
         answer = json.loads(content)
         reason = answer.get("reason") or reason
         message = answer.get("message") or ""
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         message = content.decode("utf-8", "replace")
     return ApiError(status, reason, str(message)[:_MESSAGE_LIMIT])

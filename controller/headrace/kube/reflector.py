@@ -36,7 +36,7 @@ OnMalformed = Callable[[str], None]
 WATCH_SECONDS = (10, 15)
 WATCH_GRACE_SECONDS = 3.0
 _BACKOFF_SECONDS = (0.2, 10.0)
-# A watch that ends sooner without a word is a failure: the next one would be asked for at once.
+# A watch that ends sooner is not followed by another at once; one that brought nothing is a failure.
 _SHORT_SECONDS = 1.0
 # A kind that is forbidden or not served is asked for again now and then: roles and CRDs can come later.
 _ABSENT_SECONDS = 15.0
@@ -221,15 +221,18 @@ class Reflector:
         version = await self._list()
         now = asyncio.get_running_loop().time
         while True:
-            opened = now()
+            opened, spoke = now(), False
             # Closed at once where an event ends it: `live` would still say that changes reach us.
             async with contextlib.aclosing(self._watch(version)) as batches:
                 async for lines in batches:
-                    opened = 0.0
+                    spoke, self._delay = True, _BACKOFF_SECONDS[0]
                     version = self._apply(lines) or version
-            if now() - opened < _SHORT_SECONDS:
+            if now() - opened >= _SHORT_SECONDS:
+                self._delay = _BACKOFF_SECONDS[0]
+            elif spoke:
+                await asyncio.sleep(_BACKOFF_SECONDS[0])
+            else:
                 raise ApiError(0, "Unreachable", f"the watch of {self.resource} ended at once")
-            self._delay = _BACKOFF_SECONDS[0]
 
     def _apply(self, lines: Iterable[bytes]) -> str:
         """The events of some lines. Gives the newest version they name. Raises ExpiredError."""

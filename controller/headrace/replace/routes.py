@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from headrace.core.fields import mapping, text
 from headrace.kube.routes import is_granted, refs_of, rules_of
 from headrace.protocol.objects import GATEWAY_GROUP, HOLD_LABEL, PART_OF_LABEL
 from headrace.replace.ownership import Object, Operation, Owner, give_back_patch, owners_of
@@ -100,7 +101,9 @@ def record(route: Object, plan: Plan) -> RouteRecord | None:
     if not rules:
         return None
     rest = _rest(route, [rule.index for rule in rules])
-    return RouteRecord(namespace, name, str(route["metadata"].get("uid") or ""), rules, kind, owners_of(route), rest)
+    return RouteRecord(
+        namespace, name, text(mapping(route.get("metadata")).get("uid")), rules, kind, owners_of(route), rest
+    )
 
 
 def records(routes: Iterable[Object], plan: Plan) -> tuple[RouteRecord, ...]:

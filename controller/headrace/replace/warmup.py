@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
+from headrace.core.bounded_json import load
 from headrace.protocol import http
 from headrace.serving.http_client import HttpClient, HttpError
 
@@ -120,8 +120,8 @@ async def warm_up(http_client: HttpClient, address: Address, requests: int, time
     Returns what was done, in words. Raises WarmUpFailed."""
     started = time.monotonic()
     try:
-        async with asyncio.timeout(timeout):
-            models = await _until_served(http_client, address)
+        async with asyncio.timeout(timeout) as limit:
+            models = await _until_served(http_client, address, limit)
             wanted = [models[at % len(models)] for at in range(max(requests, len(models)))]
             slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -143,8 +143,8 @@ async def warm_up(http_client: HttpClient, address: Address, requests: int, time
     return f"the new pool answered {len(wanted)} completions of {', '.join(models)} in {seconds:.1f} s"
 
 
-async def _until_served(http_client: HttpClient, address: Address) -> list[str]:
-    """The models of the new pool, once its route answers steadily. The caller's timeout ends it."""
+async def _until_served(http_client: HttpClient, address: Address, limit: asyncio.Timeout) -> list[str]:
+    """The models of the new pool, once its route answers steadily. The caller's `limit` ends it."""
     good, seen = 0, "no answer"
     models: list[str] = []
     try:
@@ -157,7 +157,8 @@ async def _until_served(http_client: HttpClient, address: Address) -> list[str]:
                 good, seen = 0, f"status {status}: {body[:200].decode('utf-8', 'replace')}"
                 await asyncio.sleep(_POLL_SECONDS)
     except asyncio.CancelledError:
-        if good == 0:
+        # A process that is told to end is no failure of the pool's.
+        if good == 0 and limit.expired():
             raise WarmUpFailed(f"the new pool's route never answered {address.api}/models: {seen}") from None
         raise
     return models
@@ -165,7 +166,7 @@ async def _until_served(http_client: HttpClient, address: Address) -> list[str]:
 
 def _models(body: bytes) -> list[str]:
     try:
-        found = [str(entry["id"]) for entry in json.loads(body)["data"]]
+        found = [str(entry["id"]) for entry in load(body)["data"]]
     except (ValueError, KeyError, TypeError) as error:
         raise WarmUpFailed(f"/v1/models is no list of models: {body[:200].decode('utf-8', 'replace')}") from error
     if not found:

@@ -103,7 +103,9 @@ class Scripted(Reflector):
         if not self.script:
             raise GONE
         if lines := self.script.pop(0):
-            yield lines
+            yield [line for line in lines if line != b"GONE"]
+        if b"GONE" in lines:
+            raise GONE
 
 
 PODS = Resource("", "v1", "pods", True)
@@ -119,7 +121,8 @@ async def test_pauses_grow_until_a_watch_has_worked() -> None:
         await reflector._follow()  # a list alone is no sign that the next watch works
     assert reflector._failed(GONE) == 10.0
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
-    reflector.script = [[json.dumps(bookmark).encode()]]
+    # One that brought something, and broke then, is one.
+    reflector.script = [[json.dumps(bookmark).encode(), b"GONE"]]
     with pytest.raises(ApiError):
         await reflector._follow()
     assert reflector._failed(GONE) == first[0] < first[1]

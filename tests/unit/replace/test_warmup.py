@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from headrace.replace.warmup import NoWarmUp, address_of
+from headrace.replace.warmup import Address, NoWarmUp, WarmUpFailed, address_of, warm_up
+from headrace.serving.http_client import HttpClient
+
+from ...hang import HANG_SECONDS
 
 OWN = {"type": "Exact", "name": "headrace-replace", "value": "token-new"}
 
@@ -79,3 +86,44 @@ def test_what_cannot_be_asked_is_no_fault_of_the_pool(match: dict[str, Any], fil
         parameter = {"name": "team", "value": "a"}
         found = address_of(route(match, prefix("/", queryParams=[parameter])), {}, "", "http://gateway")
         assert (found.api, found.query) == ("/v1", {"team": "a"})
+
+
+@asynccontextmanager
+async def answering(status: int, body: bytes, asked: asyncio.Event) -> AsyncIterator[Address]:
+    """A pool that answers everything alike."""
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.set()
+        return web.Response(status=status, body=body)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield Address(f"http://127.0.0.1:{runner.addresses[0][1]}", "/v1", {}, "")
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_process_that_is_told_to_end_does_not_blame_the_pool() -> None:
+    asked = asyncio.Event()
+    async with answering(503, b"", asked) as address, HttpClient() as client:
+        work = asyncio.create_task(warm_up(client, address, 1, HANG_SECONDS))
+        await asked.wait()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+
+async def test_a_pool_that_never_answers_is_named_with_what_it_said() -> None:
+    async with answering(503, b"loading", asyncio.Event()) as address, HttpClient() as client:
+        with pytest.raises(WarmUpFailed, match="503: loading"):
+            await warm_up(client, address, 1, 0.3)
+
+
+async def test_models_that_are_nested_deeply_are_no_list_of_models() -> None:
+    async with answering(200, b"[" * 400_000, asyncio.Event()) as address, HttpClient() as client:
+        with pytest.raises(WarmUpFailed, match="no list of models"):
+            await warm_up(client, address, 1, HANG_SECONDS)

@@ -140,7 +140,7 @@ async def ask_url(url: str, path: str, token: str = "") -> dict[str, Any]:
         if status != 200:
             raise NotAnswered(f"{url}{path}: status {status}")
         page = json.loads(body)
-    except (HttpError, ValueError) as error:
+    except (HttpError, ValueError, RecursionError) as error:
         raise NotAnswered(f"{url}: {error}: is this a picker's metrics port?") from None
     if not isinstance(page, dict):
         raise NotAnswered(f"{url}{path}: the answer is no JSON object")
