@@ -280,4 +280,8 @@ class Process:
         await self._shutdown.pause(options.drain_delay / 2)
         # Who still waits for a place would not get an answer in the time that is left.
         self._parts.flow.close()
-        await self._shutdown.finish(server.stop(options.drain_timeout))
+        stopping = asyncio.ensure_future(server.stop(options.drain_timeout))
+        # Not cancelled: whoever stops the server at once waits for the same end.
+        await self._shutdown.finish(asyncio.shield(stopping))
+        await server.stop(0)
+        await stopping

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from headrace.core import Refusal, RefusalReason, Request
+from headrace.core import Refusal, RefusalReason
 from headrace.datalayer.ledger import InFlight
 from headrace.datalayer.pool_state import PoolState, ResponseTotals
 from headrace.epp.director import Director
@@ -121,7 +121,7 @@ class StreamSession:
                 pool.finished(self._entry)
         elif isinstance(event, RequestRefused):
             refusal = Refusal(event.status, RefusalReason(event.reason), "the stream refused the request")
-            self.director.refused(Request(event.request_id), refusal)
+            self.director.refused(event.request, refusal)
 
     @property
     def _tells_of_response(self) -> bool:

@@ -19,6 +19,7 @@ GRPC                     as STREAMED, each piece sent on as it came
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
@@ -200,11 +201,18 @@ class Conversation:
     def _ask(self, site: _Site, facts: BodyFacts) -> list[bytes]:
         self._site = site
         self._phase = _Phase.PICKING
+        self._model = facts.model
+        request = self._request(facts)
+        self._headers = {}
+        self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
+        return []
+
+    def _request(self, facts: BodyFacts) -> Request:
+        """The request as it is known now."""
         hidden = http.UNTRUSTED if self._settings.control_headers else http.UNTRUSTED_OR_CONTROL
         headers = {name: value for name, value in self._headers.items() if name not in hidden}
-        self._model = facts.model
         controlled = not http.CONTROL.isdisjoint(headers)
-        request = Request(
+        return Request(
             request_id=self._request_id,
             method=headers.get(http.METHOD, "POST"),
             path=headers.get(http.PATH, "/"),
@@ -219,9 +227,6 @@ class Conversation:
             subset=self._subset,
             **(_read_control(headers) if controlled else {}),
         )
-        self._headers = {}
-        self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
-        return []
 
     def _picked(self, decision: Decision) -> list[bytes]:
         mutation, metadata = self._settings.templates.of(decision.destination)
@@ -281,7 +286,8 @@ class Conversation:
         return [answers.UNCHANGED[Kind.REQUEST_TRAILERS]]
 
     def _refuse_here(self, status: int, reason: RefusalReason, text: str) -> bytes:
-        self.events.append(RequestRefused(self._request_id, status, reason.value))
+        self._body = b""
+        self.events.append(RequestRefused(self._request(BodyFacts()), status, reason.value))
         return self._refuse(Refusal(status, reason, text))
 
     def _refuse(self, refusal: Refusal) -> bytes:
@@ -344,8 +350,8 @@ def _read_control(headers: dict[str, str]) -> dict[str, Any]:
     return {
         "objective": _first(headers, http.OBJECTIVE),
         "fairness_id": _first(headers, http.FAIRNESS_ID),
-        "slo_ttft_ms": _milliseconds(_first(headers, http.SLO_TTFT_MS)),
-        "slo_tpot_ms": _milliseconds(_first(headers, http.SLO_TPOT_MS)),
+        "slo_ttft_ms": _milliseconds(headers, http.SLO_TTFT_MS),
+        "slo_tpot_ms": _milliseconds(headers, http.SLO_TPOT_MS),
         "wanted_model": _first(headers, http.MODEL_REWRITE),
     }
 
@@ -357,10 +363,10 @@ def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:
     return ""
 
 
-def _milliseconds(text: str) -> float | None:
-    """A positive number; what is none asks for nothing."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0.0 < value < 1e12 else None
+def _milliseconds(headers: dict[str, str], candidates: tuple[str, ...]) -> float | None:
+    """The first header's positive number; what is none asks for nothing."""
+    for name in candidates:
+        with contextlib.suppress(ValueError):
+            if 0.0 < (value := float(headers.get(name, ""))) < 1e12:
+                return value
+    return None

@@ -22,7 +22,7 @@ class PickNeeded:
 class RequestRefused:
     """The stream itself refused the request (an unreadable or too large body): no pick was asked for."""
 
-    request_id: str
+    request: Request
     status: int
     reason: str
 

@@ -107,15 +107,13 @@ class PrefixIndex:
         if used is None:
             return
         mask = 1 << self._bits[key]
-        masks, known = self._masks, len(used)
+        masks = self._masks
         for block in reversed(hashes):
             if block in used:
                 used.move_to_end(block)
             else:
                 used[block] = None
                 masks[block] = masks.get(block, 0) | mask
-        if len(used) == known:
-            return
         limit = min(
             self.settings.capacity(cache_tokens), max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits))
         )

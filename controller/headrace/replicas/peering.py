@@ -210,7 +210,7 @@ class Peering:
         for address in self._wanted:
             if address not in self.links:
                 link = self.links[address] = Link(address)
-                tasks.start_restarting("follow", address, partial(self._follow, link))
+                tasks.start_restarting("follow", address, partial(self._follow, link), _MOST_RETRY_SECONDS)
 
     async def _follow(self, link: Link) -> None:
         """Follow one address for as long as it is a replica's."""

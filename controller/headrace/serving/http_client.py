@@ -87,7 +87,7 @@ class HttpClient:
 
 async def pieces(answer: aiohttp.ClientResponse, max_bytes: int | None = None) -> AsyncIterator[bytes]:
     """An answer's body as it arrives; others have a turn after each piece. Raises UnusableAnswer, aiohttp's errors."""
-    if answer.headers.get(http.CONTENT_ENCODING, "identity") != "identity":
+    if answer.headers.get(http.CONTENT_ENCODING, "").strip().lower() not in ("", "identity"):
         raise UnusableAnswer("it is compressed")
     size = 0
     async for piece in answer.content.iter_any():

@@ -238,7 +238,10 @@ def test_bodies_that_no_server_could_answer_are_refused(mode: BodyMode) -> None:
     gateway.send(m.request_headers(protocol_config=m.config(mode)))
     (answer,) = gateway.send(m.body("request_body", b'{"model": "m"', True))
     assert answer.immediate_response.status.code == 400
-    assert gateway.events == [RequestRefused("id-1", 400, "bad-request")]
+    (refused,) = gateway.events
+    assert isinstance(refused, RequestRefused)
+    assert (refused.request.request_id, refused.request.path) == ("id-1", "/v1/completions")
+    assert (refused.status, refused.reason) == (400, "bad-request")
 
 
 def test_a_body_over_the_limit_is_refused() -> None:

@@ -258,6 +258,9 @@ def test_a_latency_that_is_none_asks_for_nothing(text: str) -> None:
     gateway = Gateway()
     gateway.send(m.request_headers({**REQUEST, "x-slo-ttft-ms": text}, end_of_stream=True))
     assert gateway.pick.request.slo_ttft_ms is None
+    other = Gateway()
+    other.send(m.request_headers({**REQUEST, "x-llm-d-slo-ttft-ms": text, "x-slo-ttft-ms": "250"}, end_of_stream=True))
+    assert other.pick.request.slo_ttft_ms == 250.0
 
 
 def test_a_model_that_cannot_be_put_in_leaves_the_body_alone() -> None:

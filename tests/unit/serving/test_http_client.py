@@ -57,6 +57,15 @@ async def test_what_is_compressed_is_not_unpacked() -> None:
             await http.read("GET", url, max_bytes=1 << 30, seconds=HANG_SECONDS)
 
 
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
+async def test_an_encoding_that_is_none_is_read(encoding: str) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(body=b"x", headers={"content-encoding": encoding})
+
+    async with server(handler) as url, HttpClient() as http:
+        assert await http.read("GET", url, max_bytes=1, seconds=HANG_SECONDS) == (200, b"x")
+
+
 async def test_redirects_are_not_followed() -> None:
     asked = 0
 
