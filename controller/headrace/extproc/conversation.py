@@ -211,22 +211,7 @@ class Conversation:
         """The request as it is known now."""
         hidden = http.UNTRUSTED if self._settings.control_headers else http.UNTRUSTED_OR_CONTROL
         headers = {name: value for name, value in self._headers.items() if name not in hidden}
-        controlled = not http.CONTROL.isdisjoint(headers)
-        return Request(
-            request_id=self._request_id,
-            method=headers.get(http.METHOD, "POST"),
-            path=headers.get(http.PATH, "/"),
-            headers=headers,
-            model=facts.model,
-            prompt=facts.prompt,
-            unread=facts.unread,
-            body_size=len(self._body),
-            body=self._body,
-            streaming=facts.streaming,
-            max_tokens=facts.max_tokens,
-            subset=self._subset,
-            **(_read_control(headers) if controlled else {}),
-        )
+        return _request(self._request_id, headers, self._subset, self._body, facts)
 
     def _picked(self, decision: Decision) -> list[bytes]:
         mutation, metadata = self._settings.templates.of(decision.destination)
@@ -343,6 +328,26 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
     (_Phase.RESPONDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
     (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
 }
+
+
+def _request(
+    request_id: str, headers: dict[str, str], subset: tuple[str, ...] | None, body: bytes, facts: BodyFacts
+) -> Request:
+    return Request(
+        request_id=request_id,
+        method=headers.get(http.METHOD, "POST"),
+        path=headers.get(http.PATH, "/"),
+        headers=headers,
+        model=facts.model,
+        prompt=facts.prompt,
+        unread=facts.unread,
+        body_size=len(body),
+        body=body,
+        streaming=facts.streaming,
+        max_tokens=facts.max_tokens,
+        subset=subset,
+        **({} if http.CONTROL.isdisjoint(headers) else _read_control(headers)),
+    )
 
 
 def _read_control(headers: dict[str, str]) -> dict[str, Any]:
