@@ -5,17 +5,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+
+from headrace.kube.reflector import Reflector
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
     """Until it holds; the caller bounds the time."""
     while not holds():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def following(reflector: Reflector) -> AsyncIterator[None]:
+    """A reflector that runs, and still does at the end of the block. Closes its client."""
+    task = asyncio.create_task(reflector.run())
+    try:
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await reflector.client.close()
 
 
 class ListWatchServer:

@@ -14,7 +14,7 @@ import yaml
 from headrace.kube.client import connect
 from headrace.kube.reflector import WATCH_GRACE_SECONDS, WATCH_SECONDS, Reflector, Resource
 from tests.hang import HANG_SECONDS
-from tests.list_watch import ListWatchServer, eventually
+from tests.list_watch import ListWatchServer, eventually, following
 
 PODS = Resource("", "v1", "pods", True)
 PATH = "/api/v1/namespaces/n/pods"
@@ -83,16 +83,11 @@ async def followed(directory: Path) -> AsyncIterator[tuple[ListWatchServer, Forw
     kubeconfig.write_text(yaml.safe_dump(config))
     client = await connect(str(kubeconfig))
     reflector = Reflector(client, PODS, namespace="n", watch_seconds=(1, 1), grace_seconds=0.2)
-    task = asyncio.create_task(reflector.run())
     try:
-        async with asyncio.timeout(HANG_SECONDS):
+        async with following(reflector), asyncio.timeout(HANG_SECONDS):
             await server.watched(PATH)
             yield server, forwarder, reflector
-            assert not task.done()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await client.close()
         await forwarder.close()
         await server.close()
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from headrace.kube.client import connect
 from headrace.kube.lease import holder_of
 from headrace.kube.reflector import ExpiredError, MalformedEvent, ObjectStore, Reflector, Resource, read_event
-from tests.list_watch import ListWatchServer, eventually
+from tests.list_watch import ListWatchServer, eventually, following
 from tests.malformed import JSON, broken
 
 PODS = Resource("", "v1", "pods", True)
@@ -36,16 +36,11 @@ async def followed(directory: Path) -> AsyncIterator[tuple[ListWatchServer, Refl
     client = await connect(str(await server.start(directory)))
     malformed: Counter[str] = Counter()
     reflector = Reflector(client, PODS, namespace="n", on_malformed=lambda kind: malformed.update([kind]))
-    task = asyncio.create_task(reflector.run())
     try:
-        async with asyncio.timeout(20):
+        async with following(reflector), asyncio.timeout(20):
             await server.watched(PATH)
             yield server, reflector, malformed
-            assert not task.done()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await client.close()
         await server.close()
 
 
