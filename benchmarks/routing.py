@@ -32,7 +32,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import aiohttp
 from tests.component.envoy import REPOSITORY, start_envoy
@@ -40,23 +39,21 @@ from tests.component.epp.configs import LISTENER, picking_mode, pool_config
 from tests.component.epp.picker import start_picker
 from tests.component.simulator.process import MODEL, simulator
 
+from headrace.replay.policies import prompt_of
+from headrace.replay.traces import (
+    ADAPTERS,
+    Arrival,
+    conversations,
+    read_trace,
+    shared_prefixes,
+    stretch,
+    with_adapters,
+    work_seconds,
+)
 from headrace.simulator.timing import StepCost
 
-BLOCK_TOKENS = 512
-ADAPTERS = tuple(f"adapter-{number}" for number in range(12))
 SLOTS = 4
-BATCH = 8
 AFFINITY = REPOSITORY / "benchmarks/affinity.yaml"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request: when it comes, as a share of the run (0 to 1), its prompt as ids of blocks, its answer's length."""
-
-    at: float
-    blocks: tuple[int, ...]
-    answer_tokens: int
-    model: str = MODEL
 
 
 @dataclass(frozen=True)
@@ -70,80 +67,15 @@ class Result:
     cores: float
 
 
-def chat(count: int, seed: int) -> list[Ask]:
-    """Conversations of up to ten turns over four system prompts; each turn brings the whole of the earlier ones."""
-    rng, asks, fresh = Random(seed), list[Ask](), 100
-    while len(asks) < count:
-        blocks = [rng.randrange(4)] * 2
-        at = rng.random()
-        for _ in range(rng.randint(1, 10)):
-            grown = min(40, 1 + int(rng.expovariate(1 / 5)))
-            blocks += range(fresh, fresh + grown)
-            fresh += grown
-            asks.append(Ask(at, tuple(blocks), 20 + int(rng.expovariate(1 / 250))))
-            at += rng.expovariate(30)
-            if at >= 1:
-                break
-    return sorted(asks[:count], key=lambda ask: ask.at)
-
-
-def trace(path: Path, count: int, seed: int) -> list[Ask]:
-    """`count` requests of a Mooncake trace, from the `seed`-th stretch of that length on, taken round."""
-    with path.open() as lines:
-        rows = [json.loads(line) for line in lines]
-    start = seed * count % max(1, len(rows) - count + 1)
-    rows, rng = rows[start : start + count], Random(seed)
-    # The trace's clock has steps of some seconds: requests of one step are spread over it.
-    times = sorted({row["timestamp"] for row in rows})
-    last = times[-1] + 1
-    step = {now: after - now for now, after in zip(times, [*times[1:], last], strict=True)}
-    asks = []
-    for row in rows:
-        at = row["timestamp"] + rng.random() * step[row["timestamp"]] - times[0]
-        asks.append(Ask(at / (last - times[0]), tuple(row["hash_ids"]), row["output_length"]))
-    return sorted(asks, key=lambda ask: ask.at)
-
-
-def with_adapters(asks: Sequence[Ask], seed: int) -> list[Ask]:
-    """Each conversation is one adapter's, the popular ones' far more often."""
-    weights = [1 / (1 + number) for number in range(len(ADAPTERS))]
-    rng = Random(seed)
-    home: dict[int, str] = defaultdict(lambda: rng.choices(ADAPTERS, weights)[0])
-    # What prompts of many conversations begin with tells none from another: the third block does.
-    return [Ask(ask.at, ask.blocks, ask.answer_tokens, home[ask.blocks[min(2, len(ask.blocks) - 1)]]) for ask in asks]
-
-
-def shared(count: int, seed: int) -> list[Ask]:
-    """Ten prefixes of 1 to 24 blocks, the first used by four requests of ten, then one to four blocks of their own."""
-    rng, asks, fresh = Random(seed), [], 10_000
-    prefixes = [tuple(range(100 * number, 100 * number + rng.randint(1, 24))) for number in range(10)]
-    for _ in range(count):
-        prefix = rng.choices(prefixes, [4, 2, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25])[0]
-        own = rng.randint(1, 4)
-        asks.append(Ask(rng.random(), (*prefix, *range(fresh, fresh + own)), 20 + int(rng.expovariate(1 / 250))))
-        fresh += own
-    return sorted(asks, key=lambda ask: ask.at)
-
-
-def seconds(asks: Sequence[Ask], servers: int, busy: float) -> float:
-    """How long a run lasts so that the servers are busy for that share of it, as the module says."""
-    cost, work, seen = StepCost(), 0.0, set[tuple[str, int]]()
-    for ask in asks:
-        new = [before for before, block in enumerate(ask.blocks) if (ask.model, block) not in seen]
-        seen.update((ask.model, block) for block in ask.blocks)
-        tokens, context = len(new) * BLOCK_TOKENS, sum(new) * BLOCK_TOKENS**2
-        work += tokens * cost.prefill_microseconds_per_token * 1e-6
-        work += context * cost.prefill_nanoseconds_per_context_token * 1e-9
-        written = cost.step_milliseconds / BATCH * 1e-3 + cost.decode_microseconds_per_sequence * 1e-6
-        written += len(ask.blocks) * BLOCK_TOKENS * cost.decode_nanoseconds_per_context_token * 1e-9
-        work += ask.answer_tokens * written
-    return work / servers / busy
-
-
-async def ask_one(port: int, ask: Ask) -> tuple[float, float]:
+async def ask_one(port: int, ask: Arrival) -> tuple[float, float]:
     """Seconds to the first token and to the end of the stream. Raises ValueError for anything but a whole answer."""
-    prompt = "".join(f"{block:08x}" * (BLOCK_TOKENS // 2) for block in ask.blocks)
-    asked = {"model": ask.model, "prompt": prompt, "max_tokens": ask.answer_tokens, "ignore_eos": True, "stream": True}
+    asked = {
+        "model": ask.adapter or MODEL,
+        "prompt": prompt_of(ask).decode(),
+        "max_tokens": ask.output_tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
     body = json.dumps(asked).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: pool\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
     began = time.monotonic()
@@ -164,13 +96,13 @@ async def ask_one(port: int, ask: Ask) -> tuple[float, float]:
         writer.close()
 
 
-async def run(asks: Sequence[Ask], config: str, options: argparse.Namespace, duration: float) -> Result:
+async def run(asks: Sequence[Arrival], config: str, options: argparse.Namespace, duration: float) -> Result:
     """One run: everything is started, asked and stopped."""
     cpu_before, started = cpu_seconds(), time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         flags = [f"--speedup={options.speedup}", f"--max-loras={SLOTS}", "--max-model-len=262144"]
-        if any(ask.model != MODEL for ask in asks):
+        if any(ask.adapter for ask in asks):
             flags += ["--lora-adapter", *ADAPTERS]
         # Pages are read as often in the servers' own time as they are without --speedup. A pick that a busy machine
         # delays is late, and fails nothing.
@@ -182,10 +114,10 @@ async def run(asks: Sequence[Ask], config: str, options: argparse.Namespace, dur
         pool = pool_config(epp_port=picker.grpc_port, endpoints=keys, mode=picking_mode(), observe=True)
         envoy = await stack.enter_async_context(start_envoy(pool, directory))
         port = await envoy.listener_port(LISTENER)
-        began = time.monotonic() + 0.5
+        began, span = time.monotonic() + 0.5, max(ask.at for ask in asks)
 
-        async def later(ask: Ask) -> tuple[float, float]:
-            await asyncio.sleep(began + ask.at * duration / options.speedup - time.monotonic())
+        async def later(ask: Arrival) -> tuple[float, float]:
+            await asyncio.sleep(began + ask.at / span * duration / options.speedup - time.monotonic())
             return await ask_one(port, ask)
 
         answers = await asyncio.gather(*map(later, asks), return_exceptions=True)
@@ -231,11 +163,14 @@ def line(result: Result) -> str:
     )
 
 
-def requests(options: argparse.Namespace, seed: int) -> list[Ask]:
+def requests(options: argparse.Namespace, seed: int) -> list[Arrival]:
     """The requests of one seed."""
     if options.workload == "shared":
-        return shared(options.requests, seed)
-    asks = trace(options.trace, options.requests, seed) if options.trace else chat(options.requests, seed)
+        return shared_prefixes(options.requests, seed)
+    if options.trace:
+        asks = stretch(read_trace(options.trace), options.requests, seed)
+    else:
+        asks = conversations(options.requests, seed)
     return with_adapters(asks, seed) if options.workload == "adapters" else asks
 
 
@@ -256,7 +191,7 @@ async def compare(options: argparse.Namespace) -> int:
     failed = 0
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         asks = requests(options, seed)
-        duration = seconds(asks, options.servers, options.busy)
+        duration = work_seconds(asks, StepCost()) / options.servers / options.busy
         order = options.config[seed % 2 :] + options.config[: seed % 2]
         found = {}
         for config in order:

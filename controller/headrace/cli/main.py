@@ -48,6 +48,7 @@ SUBCOMMANDS = {
     "epp": Subcommand("headrace.epp.command", "serve Envoy as the endpoint picker of one InferencePool"),
     "gateway": Subcommand("headrace.gateway.command", "make Envoy Gateway serve InferencePools: hook, EDS and status"),
     "pool": Subcommand("headrace.cli.pool.command", "look at pools, explain picks, check manifests, replace a pool"),
+    "replay": Subcommand("headrace.replay.command", "replay a trace against routing policies, in virtual time"),
     "simulate": Subcommand("headrace.simulator.command", "run a simulated vLLM model server"),
     "gpu-simulator": Subcommand("headrace.simulator.gpu_command", "advertise simulated GPUs to the kubelet"),
 }
