@@ -12,6 +12,7 @@ from prometheus_client import Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from headrace.config.limits import ByteBudget
 from headrace.core import Endpoint, Refusal, Request
 from headrace.core.version import version
 from headrace.datalayer.ledger import InFlight, Ledger
@@ -106,6 +107,10 @@ class Metrics(MetricSet, PoolObserver):
         buckets=_BYTES,
     )
     streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind")
+    _held_bodies = gauge(
+        f"{_OWN}_held_body_bytes", "Bytes of request bodies that are held; beyond the limit requests are refused."
+    )
+    _held_bodies_limit = gauge(f"{_OWN}_held_body_bytes_limit", "The most of headrace_epp_held_body_bytes.")
     stream_errors = counter(f"{_OWN}_stream_errors_total", "Streams ended for an error.", "reason")
     _served_elsewhere = counter(
         f"{_OWN}_served_elsewhere_total", "Responses from another endpoint than the first one picked."
@@ -142,6 +147,11 @@ class Metrics(MetricSet, PoolObserver):
         self.plugins = PluginDurations(self.registry)
         self._models = CappedLabels()
         self._info.labels("", f"headrace-{version()}").set(1)
+
+    def show_budget(self, bodies: ByteBudget) -> None:
+        """Show what is held of request bodies."""
+        self._held_bodies.set_function(lambda: bodies.held)
+        self._held_bodies_limit.set(bodies.most)
 
     def decided(self, pick: Pick) -> None:
         """A pick is over: a PickObserver."""

@@ -61,6 +61,7 @@ class Process:
         else:
             config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
         self._note(config)
+        self._metrics.show_budget(options.conversation.bodies)
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
         if options.conversation.conformance_hooks:

@@ -88,11 +88,12 @@ class Gateway:
 
     def send_raw(self, raw: bytes) -> list[pb.ProcessingResponse]:
         out = list(self.stream.feed(raw))
-        while events := self.stream.take_events():
+        while (events := self.stream.take_events()) or self.stream.busy:
             self.events += events
             for event in events:
                 if isinstance(event, PickNeeded):
                     out += self.stream.resume(self.outcome)
+            out += self.stream.go_on()
         read = [pb.ProcessingResponse.FromString(answer) for answer in out]
         self.answers += read
         return read
