@@ -9,9 +9,11 @@ import codecs
 from collections import deque
 from collections.abc import Callable, Generator
 
+import msgspec
+
 from headrace.config.limits import STEP_BYTES, STEP_ITEMS
 from headrace.core.bounded_json import Bounds, TooComplex
-from headrace.extproc.json_scan import Captured, JsonScan, Malformed
+from headrace.extproc.json_scan import Captured, JsonScan, Malformed, compact, parsed, unescaped, unwanted
 
 # None asks for a turn, or for more of the body.
 Steps = Generator[None, None, None]
@@ -22,6 +24,31 @@ BEFORE = ("cache_salt", "tools", "system", "instructions")
 INSTEAD = ("prompt", "input", "text", "token_ids", "input_ids")
 _PROMPTS = (*BEFORE, *INSTEAD)
 _OF_A_MESSAGE = ("role", "content", "tool_calls")
+_BESIDE_MODEL = unwanted("model")
+_BESIDE_FIELDS = unwanted("model", "stream", "messages", "sampling_params", *LIMITS, *_PROMPTS)
+_BESIDE_MESSAGES = unwanted(*_OF_A_MESSAGE)
+_BESIDE_LIMITS = unwanted(*LIMITS)
+_ITEMS_A_MESSAGE = 4
+_SEPARATOR = b"\x1f"
+_NOT_THERE = Captured(b"", False)
+
+
+class _Message(msgspec.Struct):
+    role: msgspec.Raw = msgspec.Raw()
+    content: msgspec.Raw = msgspec.Raw()
+    tool_calls: msgspec.Raw = msgspec.Raw()
+
+
+_messages = msgspec.json.Decoder(list[_Message])
+
+
+def _captured(raw: msgspec.Raw) -> Captured:
+    text = bytes(raw)
+    if text[:1] == b'"':
+        content = text[1:-1] if b"\\" not in text else unescaped(text[1:-1])
+        return Captured(content, bool(content))
+    value = parsed(text) if text else None
+    return Captured(b"" if value is None else compact(value), bool(value))
 
 
 class BodyScan:
@@ -37,7 +64,9 @@ class BodyScan:
         self.failed: ValueError | None = None
         self.complete = False
         self._parts: dict[str, bytes] = {}
-        self._messages: list[bytes] | None = None
+        # Each part of a message behind a separator; None without a list of messages.
+        self._messages: bytearray | None = None
+        self._slow_until = 0
         self._waiting: deque[bytes] = deque()
         self._bounds = Bounds()
         self._cut = b""
@@ -52,11 +81,10 @@ class BodyScan:
     def prompt(self) -> bytes:
         """What the server's prefix cache will see."""
         parts = [self._parts[name] for name in BEFORE if name in self._parts]
-        if self._messages is not None:
-            parts += self._messages
-        else:
+        if self._messages is None:
             parts += [self._parts[name] for name in INSTEAD if name in self._parts][:1]
-        return b"\x1f".join(parts)
+        before, messages = _SEPARATOR.join(parts), self._messages or b""
+        return before + messages if parts else bytes(messages[1:])
 
     @property
     def position(self) -> int:
@@ -122,7 +150,9 @@ class BodyScan:
         yield
         if (yield from json.peek()) == b"\xef":
             yield from json.byte_order_mark()
-        yield from json.members(self._field if not self._only_model else self._only)
+        yield from (
+            json.members(self._only, _BESIDE_MODEL) if self._only_model else json.members(self._field, _BESIDE_FIELDS)
+        )
         while True:
             self.complete = True
             yield from json.nothing_more()
@@ -138,7 +168,7 @@ class BodyScan:
         if name == "messages":
             self._messages = None
             if (yield from json.peek()) == b"[":
-                self._messages = []
+                self._messages = bytearray()
                 yield from json.elements(self._message)
             else:
                 yield from json.skip()
@@ -148,13 +178,13 @@ class BodyScan:
             self._parts.pop(name, None)
             captured = yield from json.capture()
             if captured.truth:
-                self._parts[name] = b"".join(captured.pieces)
+                self._parts[name] = captured.content
         elif name in LIMITS or name == "stream":
             self.fields[name] = yield from json.scalar()
         elif name == "sampling_params" and (yield from json.peek()) == b"{":
             found: dict[str, object] = {}
             self.fields[name] = found
-            yield from json.members(self._limit_into(found))
+            yield from json.members(self._limit_into(found), _BESIDE_LIMITS)
         else:
             self.fields.pop(name, None)
             yield from json.skip()
@@ -177,11 +207,20 @@ class BodyScan:
 
     def _message(self) -> Steps:
         json = self._json
-        messages = self._messages
-        assert messages is not None
         if (yield from json.peek()) != b"{":
             yield from json.skip()
             return
+        if json.position >= self._slow_until and (run := json.objects()):
+            try:
+                read = _messages.decode(b"[%b]" % run)
+            except (msgspec.MsgspecError, ValueError):
+                # The one that is no JSON, or not strict, is found one by one.
+                self._slow_until = json.position + len(run)
+            else:
+                for message in read:
+                    self._add(*map(_captured, (message.role, message.content, message.tool_calls)))
+                json.passed(run, _ITEMS_A_MESSAGE * len(read))
+                return
         found: dict[str, Captured] = {}
 
         def field(name: str) -> Steps:
@@ -190,7 +229,11 @@ class BodyScan:
             else:
                 yield from json.skip()
 
-        yield from json.members(field)
-        messages += [b"".join(found[name].pieces) if name in found else b"" for name in _OF_A_MESSAGE[:2]]
-        if "tool_calls" in found and found["tool_calls"].truth:
-            messages.append(b"".join(found["tool_calls"].pieces))
+        yield from json.members(field, _BESIDE_MESSAGES)
+        self._add(*(found.get(name, _NOT_THERE) for name in _OF_A_MESSAGE))
+
+    def _add(self, role: Captured, content: Captured, tool_calls: Captured) -> None:
+        assert self._messages is not None
+        self._messages += b"%b%b%b%b" % (_SEPARATOR, role.content, _SEPARATOR, content.content)
+        if tool_calls.truth:
+            self._messages += _SEPARATOR + tool_calls.content

@@ -33,14 +33,24 @@ _WHOLE = re.compile(
     rb'(?:[^"\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|%b(?:%b|(?=[^\\]|\\[^u]|\\u[^dD]|\\u[dD][^c-fC-F])))*+'
     % (_HIGH, _LOW)
 )
-# Up to the next bracket that has brackets inside, or to a string that goes on in the next piece.
-_FLAT = rb'[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+"'
-_RUN = re.compile(rb"(?:%b|[{\[](?:%b)*+[}\]])*+" % (_FLAT, _FLAT), re.DOTALL)
-# Numbers and commas, each number up to its end.
-_NUMBERS = re.compile(rb"(?:[ \t\r\n,]++|-?[0-9][-+.0-9eE]*+(?=[ \t\r\n,\]}]))++")
+_SPACES, _BETWEEN = rb"[ \t\r\n]*+", rb"[ \t\r\n,]*+"
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_FLAT = rb'[^"{}\[\]]++|%b' % _TEXT
+# What stands in an object or list: brackets so many levels deep. Each level costs another look at what goes on in the
+# next piece.
+_INNER = _FLAT
+for _ in range(3):
+    _INNER = rb"%b|[{\[](?:%b)*+[}\]]" % (_FLAT, _INNER)
+_RUN = re.compile(rb"(?:%b)*+" % _INNER, re.DOTALL)
+_VALUE = rb'(?:%b|[{\[](?:%b)*+[}\]]|[^ \t\r\n,:"{}\[\]]++)' % (_TEXT, _INNER)
+# Whole elements and members, of any number; and whole objects, of as many as are worth a step.
+_ELEMENTS = re.compile(rb"(?:%b%b(?=%b[,\]]))++" % (_BETWEEN, _VALUE, _SPACES), re.DOTALL)
+_MEMBERS = re.compile(rb"(?:%b%b%b:%b%b(?=%b[,}]))++" % (_BETWEEN, _TEXT, _SPACES, _SPACES, _VALUE, _SPACES), re.DOTALL)
+_OBJECTS = re.compile(rb"(?:%b\{(?:%b)*+\}){1,256}+" % (_BETWEEN, _INNER), re.DOTALL)
+_KEY = re.compile(rb'%b"([^"\\]{0,64}+)"%b:' % (_BETWEEN, _SPACES))
 _WORD = re.compile(rb'[^ \t\r\n,:"{}\[\]]++')
 
-_QUOTE, _BACKSLASH, _COMMA, _COLON = b'"\\,:'
+_QUOTE, _COMMA, _COLON, _OBJECT = b'",:{'
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
@@ -53,8 +63,15 @@ class Captured:
     """A value as `extproc.body` writes it into a prompt: a string's text, else JSON without spaces. `truth` is
     Python's."""
 
-    pieces: list[bytes]
+    content: bytes
     truth: bool
+
+
+def unwanted(*names: str) -> re.Pattern[bytes]:
+    """Matches whole members of an object, but for those with these names, and those whose name has escapes."""
+    key = rb'"(?!(?:%b)")[^"\\]*+"' % "|".join(names).encode()
+    members = rb"(?:%b%b%b:%b%b(?=%b[,}]))++" % (_BETWEEN, key, _SPACES, _SPACES, _VALUE, _SPACES)
+    return re.compile(members, re.DOTALL)
 
 
 class JsonScan:
@@ -85,9 +102,9 @@ class JsonScan:
 
     def peek(self) -> Generator[None, None, bytes]:
         """The next byte that is no space, which is not passed."""
-        self._left -= 1
-        if self._left < 0:
+        if self._left <= 0:
             yield
+        self._left -= 1
         while True:
             text = self._text
             found = _SPACE.match(text, self._at)
@@ -104,27 +121,30 @@ class JsonScan:
             raise Malformed("it is no JSON")
         self._at += len(codecs.BOM_UTF8)
 
-    def members(self, field: Callable[[str], Steps]) -> Steps:
-        """An object: `field` goes through the value of each of its members."""
+    def members(self, field: Callable[[str], Steps], others: re.Pattern[bytes]) -> Steps:
+        """An object: `field` goes through the value of each of its members, but for `others`, which may be left out."""
         if (yield from self.peek()) != b"{":
             raise Malformed("it is no object")
         self._at += 1
-        while (found := (yield from self.peek())) != b"}":
-            if found == b",":
-                self._at += 1
+        while True:
+            yield from self._turn()
+            if (found := others.match(self._text, self._at)) is not None:
+                self._at = found.end()
+            if (found := _KEY.match(self._text, self._at)) is not None:
+                self._at = found.end()
+                yield from field(found[1].decode())
                 continue
-            if found != b'"':
+            token = yield from self.peek()
+            self._at += 1
+            if token == b"}":
+                return
+            if token == b'"':
+                yield from field((yield from self._name()))
+            elif token != b",":
                 raise Malformed("a key is missing")
-            self._at += 1
-            name = yield from self._name()
-            if (yield from self.peek()) != b":":
-                raise Malformed("a colon is missing")
-            self._at += 1
-            yield from field(name)
-        self._at += 1
 
     def elements(self, element: Callable[[], Steps]) -> Steps:
-        """A list: `element` goes through each of its elements."""
+        """A list: `element` goes through one or more of its elements at a time."""
         self._at += 1
         while (found := (yield from self.peek())) != b"]":
             if found == b",":
@@ -132,6 +152,16 @@ class JsonScan:
             else:
                 yield from element()
         self._at += 1
+
+    def objects(self) -> bytes:
+        """Objects that follow each other here, as many as are there whole; they are not passed. Empty for none."""
+        found = _OBJECTS.match(self._text, self._at)
+        return found[0] if found is not None else b""
+
+    def passed(self, text: bytes, items: int) -> None:
+        """So much text, and so many items, were gone through."""
+        self._at += len(text)
+        self._left -= items
 
     def nothing_more(self) -> Steps:
         """The document is over: there are spaces alone. Raises Malformed."""
@@ -155,27 +185,27 @@ class JsonScan:
     def capture(self) -> Generator[None, None, Captured]:
         """A value as text for a prompt."""
         found = yield from self.peek()
-        pieces: list[bytes] = []
+        out = bytearray()
         if found == b'"':
             self._at += 1
-            yield from self._string(pieces)
-            return Captured(pieces, any(pieces))
+            yield from self._string(out)
+            return Captured(bytes(out), bool(out))
         if found[0] in _OPENING:
-            yield from self._structure(pieces)
-            return Captured(pieces, len(pieces) > 2)
-        value = _parsed((yield from self._word()))
-        return Captured([] if value is None else [compact(value)], bool(value))
+            yield from self._structure(out)
+            return Captured(bytes(out), len(out) > len(b"[]"))
+        value = parsed((yield from self._word()))
+        return Captured(b"" if value is None else compact(value), bool(value))
 
     def scalar(self) -> Generator[None, None, object]:
         """A value; of a long string its beginning, of a structure another one that is as empty."""
         found = yield from self.peek()
         if found == b'"':
             self._at += 1
-            pieces: list[bytes] = []
-            yield from self._string(pieces)
-            return b"".join(pieces)[:_LONGEST_TEXT].decode("utf-8", "ignore")
+            out = bytearray()
+            yield from self._string(out)
+            return out[:_LONGEST_TEXT].decode("utf-8", "ignore")
         if found[0] not in _OPENING:
-            return _parsed((yield from self._word()))
+            return parsed((yield from self._word()))
         self._at += 1
         empty = (yield from self.peek())[0] in _CLOSING
         yield from self._nested(1)
@@ -188,15 +218,17 @@ class JsonScan:
 
     def _turn(self) -> Steps:
         """Count an item, and give others their turn after so many."""
-        self._left -= 1
-        if self._left < 0:
+        if self._left <= 0:
             yield
+        self._left -= 1
 
     def _name(self) -> Generator[None, None, str]:
-        """A key, behind its opening quote; "" for one that is too long to be wanted."""
-        pieces: list[bytes] = []
-        yield from self._string(pieces)
-        name = b"".join(pieces)
+        """A key, behind its opening quote, and its colon; "" for one that is too long to be wanted."""
+        name = bytearray()
+        yield from self._string(name)
+        if (yield from self.peek()) != b":":
+            raise Malformed("a colon is missing")
+        self._at += 1
         return name.decode() if len(name) <= _LONGEST_KEY else ""
 
     def _word(self) -> Generator[None, None, bytes]:
@@ -212,20 +244,20 @@ class JsonScan:
                 return found[0]
             yield from self._more()
 
-    def _string(self, pieces: list[bytes] | None, *, quoted: bool = False) -> Steps:
-        """A string, behind its opening quote. Its text goes into `pieces`, `quoted` as JSON writes it."""
+    def _string(self, out: bytearray | None, *, quoted: bool = False) -> Steps:
+        """A string, behind its opening quote. Its text goes into `out`, `quoted` as JSON writes it."""
         while True:
             yield from self._turn()
             text, at = self._text, self._at
             end = text.find(b'"', at)
             stop = end if end >= 0 else len(text)
             if text.find(b"\\", at, stop) >= 0:
-                found = (_WHOLE if pieces is not None else _STRING).match(text, at)
+                found = (_WHOLE if out is not None else _STRING).match(text, at)
                 stop = found.end() if found is not None else at
-                if pieces is not None:
-                    pieces.append(_unescaped(text[at:stop], quoted=quoted))
-            elif pieces is not None and stop > at:
-                pieces.append(text[at:stop])
+                if out is not None:
+                    out += unescaped(text[at:stop], quoted=quoted)
+            elif out is not None:
+                out += text[at:stop]
             self._at = stop
             if stop < len(text):
                 if text[stop] == _QUOTE:
@@ -257,27 +289,33 @@ class JsonScan:
                 if not depth:
                     return
 
-    def _structure(self, pieces: list[bytes]) -> Steps:
-        """An object or list, written into `pieces` without spaces: at least one for each bracket."""
-        depth = 0
+    def _structure(self, out: bytearray) -> Steps:
+        """An object or list, written without spaces."""
+        opened = bytearray()
         while True:
             token = (yield from self.peek())[0]
+            if opened:
+                whole = _MEMBERS if opened[-1] == _OBJECT else _ELEMENTS
+                if (found := whole.match(self._text, self._at)) is not None:
+                    self._at = found.end()
+                    out += _compacted(found[0], opened[-1:])
+                    continue
             if token == _QUOTE:
                 self._at += 1
-                pieces.append(b'"')
-                yield from self._string(pieces, quoted=True)
-                pieces.append(b'"')
-            elif token in _OPENING or token in _CLOSING or token == _COLON:
-                pieces.append(self._text[self._at : self._at + 1])
+                out += b'"'
+                yield from self._string(out, quoted=True)
+                out += b'"'
+            elif token in _OPENING or token in _CLOSING or token in (_COLON, _COMMA):
                 self._at += 1
-                depth += (token in _OPENING) - (token in _CLOSING)
-                if not depth:
-                    return
-            elif (found := _NUMBERS.match(self._text, self._at)) is not None:
-                self._at = found.end()
-                pieces.append(_numbers(found[0]))
+                out.append(token)
+                if token in _OPENING:
+                    opened.append(token)
+                elif token in _CLOSING:
+                    del opened[-1]
+                    if not opened:
+                        return
             else:
-                pieces.append(compact(_parsed((yield from self._word()))))
+                out += compact(parsed((yield from self._word())))
 
 
 def compact(value: object) -> bytes:
@@ -294,7 +332,7 @@ def compact(value: object) -> bytes:
         return b""
 
 
-def _parsed(text: bytes) -> object:
+def parsed(text: bytes) -> object:
     """A small JSON value. Raises Malformed."""
     try:
         return orjson.loads(text)
@@ -306,16 +344,16 @@ def _parsed(text: bytes) -> object:
         raise Malformed("a value is no JSON") from None
 
 
-def _numbers(text: bytes) -> bytes:
-    """Numbers and commas without spaces, each number as it is written anew."""
-    inner = text.strip(b", \t\r\n")
-    before = b"," if text.lstrip()[:1] == b"," else b""
-    after = b"," if inner and text.rstrip()[-1:] == b"," else b""
-    return before + (compact(_parsed(b"[%b]" % inner))[1:-1] if inner else b"") + after
+def _compacted(text: bytes, opening: bytes) -> bytes:
+    """Elements or members without spaces; a comma before them stays."""
+    inner = text.lstrip(b", \t\r\n")
+    closing = b"}" if opening == b"{" else b"]"
+    comma = b"," if b"," in text[: len(text) - len(inner)] else b""
+    return comma + compact(parsed(b"%b%b%b" % (opening, inner, closing)))[1:-1]
 
 
-def _unescaped(raw: bytes, *, quoted: bool) -> bytes:
+def unescaped(raw: bytes, *, quoted: bool = False) -> bytes:
     """The text of a string, or a part of one, that has escapes."""
-    text = _parsed(b'"%b"' % raw)
+    text = parsed(b'"%b"' % raw)
     assert isinstance(text, str)
     return text.encode("utf-8", "replace") if not quoted else compact([text])[2:-2]
