@@ -298,7 +298,7 @@ class JsonScan:
                 whole = _MEMBERS if opened[-1] == _OBJECT else _ELEMENTS
                 if (found := whole.match(self._text, self._at)) is not None:
                     self._at = found.end()
-                    out += _compacted(found[0], opened[-1:])
+                    out += _compacted(found[0], bytes(opened[-1:]))
                     continue
             if token == _QUOTE:
                 self._at += 1
