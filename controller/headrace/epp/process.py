@@ -33,6 +33,7 @@ from headrace.replicas.metrics import PeerCollector, PeerMetrics
 from headrace.replicas.peering import Peering
 from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
+from headrace.serving.loop_lag import watch_lag
 from headrace.serving.servers import Servers
 from headrace.serving.tasks import Supervisor
 
@@ -161,6 +162,7 @@ class Process:
                 stack.push_async_callback(self._client.close)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
+            tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
             self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
