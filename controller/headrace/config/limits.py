@@ -48,7 +48,7 @@ def limits(memory: int, source: str = "") -> Limits:
         memory=memory,
         source=source,
         bodies=shared(memory // 4),
-        pages=Budget(item_bytes=1 << 20, total_bytes=max(1 << 20, memory // 16)),
+        pages=Budget(item_bytes=512 << 10, total_bytes=max(1 << 20, memory // 16)),
         kv_messages=Budget(item_bytes=1 << 20, total_bytes=max(1 << 20, memory // 16)),
     )
 

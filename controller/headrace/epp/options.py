@@ -161,7 +161,11 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         served_name=served_name,
         verbosity=options.verbosity if log_level is None else log_level,
         conversation=_bounded(read_flags(args, ConversationSettings), options.limits),
-        scrape=replace(scrape, idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds)),
+        scrape=replace(
+            scrape,
+            idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds),
+            kept=ByteBudget(options.limits.pages.total_bytes),
+        ),
         peers=replace(
             peers,
             service=f"{peers.service}.{namespace}.svc" if peers.service and "." not in peers.service else peers.service,

@@ -184,6 +184,7 @@ class Process:
             on_batch=self._kv_batch,
             on_bad=self._metrics.kv_event_batches.labels("error").inc,
             on_disconnect=self._parts.precise.disconnected,
+            waiting_bytes=self._options.limits.kv_messages.total_bytes,
         )
 
     def _tokenizing_server(self) -> str | None:
@@ -195,7 +196,7 @@ class Process:
         self._metrics.tokenizations.labels("ok" if ok else "error").inc()
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
-        self._metrics.kv_event_batches.labels("ok").inc()
+        self._metrics.kv_event_batches.labels("ok").inc(not batch.continued)
         self._parts.kv_events(key, batch)
 
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
