@@ -13,7 +13,7 @@ import msgspec
 
 from headrace.config.limits import STEP_BYTES, STEP_ITEMS
 from headrace.core.bounded_json import Bounds, TooComplex
-from headrace.extproc.json_scan import Captured, JsonScan, Malformed, compact, parsed, unescaped, unwanted
+from headrace.extproc.json_scan import Captured, JsonScan, Malformed, compact, parsed, plain, unescaped, unwanted
 
 # None asks for a turn, or for more of the body.
 Steps = Generator[None, None, None]
@@ -45,7 +45,7 @@ _messages = msgspec.json.Decoder(list[_Message])
 def _captured(raw: msgspec.Raw) -> Captured:
     text = bytes(raw)
     if text[:1] == b'"':
-        content = text[1:-1] if b"\\" not in text else unescaped(text[1:-1])
+        content = plain(text[1:-1]) if b"\\" not in text else unescaped(text[1:-1])
         return Captured(content, bool(content))
     value = parsed(text) if text else None
     return Captured(b"" if value is None else compact(value), bool(value))
@@ -63,7 +63,7 @@ class BodyScan:
         # Why it cannot be read; None while it can.
         self.failed: ValueError | None = None
         self.complete = False
-        self._parts: dict[str, bytes] = {}
+        self._parts: dict[str, bytes | bytearray] = {}
         # Each part of a message behind a separator; None without a list of messages.
         self._messages: bytearray | None = None
         self._slow_until = 0
@@ -84,7 +84,7 @@ class BodyScan:
         if self._messages is None:
             parts += [self._parts[name] for name in INSTEAD if name in self._parts][:1]
         before, messages = _SEPARATOR.join(parts), self._messages or b""
-        return before + messages if parts else bytes(messages[1:])
+        return before + messages if parts else bytes(memoryview(messages)[len(_SEPARATOR) :])
 
     @property
     def position(self) -> int:
@@ -234,6 +234,6 @@ class BodyScan:
 
     def _add(self, role: Captured, content: Captured, tool_calls: Captured) -> None:
         assert self._messages is not None
-        self._messages += b"%b%b%b%b" % (_SEPARATOR, role.content, _SEPARATOR, content.content)
-        if tool_calls.truth:
-            self._messages += _SEPARATOR + tool_calls.content
+        for part in (role, content, tool_calls) if tool_calls.truth else (role, content):
+            self._messages += _SEPARATOR
+            self._messages += part.content

@@ -44,13 +44,17 @@ for _ in range(3):
 _RUN = re.compile(rb"(?:%b)*+" % _INNER, re.DOTALL)
 _VALUE = rb'(?:%b|[{\[](?:%b)*+[}\]]|[^ \t\r\n,:"{}\[\]]++)' % (_TEXT, _INNER)
 # Whole elements and members, of any number; and whole objects, of as many as are worth a step.
-_ELEMENTS = re.compile(rb"(?:%b%b(?=%b[,\]]))++" % (_BETWEEN, _VALUE, _SPACES), re.DOTALL)
-_MEMBERS = re.compile(rb"(?:%b%b%b:%b%b(?=%b[,}]))++" % (_BETWEEN, _TEXT, _SPACES, _SPACES, _VALUE, _SPACES), re.DOTALL)
+_MEMBER = rb"%b%b:%b%b" % (_TEXT, _SPACES, _SPACES, _VALUE)
+_ELEMENTS, _MEMBERS = (
+    re.compile(rb"%b(?=%b)(?:%b,%b%b(?=%b))*+" % (one, end, _SPACES, _SPACES, one, end), re.DOTALL)
+    for one, end in ((_VALUE, rb"[ \t\r\n]*+[,\]]"), (_MEMBER, rb"[ \t\r\n]*+[,}]"))
+)
 _OBJECTS = re.compile(rb"(?:%b\{(?:%b)*+\}){1,256}+" % (_BETWEEN, _INNER), re.DOTALL)
 _KEY = re.compile(rb'%b"([^"\\]{0,64}+)"%b:' % (_BETWEEN, _SPACES))
 _WORD = re.compile(rb'[^ \t\r\n,:"{}\[\]]++')
 
-_QUOTE, _COMMA, _COLON, _OBJECT = b'",:{'
+_QUOTE, _COMMA, _OBJECT = b'",{'
+_CONTROLS = bytes(range(32))
 _OPENING, _CLOSING = b"{[", b"}]"
 
 
@@ -63,7 +67,7 @@ class Captured:
     """A value as `extproc.body` writes it into a prompt: a string's text, else JSON without spaces. `truth` is
     Python's."""
 
-    content: bytes
+    content: bytes | bytearray
     truth: bool
 
 
@@ -189,10 +193,10 @@ class JsonScan:
         if found == b'"':
             self._at += 1
             yield from self._string(out)
-            return Captured(bytes(out), bool(out))
+            return Captured(out, bool(out))
         if found[0] in _OPENING:
             yield from self._structure(out)
-            return Captured(bytes(out), len(out) > len(b"[]"))
+            return Captured(out, len(out) > len(b"[]"))
         value = parsed((yield from self._word()))
         return Captured(b"" if value is None else compact(value), bool(value))
 
@@ -257,7 +261,7 @@ class JsonScan:
                 if out is not None:
                     out += unescaped(text[at:stop], quoted=quoted)
             elif out is not None:
-                out += text[at:stop]
+                out += plain(text[at:stop])
             self._at = stop
             if stop < len(text):
                 if text[stop] == _QUOTE:
@@ -292,30 +296,62 @@ class JsonScan:
     def _structure(self, out: bytearray) -> Steps:
         """An object or list, written without spaces."""
         opened = bytearray()
+        # Whether a value has come that a comma or an end must follow, and whether one must come.
+        after = wanted = False
         while True:
             token = (yield from self.peek())[0]
-            if opened:
-                whole = _MEMBERS if opened[-1] == _OBJECT else _ELEMENTS
-                if (found := whole.match(self._text, self._at)) is not None:
-                    self._at = found.end()
-                    out += _compacted(found[0], bytes(opened[-1:]))
-                    continue
-            if token == _QUOTE:
-                self._at += 1
-                out += b'"'
-                yield from self._string(out, quoted=True)
-                out += b'"'
-            elif token in _OPENING or token in _CLOSING or token in (_COLON, _COMMA):
+            inside = opened[-1] if opened else 0
+            if token in _CLOSING:
+                if wanted or token != inside + 2:
+                    raise Malformed("a bracket is closed that is not open")
                 self._at += 1
                 out.append(token)
-                if token in _OPENING:
-                    opened.append(token)
-                elif token in _CLOSING:
-                    del opened[-1]
-                    if not opened:
-                        return
+                del opened[-1]
+                after = True
+                if not opened:
+                    return
+            elif token == _COMMA and after:
+                self._at += 1
+                out.append(token)
+                after, wanted = False, True
+            elif after:
+                raise Malformed("a comma is missing")
+            elif inside and (run := (_MEMBERS if inside == _OBJECT else _ELEMENTS).match(self._text, self._at)):
+                self._at = run.end()
+                out += compact(parsed(b"%c%b%c" % (inside, run[0], inside + 2)))[1:-1]
+                after, wanted = True, False
             else:
-                out += compact(parsed((yield from self._word())))
+                if inside == _OBJECT:
+                    token = yield from self._colon(out)
+                if token in _OPENING:
+                    self._at += 1
+                    out.append(token)
+                    opened.append(token)
+                    wanted = False
+                else:
+                    yield from self._plain(token, out)
+                    after, wanted = True, False
+
+    def _colon(self, out: bytearray) -> Generator[None, None, int]:
+        """A key and its colon, written without spaces. Gives the first byte of what comes then."""
+        if (yield from self.peek()) != b'"':
+            raise Malformed("a key is missing")
+        yield from self._plain(_QUOTE, out)
+        if (yield from self.peek()) != b":":
+            raise Malformed("a colon is missing")
+        self._at += 1
+        out += b":"
+        return (yield from self.peek())[0]
+
+    def _plain(self, token: int, out: bytearray) -> Steps:
+        """A string, as JSON writes it, or a number or word."""
+        if token != _QUOTE:
+            out += compact(parsed((yield from self._word())))
+            return
+        self._at += 1
+        out += b'"'
+        yield from self._string(out, quoted=True)
+        out += b'"'
 
 
 def compact(value: object) -> bytes:
@@ -344,12 +380,11 @@ def parsed(text: bytes) -> object:
         raise Malformed("a value is no JSON") from None
 
 
-def _compacted(text: bytes, opening: bytes) -> bytes:
-    """Elements or members without spaces; a comma before them stays."""
-    inner = text.lstrip(b", \t\r\n")
-    closing = b"}" if opening == b"{" else b"]"
-    comma = b"," if b"," in text[: len(text) - len(inner)] else b""
-    return comma + compact(parsed(b"%b%b%b" % (opening, inner, closing)))[1:-1]
+def plain(text: bytes) -> bytes:
+    """The text of a string, or a part of one, that has no escapes. Raises Malformed."""
+    if len(text.translate(None, _CONTROLS)) != len(text):
+        raise Malformed("a control character is in a string")
+    return text
 
 
 def unescaped(raw: bytes, *, quoted: bool = False) -> bytes:
