@@ -6,7 +6,7 @@ Anything else passes through unread and is still routed."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ _JSON_PATHS = (
     "/generate",
 )
 _MAX_MODEL_LENGTH = 1024
+# A body up to this size is read at once: for one that small nothing is faster.
+WHOLE_BYTES = 256 << 10
 # White space, and byte order marks and zeros of the encodings that model servers read.
 _OBJECT = re.compile(rb"[\s\x00\xef\xbb\xbf\xfe\xff]*+\{")
 # How UTF-16 and UTF-32 begin.
@@ -127,18 +129,37 @@ def _taken(read: Callable[[], BodyFacts], *, strict: bool) -> BodyFacts:
     return _NOTHING
 
 
-def read_model(body: bytes, *, content_encoding: str = "") -> str:
-    """The model that a JSON body names; "" where it names none, or is no JSON. Raises TooLong, TooComplex."""
+def model_steps(body: bytes, *, content_encoding: str = "") -> Generator[None, None, str]:
+    """The model that a JSON body names; "" where it names none, or is no JSON. A long body is read in bounded steps:
+    others can have their turn after each. Raises TooLong, TooComplex."""
     if (content_encoding and content_encoding != "identity") or not _is_object(body):
         return ""
+    if len(body) > MAX_BYTES:
+        raise TooLong(f"it has {len(body)} bytes; at most {MAX_BYTES} are read")
+    if _WIDE.match(body):
+        if len(body) > WHOLE_BYTES:
+            raise TooLong(f"it has {len(body)} bytes and is not in UTF-8")
+        model = _model_of_whole(body)
+    else:
+        scan = BodyScan(only_model=True)
+        scan.feed(body)
+        while scan.step():
+            yield
+        scan.end()
+        if isinstance(scan.failed, TooComplex):
+            raise scan.failed
+        model = scan.fields.get("model") if scan.failed is None else None
+    return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
+
+
+def _model_of_whole(body: bytes) -> object:
     try:
         value = load(body)
-    except (TooLong, TooComplex):
+    except TooComplex:
         raise
     except ValueError:
-        return ""
-    model = value.get("model") if isinstance(value, dict) else None
-    return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
+        return None
+    return value.get("model") if isinstance(value, dict) else None
 
 
 def _is_object(body: bytes) -> bool:

@@ -12,7 +12,7 @@ import orjson
 from headrace.config.limits import Held
 from headrace.core import Refusal, RefusalReason
 from headrace.extproc import answers
-from headrace.extproc.body import BodyFacts, long_facts, read_body
+from headrace.extproc.body import WHOLE_BYTES, BodyFacts, long_facts, read_body
 from headrace.extproc.body_scan import BodyScan
 from headrace.extproc.model_name import with_model
 from headrace.extproc.settings import ConversationSettings
@@ -20,7 +20,6 @@ from headrace.extproc.wire import Kind
 from headrace.extproc.work import Work
 from headrace.protocol import http
 
-WHOLE_BYTES = 256 << 10
 # Of longer bodies nobody asks for the tokens: see prefixes.tokenizer.
 _MOST_SHOWN_BYTES = 1 << 20
 # What Python has beside the bytes of a piece.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
-from headrace.config.limits import ByteBudget
+from headrace.config.limits import STEP_BYTES, ByteBudget
 from headrace.core import FailureMode, Request
 from headrace.epp.composition import Components
 from headrace.epp.metrics import Metrics
@@ -199,3 +200,54 @@ async def test_a_body_that_is_there_has_no_deadline() -> None:
     session = await pick(picker(Clock()))
     assert session.patience is None
     assert session.body_is_late() == []
+
+
+def long_body(size: int) -> bytes:
+    """Of small values, which are the most work."""
+    return b'{"model":"m","prompt":"p","x":[' + b'{"":0},' * (size // 7) + b"0]}"
+
+
+@pytest.mark.parametrize("mode", [BodyMode.FULL_DUPLEX_STREAMED, BodyMode.BUFFERED])
+async def test_a_long_body_is_read_and_sent_on_with_turns_for_others(mode: BodyMode) -> None:
+    d = picker(Clock())
+    content = long_body(800_000) + b" " * (3 << 20)
+    settings = m.settings()
+    session = StreamSession(d.director, d.pool, settings)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await asyncio.sleep(0)
+    await feed(session, m.request_headers(protocol_config=m.config(mode)))
+    answers = await feed(session, m.body("request_body", content, True))
+    task.cancel()
+    assert turns >= len(content) // STEP_BYTES
+    (logged,) = d.decisions.find()
+    assert logged["model"] == "m"
+    if mode is BodyMode.FULL_DUPLEX_STREAMED:
+        pieces = [a.request_body.response.body_mutation.streamed_response for a in answers[1:]]
+        assert b"".join(piece.body for piece in pieces) == content
+        assert [piece.end_of_stream for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert max(len(piece.body) for piece in pieces) <= 62_000
+        assert m.set_headers(answers[0].request_headers.response.header_mutation)["content-length"] == str(len(content))
+    assert settings.bodies.held > len(content)
+    session.sent()
+    assert settings.bodies.held == 0
+    session.end()
+
+
+async def test_a_body_in_the_smallest_pieces_counts_with_what_each_takes() -> None:
+    d = picker(Clock())
+    settings = m.settings(bodies=ByteBudget(100 * (PIECE_OVERHEAD + 1)))
+    session = StreamSession(d.director, d.pool, settings)
+    await feed(session, m.request_headers(protocol_config=DUPLEX))
+    piece = m.body("request_body", b"{", False)
+    for _ in range(100):
+        assert await feed(session, piece) == []
+    (answer,) = await feed(session, piece)
+    assert answer.immediate_response.status.code == 503
