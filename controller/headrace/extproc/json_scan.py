@@ -229,7 +229,7 @@ class JsonScan:
     def _name(self) -> Generator[None, None, str]:
         """A key, behind its opening quote, and its colon; "" for one that is too long to be wanted."""
         name = bytearray()
-        yield from self._string(name)
+        yield from self._string(name, key=True)
         if (yield from self.peek()) != b":":
             raise Malformed("a colon is missing")
         self._at += 1
@@ -248,8 +248,9 @@ class JsonScan:
                 return found[0]
             yield from self._more()
 
-    def _string(self, out: bytearray | None, *, quoted: bool = False) -> Steps:
-        """A string, behind its opening quote. Its text goes into `out`, `quoted` as JSON writes it."""
+    def _string(self, out: bytearray | None, *, quoted: bool = False, key: bool = False) -> Steps:
+        """A string, behind its opening quote. Its text goes into `out`, `quoted` as JSON writes it. Control characters
+        in a `key` pass, as they do in all that is passed over."""
         while True:
             yield from self._turn()
             text, at = self._text, self._at
@@ -261,7 +262,7 @@ class JsonScan:
                 if out is not None:
                     out += unescaped(text[at:stop], quoted=quoted)
             elif out is not None:
-                out += plain(text[at:stop])
+                out += text[at:stop] if key else plain(text[at:stop])
             self._at = stop
             if stop < len(text):
                 if text[stop] == _QUOTE:
