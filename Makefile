@@ -140,7 +140,7 @@ test-stale: $(STAMP) ## Name the parts of test-full that were not run since the 
 	$(PARTS) stale
 
 .PHONY: fuzz
-fuzz: $(FUZZER) ## Fuzz what others send: ext_proc, responses, metrics pages, the configuration (FUZZ_SECONDS each)
+fuzz: $(FUZZER) ## Fuzz what others send: ext_proc, long bodies, responses, metrics pages, KV events, the configuration (FUZZ_SECONDS each)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/full/test_fuzz.py -s
 
 .PHONY: conformance

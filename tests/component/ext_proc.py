@@ -21,13 +21,18 @@ def channel(port: int) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=_OPTIONS)
 
 
-def _messages(path: str, body: bytes, whole: bool) -> Iterator[bytes]:
+def begin(path: str, *, whole: bool = False) -> bytes:
+    """A request's headers; its body comes in pieces or whole."""
     first = pb.ProcessingRequest()
     if not whole:
         first.protocol_config.request_body_mode = _FULL_DUPLEX
     for name, value in {":method": "POST", ":path": path, "content-type": "application/json"}.items():
         first.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    yield first.SerializeToString()
+    return first.SerializeToString()
+
+
+def _messages(path: str, body: bytes, whole: bool) -> Iterator[bytes]:
+    yield begin(path, whole=whole)
     size = max(1, len(body)) if whole else _PIECE
     for at in range(0, max(1, len(body)), size):
         piece = pb.ProcessingRequest()

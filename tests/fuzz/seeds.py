@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from headrace.datalayer.engines import ENGINES, Series
 from headrace.extproc import BodyMode
@@ -88,4 +91,44 @@ def config_file() -> Iterator[bytes]:
         yield b"\2" + bytes((number * 37 + at * at * 11) % 256 for at in range(64))
 
 
-SEEDS = {"ext_proc": ext_proc, "responses": responses, "metrics_page": metrics_page, "config_file": config_file}
+def body_scan() -> Iterator[bytes]:
+    """Requests of every API, and what is hard to follow: escapes, surrogates, depth, numbers, other encodings."""
+    turn = {"role": "user", "content": [{"type": "text", "text": 'é"\\\n😀'}], "tool_calls": [{"id": "1"}]}
+    documents: list[dict[str, Any]] = [
+        {"model": "m", "prompt": "hello", "stream": True, "max_tokens": 5},
+        {"messages": [turn, {"role": "assistant", "content": None}, 7], "model": "m", "tools": [{"a": {"b": [{}]}}]},
+        {"input": [1, -2.5, 1e300, 10**20], "sampling_params": {"max_new_tokens": 3}, "x": [[[[[[]]]]]]},
+        {"system": "s", "cache_salt": "", "text": ["a", None, True], "metadata": {"k": "v" * 70}},
+    ]
+    for document in documents:
+        for text in (json.dumps(document), json.dumps(document, ensure_ascii=False, indent=1)):
+            for bits in (0, 1, 0x14):
+                yield bytes([bits, 6, 3, 4, 2, 9, 40, 99]) + text.encode()
+    for text in ('{"prompt":"\\ud83d\\ude00\\ud800x\\u00e9"}', '{"\\u006dodel":"m"}', '{"prompt":[NaN,-Infinity,01]}'):
+        yield b"\0\7\2\0" + text.encode()
+    yield b"\0\7\2\0" + '{"model":"m"}'.encode("utf-16")
+    yield b"\0\7\2\0" + b'{"x":' + b"[" * 600
+
+
+def kv_events() -> Iterator[bytes]:
+    """A real server's messages, and small ones of each form."""
+    for line in (TESTS / "unit/prefixes/data/vllm-0.32.0-kv-events.jsonl").read_text().splitlines()[:20]:
+        yield b"\1" + bytes.fromhex(json.loads(line)["frames_hex"][2])
+    stored = ["BlockStored", [1, 2], None, list(range(16)), 8, None, "GPU"]
+    for event in (
+        *(stored, ["BlockStored", [b"x"], 2, list(range(8)), 8], ["BlockRemoved", [1]], ["AllBlocksCleared"]),
+        *({"type": "BlockStored", "block_hashes": [3], "token_ids": list(range(8)), "block_size": 8}, ["New", 1]),
+    ):
+        packed = msgspec.msgpack.encode([1.5, [event, stored], 0])
+        for bits in (0, 1, 2, 4, 24):
+            yield bytes([bits]) + (b"" if bits & 1 else bytes([len(packed)])) + packed
+
+
+SEEDS = {
+    "ext_proc": ext_proc,
+    "responses": responses,
+    "metrics_page": metrics_page,
+    "config_file": config_file,
+    "body_scan": body_scan,
+    "kv_events": kv_events,
+}

@@ -73,38 +73,51 @@ def check_bounds(text: bytes) -> None:
         or (brackets + text.count(b",") < MAX_VALUES and brackets + text.count(b'"') // 2 <= MAX_NODES)
     ):
         return
-    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    strings = text.count(b'"') // 2
-    # Before anything is made for each string.
-    if strings > MAX_NODES:
-        raise _too_many_nodes()
-    outside = _without_strings(text)
-    brackets = outside.count(b"[") + outside.count(b"{")
-    if strings + brackets > MAX_NODES:
-        raise _too_many_nodes()
-    if brackets + outside.count(b",") >= MAX_VALUES:
-        raise TooComplex(f"it has more than {MAX_VALUES} values")
-    steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
-    if max(accumulate(steps), default=0) > MAX_DEPTH:
-        raise TooComplex(f"it is nested more than {MAX_DEPTH} levels deep")
+    bounds = Bounds()
+    for at in range(0, len(text), _SLICE_BYTES):
+        bounds.feed(text[at : at + _SLICE_BYTES])
+
+
+class Bounds:
+    """Counts what of a JSON text is outside strings, piece by piece."""
+
+    __slots__ = ("_brackets", "_commas", "_depth", "_escaped", "_inside", "_quotes")
+
+    def __init__(self) -> None:
+        self._quotes = self._brackets = self._commas = self._depth = 0
+        # Whether the next piece begins inside a string, and behind a backslash.
+        self._inside = self._escaped = False
+
+    def feed(self, text: bytes) -> None:
+        """The next piece of the text. Raises TooComplex."""
+        if not text:
+            return
+        if self._escaped:
+            text, self._escaped = text[1:], False
+        if b"\\" in text:
+            whole = text.rstrip(b"\\")
+            if (len(text) - len(whole)) % 2:
+                self._escaped, text = True, text[:-1]
+            text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+        pieces = text.split(b'"')
+        outside = b"".join(pieces[self._inside :: 2])
+        self._quotes += len(pieces) - 1
+        self._inside ^= len(pieces) % 2 == 0
+        brackets = outside.count(b"[") + outside.count(b"{")
+        self._brackets += brackets
+        self._commas += outside.count(b",")
+        if self._quotes // 2 + self._brackets > MAX_NODES:
+            raise TooComplex(f"it has more than {MAX_NODES} strings, objects and lists")
+        if self._brackets + self._commas >= MAX_VALUES:
+            raise TooComplex(f"it has more than {MAX_VALUES} values")
+        if self._depth + brackets > MAX_DEPTH:
+            steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
+            if max(accumulate(steps, initial=self._depth)) > MAX_DEPTH:
+                raise TooComplex(f"it is nested more than {MAX_DEPTH} levels deep")
+        self._depth += brackets - outside.count(b"]") - outside.count(b"}")
 
 
 def _count_few(text: bytes, character: bytes) -> int:
     """How often a character is there, counted to just over MAX_DEPTH. Where there are few, this takes a tenth of
     bytes.count's time: it looks for them with memchr."""
     return len(text) - len(text.replace(character, b"", MAX_DEPTH + 1))
-
-
-def _too_many_nodes() -> TooComplex:
-    return TooComplex(f"it has more than {MAX_NODES} strings, objects and lists")
-
-
-def _without_strings(text: bytes) -> bytes:
-    """What is outside the strings of a text that has no escapes."""
-    kept = []
-    inside = False
-    for at in range(0, len(text), _SLICE_BYTES):
-        pieces = text[at : at + _SLICE_BYTES].split(b'"')
-        kept.append(b"".join(pieces[inside::2]))
-        inside ^= len(pieces) % 2 == 0
-    return b"".join(kept)

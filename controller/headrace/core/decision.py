@@ -29,6 +29,8 @@ class RefusalReason(StrEnum):
 
     BAD_REQUEST = "bad-request"
     BODY_TOO_LARGE = "body-too-large"
+    BODY_BUDGET = "rejected-body-memory"
+    BODY_TIMEOUT = "body-timeout"
     NO_ENDPOINTS = "rejected-no-endpoints"
     SATURATED = "rejected-saturated"
     TTL_EXPIRED = "rejected-ttl-expired"

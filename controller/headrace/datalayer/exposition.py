@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from headrace.config.limits import STEP_BYTES, ByteBudget, Held
+
 
 class CostlyPage(ValueError):  # noqa: N818
     """A page beyond a limit; the message names the limit."""
@@ -24,7 +26,7 @@ class PageLimits:
 
     line_bytes: int = 64 << 10
     page_bytes: int = 16 << 20
-    kept_bytes: int = 1 << 20
+    kept_bytes: int = 512 << 10
     cpu_seconds: float = 0.1
 
 
@@ -39,8 +41,6 @@ class Sample(NamedTuple):
     value: float
 
 
-# What is matched at a time: as long as others on the event loop wait.
-_BLOCK_BYTES = 32 << 10
 _ESCAPE = re.compile(r"\\(.)")
 # Possessive: what was taken is never tried another way, so the time is linear whatever a line looks like.
 _LABEL = re.compile(r'(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)\s*+=\s*+"((?:[^"\\]++|\\.)*+)"')
@@ -59,7 +59,8 @@ class PageReader:
     """Reads one page. Give the pieces to `feed`, then call `end`: both yield the samples of `names` in order.
 
     Values that make no sense (NaN, infinite, negative, no number) are left out. `clock` gives seconds of CPU time; what
-    the consumer does with a sample before it asks for the next counts too."""
+    the consumer does with a sample before it asks for the next counts too. `kept` is the budget of what is kept of all
+    pages: call `close` in the end."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class PageReader:
         limits: PageLimits = DEFAULT_LIMITS,
         *,
         clock: Callable[[], float] = time.thread_time,
+        kept: ByteBudget | None = None,
     ) -> None:
         self._pattern = _pattern(tuple(sorted(names)))
         self._limits = limits
@@ -76,7 +78,7 @@ class PageReader:
         self._rest = bytearray()
         self._used = 0.0
         self._size = 0
-        self._kept = 0
+        self._kept = Held(kept or ByteBudget(limits.kept_bytes, small=limits.kept_bytes))
 
     def feed(self, piece: bytes) -> Iterator[Sample]:
         """The samples of the lines that this piece completes; nothing beyond the limit of the page's size, where `cut`
@@ -86,8 +88,8 @@ class PageReader:
             self.cut = f"the page is over {self._limits.page_bytes} bytes: cut off"
             piece = piece[:room]
         self._size += len(piece)
-        for at in range(0, len(piece), _BLOCK_BYTES):
-            yield from self._block(piece[at : at + _BLOCK_BYTES])
+        for at in range(0, len(piece), STEP_BYTES):
+            yield from self._block(piece[at : at + STEP_BYTES])
 
     def end(self) -> Iterator[Sample]:
         """The samples of a last line without an end, if that is not where the page was cut. Raises CostlyPage."""
@@ -96,9 +98,14 @@ class PageReader:
 
     def keep(self, count: int) -> None:
         """So many bytes more are kept of the page. Raises CostlyPage."""
-        self._kept += count
-        if self._kept > self._limits.kept_bytes:
+        if self._kept.size + count > self._limits.kept_bytes:
             raise CostlyPage(f"the wanted series of the page have over {self._limits.kept_bytes} bytes")
+        if not self._kept.add(count):
+            raise CostlyPage("the pages of other servers take all the memory there is for them")
+
+    def close(self) -> None:
+        """The page is read, or given up."""
+        self._kept.release()
 
     def _block(self, block: bytes) -> Iterator[Sample]:
         end = block.rfind(b"\n") + 1

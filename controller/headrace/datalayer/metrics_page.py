@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
+from headrace.config.limits import ByteBudget
 from headrace.datalayer.engines import Engine, Series
 from headrace.datalayer.exposition import DEFAULT_LIMITS, PageLimits, PageReader, Sample, read_labels, unescape
 
@@ -54,6 +56,8 @@ _RUNNING = "running_lora_adapters"
 _RUNNING_LABEL = re.compile(rf'(?<![a-zA-Z0-9_]){_RUNNING}\s*+=\s*+"((?:[^"\\]++|\\.)*+)"')
 # Names of adapters that are known of one server, and the length of each.
 _MOST_ADAPTERS = 2048
+# A server has one, and some aliases.
+_MOST_MODELS = 256
 _MOST_NAME = 256
 # No server counts more requests than this; what says so is broken, and must not overflow what adds it up.
 _MOST_REQUESTS = 1_000_000_000
@@ -70,13 +74,19 @@ def _wanted(engine: Engine) -> tuple[str, ...]:
 
 
 class MetricsReader:
-    """Reads one page as it arrives. `clock` gives seconds of CPU time."""
+    """Reads one page as it arrives. `clock` gives seconds of CPU time. `kept` is the budget of what is kept of all
+    pages: call `close` in the end."""
 
     def __init__(
-        self, engine: Engine, limits: PageLimits = DEFAULT_LIMITS, *, clock: Callable[[], float] = time.thread_time
+        self,
+        engine: Engine,
+        limits: PageLimits = DEFAULT_LIMITS,
+        *,
+        clock: Callable[[], float] = time.thread_time,
+        kept: ByteBudget | None = None,
     ) -> None:
         self._engine = engine
-        self._page = PageReader(_wanted(engine), limits, clock=clock)
+        self._page = PageReader(_wanted(engine), limits, clock=clock, kept=kept)
         self._rows: _Rows = {}
         # The newest label set of the adapters and its value, and every name in an older one.
         self._newest = ("", -1.0)
@@ -95,6 +105,10 @@ class MetricsReader:
         """The metrics of the page. Raises NoMetrics, CostlyPage."""
         self._take(self._page.end())
         return self._metrics()
+
+    def close(self) -> None:
+        """The page is read, or given up."""
+        self._page.close()
 
     def _take(self, samples: Iterable[Sample]) -> None:
         adapters = self._engine.adapters
@@ -115,6 +129,7 @@ class MetricsReader:
         if found is None or len(self._adapters) >= _MOST_ADAPTERS:
             return
         new = [name for name in found[1].split(",") if name not in self._adapters and len(name) <= _MOST_NAME]
+        del new[_MOST_ADAPTERS - len(self._adapters) :]
         if new:
             self._page.keep(sum(map(len, new)) + _ROW_BYTES * len(new))
             self._adapters.update(new)
@@ -190,18 +205,18 @@ def _custom(rows: _Rows, engine: Engine) -> dict[str, float]:
 
 def _names(text: str) -> frozenset[str]:
     # Interned: the servers of a pool have mostly the same.
-    return frozenset(
-        sys.intern(found) for name in text.split(",") if (found := name.strip()) and len(found) <= _MOST_NAME
-    )
+    names = (sys.intern(found) for name in text.split(",") if (found := name.strip()) and len(found) <= _MOST_NAME)
+    return frozenset(islice(names, _MOST_ADAPTERS))
 
 
 def _models(rows: _Rows, candidates: Iterable[Series]) -> frozenset[str]:
-    return frozenset(
+    named = (
         model
         for series in candidates
-        for text in rows.get(series.name, ())
-        if (model := _labels(text).get("model_name"))
+        for text in islice(rows.get(series.name, ()), _MOST_MODELS)
+        if (model := _labels(text).get("model_name")) and len(model) <= _MOST_NAME
     )
+    return frozenset(islice(named, _MOST_MODELS))
 
 
 def _whole(text: str) -> int:

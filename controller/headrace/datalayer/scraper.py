@@ -9,6 +9,7 @@ time out while they wait for the picker itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
@@ -16,6 +17,7 @@ from functools import partial
 from random import Random
 
 from headrace.config.flags import choice, flag, period, port, truth
+from headrace.config.limits import ByteBudget
 from headrace.config.values import duration
 from headrace.core import Endpoint, endpoint_key
 from headrace.datalayer.engines import Engine, EngineSet
@@ -63,6 +65,8 @@ class ScrapeSettings:
     # Of busy endpoints together, and of idle ones.
     max_pages_per_second: float = 100.0
     limits: PageLimits = DEFAULT_LIMITS
+    # What is kept of all pages while they are read.
+    kept: ByteBudget = field(default_factory=lambda: ByteBudget(64 << 20))
     jitter: float = 0.2
 
 
@@ -187,12 +191,12 @@ class Scraper:
         async with self._client.open("GET", url, seconds=seconds, verify=verify, headers=headers) as answer:
             if answer.status != 200:
                 raise HttpError(f"status {answer.status}")
-            reader = MetricsReader(engine, settings.limits)
-            async for piece in pieces(answer):
-                reader.feed(piece)
-                if reader.cut:
-                    break
-            return reader.end(), reader.cut
+            with contextlib.closing(MetricsReader(engine, settings.limits, kept=settings.kept)) as reader:
+                async for piece in pieces(answer):
+                    reader.feed(piece)
+                    if reader.cut:
+                        break
+                return reader.end(), reader.cut
 
     def _is_busy(self, record: EndpointRecord) -> bool:
         """Whether its load changes: requests on the way, or lately."""

@@ -9,6 +9,8 @@ from headrace.epp.options import add_arguments, read_options
 from headrace.epp.process import Process
 from headrace.serving import lifecycle
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["add_arguments", "run"]
 
 
@@ -17,6 +19,9 @@ def run(args: argparse.Namespace) -> int:
     options = read_options(args)
     if options.verbosity >= 4:
         logging.getLogger().setLevel(logging.DEBUG)
+    memory, bodies = options.limits, options.conversation
+    held = {"body_bytes": bodies.max_body_bytes, "held_body_bytes": bodies.bodies.most}
+    logger.info("may hold", extra={"memory_bytes": memory.memory, "by": memory.source, **held})
 
     async def serve() -> None:
         await Process(options).run()

@@ -12,6 +12,7 @@ from prometheus_client import Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from headrace.config.limits import ByteBudget
 from headrace.core import Endpoint, Refusal, Request
 from headrace.core.version import version
 from headrace.datalayer.ledger import InFlight, Ledger
@@ -23,6 +24,7 @@ from headrace.epp.plugin_metrics import PluginDurations
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.scheduling.tokens import BYTES_A_TOKEN
 from headrace.serving.metrics import (
+    MAX_LABEL_CHARACTERS,
     CappedLabels,
     Declared,
     MetricSet,
@@ -34,6 +36,7 @@ from headrace.serving.metrics import (
 )
 
 _FAST = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _REQUEST = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _BYTES = tuple(float(64 * 4**n) for n in range(12))
 _TOKENS = (1.0, *(float(8 * 2**n) for n in range(18)))
@@ -106,6 +109,10 @@ class Metrics(MetricSet, PoolObserver):
         buckets=_BYTES,
     )
     streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind")
+    _held_bodies = gauge(
+        f"{_OWN}_held_body_bytes", "Bytes of request bodies that are held; beyond the limit requests are refused."
+    )
+    _held_bodies_limit = gauge(f"{_OWN}_held_body_bytes_limit", "The most of headrace_epp_held_body_bytes.")
     stream_errors = counter(f"{_OWN}_stream_errors_total", "Streams ended for an error.", "reason")
     _served_elsewhere = counter(
         f"{_OWN}_served_elsewhere_total", "Responses from another endpoint than the first one picked."
@@ -131,6 +138,11 @@ class Metrics(MetricSet, PoolObserver):
         "kind",
     )
     config_reloads = counter(f"{_OWN}_config_reloads_total", "Changed configuration files, taken up or not.", "result")
+    loop_lag = histogram(
+        f"{_OWN}_loop_lag_seconds",
+        "By how much the event loop was late: what holds it up holds up every request.",
+        buckets=_LAG,
+    )
     task_failures = counter(
         f"{_OWN}_task_failures_total", "Background tasks that failed and were started again, by kind.", "task"
     )
@@ -142,6 +154,11 @@ class Metrics(MetricSet, PoolObserver):
         self.plugins = PluginDurations(self.registry)
         self._models = CappedLabels()
         self._info.labels("", f"headrace-{version()}").set(1)
+
+    def show_budget(self, bodies: ByteBudget) -> None:
+        """Show what is held of request bodies."""
+        self._held_bodies.set_function(lambda: bodies.held)
+        self._held_bodies_limit.set(bodies.most)
 
     def decided(self, pick: Pick) -> None:
         """A pick is over: a PickObserver."""
@@ -176,7 +193,7 @@ class Metrics(MetricSet, PoolObserver):
 
     def rewritten(self, rewrite: str, asked: str, target: str) -> None:
         """A rewrite object sent a request to another model."""
-        self._rewrites.labels(rewrite, *self._models(asked, target)).inc()
+        self._rewrites.labels(rewrite[:MAX_LABEL_CHARACTERS], *self._models(asked, target)).inc()
 
     def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
         if elsewhere:

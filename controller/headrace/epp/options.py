@@ -22,6 +22,7 @@ from headrace.config.flags import (
     read_flags,
     truth,
 )
+from headrace.config.limits import ByteBudget, Limits, own_limits, shared
 from headrace.config.pools import read_selector
 from headrace.config.values import duration
 from headrace.core import EXTENSION_GROUP, GA_GROUP, Endpoint, FailureMode, InvalidPool, split_key
@@ -130,6 +131,8 @@ class Options:
     conversation: ConversationSettings = field(default_factory=ConversationSettings)
     scrape: ScrapeSettings = field(default_factory=ScrapeSettings)
     peers: PeerSettings = field(default_factory=PeerSettings)
+    # By the memory that the process may use.
+    limits: Limits = field(default_factory=own_limits)
     # Who this replica is: its Pod's name.
     identity: str = ""
     decisions_kept: int = 1000
@@ -157,8 +160,12 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         pool_namespace=namespace,
         served_name=served_name,
         verbosity=options.verbosity if log_level is None else log_level,
-        conversation=read_flags(args, ConversationSettings),
-        scrape=replace(scrape, idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds)),
+        conversation=_bounded(read_flags(args, ConversationSettings), options.limits),
+        scrape=replace(
+            scrape,
+            idle_seconds=max(scrape.idle_seconds, scrape.busy_seconds),
+            kept=ByteBudget(options.limits.pages.total_bytes),
+        ),
         peers=replace(
             peers,
             service=f"{peers.service}.{namespace}.svc" if peers.service and "." not in peers.service else peers.service,
@@ -168,6 +175,14 @@ def read_options(args: argparse.Namespace, environment: Mapping[str, str] = os.e
         ),
         identity=identity,
     )
+
+
+def _bounded(conversation: ConversationSettings, own: Limits) -> ConversationSettings:
+    """The settings with the budget of all bodies: one alone must fit into what long ones together may use."""
+    given = conversation.max_held_body_bytes
+    budget = own.bodies if given is None else shared(given)
+    longest = min(conversation.max_body_bytes, budget.item_bytes)
+    return replace(conversation, bodies=ByteBudget(budget.total_bytes), max_body_bytes=longest)
 
 
 def _check(options: Options) -> None:

@@ -33,6 +33,7 @@ from headrace.replicas.metrics import PeerCollector, PeerMetrics
 from headrace.replicas.peering import Peering
 from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
+from headrace.serving.loop_lag import watch_lag
 from headrace.serving.servers import Servers
 from headrace.serving.tasks import Supervisor
 
@@ -61,6 +62,7 @@ class Process:
         else:
             config = parse_config(options.config_text, "--config-text") if options.config_text else PickerConfig()
         self._note(config)
+        self._metrics.show_budget(options.conversation.bodies)
         self._tasks = Supervisor(lambda kind: self._metrics.task_failures.labels(kind).inc())
         rng = self._rng = Random()
         if options.conversation.conformance_hooks:
@@ -160,6 +162,7 @@ class Process:
                 stack.push_async_callback(self._client.close)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
+            tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
             self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
@@ -181,6 +184,7 @@ class Process:
             on_batch=self._kv_batch,
             on_bad=self._metrics.kv_event_batches.labels("error").inc,
             on_disconnect=self._parts.precise.disconnected,
+            waiting_bytes=self._options.limits.kv_messages.total_bytes,
         )
 
     def _tokenizing_server(self) -> str | None:
@@ -192,7 +196,7 @@ class Process:
         self._metrics.tokenizations.labels("ok" if ok else "error").inc()
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
-        self._metrics.kv_event_batches.labels("ok").inc()
+        self._metrics.kv_event_batches.labels("ok").inc(not batch.continued)
         self._parts.kv_events(key, batch)
 
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:

@@ -4,6 +4,7 @@ Registered with raw bytes for messages (no protobuf classes of gRPC's own): the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class StreamSession:
         self._response_seen = False
         self._streaming = False
         self._totals: ResponseTotals | None = None
+        self._body_seconds = settings.body_seconds
+        # When a request's body has to be complete, by the pool's clock.
+        self._body_due: float | None = None
 
     @property
     def observing(self) -> bool:
@@ -70,19 +74,47 @@ class StreamSession:
             return False
         return self.observed or self.pool.ledger.observers_seen
 
+    @property
+    def patience(self) -> float | None:
+        """Seconds to wait for the next message, then `body_is_late`; None: as long as it takes."""
+        if not self._stream.collecting:
+            return None
+        now = self.pool.clock()
+        if self._body_due is None:
+            self._body_due = now + self._body_seconds
+        return max(0.0, self._body_due - now)
+
+    def body_is_late(self) -> list[bytes]:
+        """The answers where the rest of a request's body has not come in time."""
+        answers = self._stream.give_up_body()
+        for event in self._stream.take_events():
+            self._note(event)
+        return answers
+
+    def sent(self) -> None:
+        """The answers so far are sent: the request's body that they carry is not held any more."""
+        self._stream.sent()
+
     async def feed(self, raw: bytes) -> list[bytes]:
-        """The answers to one message; waits where a decision waits. Raises MalformedMessage or ProtocolViolation."""
-        answers = self._stream.feed(raw)
-        while events := self._stream.take_events():
+        """The answers to one message; waits where a decision waits. Call `sent` when they are sent.
+
+        Raises MalformedMessage or ProtocolViolation."""
+        stream = self._stream
+        answers = stream.feed(raw)
+        while (events := stream.take_events()) or stream.busy:
             for event in events:
                 if isinstance(event, PickNeeded):
                     answers += await self._pick(event)
                 else:
                     self._note(event)
+            if stream.busy:
+                await asyncio.sleep(0)
+                answers += stream.go_on()
         return answers
 
     def end(self) -> None:
         """The stream is over, in whatever way."""
+        self._stream.close()
         entry = self._entry
         if entry is None:
             return
@@ -160,16 +192,20 @@ class ExtProcService:
         kind = ""
         try:
             while True:
-                raw = await context.read()
-                if not isinstance(raw, bytes):  # grpc.aio.EOF
+                raw = await _read(context, session.patience)
+                if raw is None:
+                    answers = session.body_is_late()
+                elif isinstance(raw, bytes):
+                    answers = await session.feed(raw)
+                else:  # grpc.aio.EOF
                     return
-                answers = await session.feed(raw)
                 if not kind:
                     kind = "observe" if session.observing else "pick"
                     metrics.streams.labels(kind).inc()
                 for answer in answers:
                     await context.write(answer)
-                if session.complete:
+                session.sent()
+                if session.complete or raw is None:
                     return
         except (MalformedMessage, ProtocolViolation) as error:
             metrics.stream_errors.labels("protocol").inc()
@@ -185,3 +221,14 @@ class ExtProcService:
             if kind:
                 metrics.streams.labels(kind).dec()
             session.end()
+
+
+async def _read(context: grpc.aio.ServicerContext[bytes, bytes], seconds: float | None) -> object:
+    """The next message, or EOF; None where none has come in time."""
+    if seconds is None:
+        return await context.read()
+    try:
+        async with asyncio.timeout(seconds):
+            return await context.read()
+    except TimeoutError:
+        return None

@@ -146,6 +146,7 @@ def passed_on(kind: Kind, content: bytes) -> bytes:
 _ERROR_TYPES = {
     400: "invalid_request_error",
     404: "not_found_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable",

@@ -5,15 +5,14 @@ Anything else passes through unread and is still routed."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong, load
+from headrace.extproc.body_scan import BEFORE, INSTEAD, BodyScan
+from headrace.extproc.json_scan import compact
 from headrace.extproc.model_name import named_model
 
 # Paths, by their end, whose bodies must be JSON objects: what else is sent there, no model server could answer.
@@ -28,8 +27,12 @@ _JSON_PATHS = (
     "/generate",
 )
 _MAX_MODEL_LENGTH = 1024
+# A body up to this size is read at once: for one that small nothing is faster.
+WHOLE_BYTES = 256 << 10
 # White space, and byte order marks and zeros of the encodings that model servers read.
 _OBJECT = re.compile(rb"[\s\x00\xef\xbb\xbf\xfe\xff]*+\{")
+# How UTF-16 and UTF-32 begin.
+_WIDE = re.compile(rb"\xff\xfe|\xfe\xff|[\x01-\x7f]{0,3}\x00")
 
 
 class UnreadableBody(ValueError):  # noqa: N818
@@ -71,8 +74,46 @@ def read_body(
     strict = is_json_path(path)
     if not strict and not _is_object(body):
         return _NOTHING
+    return _taken(lambda: _facts(load(body, max_bytes)), strict=strict)
+
+
+def long_facts(
+    scan: BodyScan | None,
+    beginning: bytes,
+    *,
+    path: str,
+    content_encoding: str = "",
+    whole: bool = True,
+    size: int,
+    max_bytes: int = MAX_BYTES,
+) -> BodyFacts:
+    """The facts of a body that was scanned; None: it is over `max_bytes`. Some of its `beginning` is enough, but where
+    only that has come. Raises as `read_body` does."""
+    if content_encoding and content_encoding != "identity":
+        return _NOTHING
+    if scan is not None and not whole:
+        return _beginning_of(scan, beginning)
+    strict = is_json_path(path)
+    if not strict and not _is_object(beginning):
+        return _NOTHING
+
+    def facts() -> BodyFacts:
+        if scan is None:
+            raise TooLong(f"it has {size} bytes; at most {max_bytes} are read")
+        if _WIDE.match(beginning):
+            raise TooLong(f"it has {size} bytes and is not in UTF-8")
+        scan.end()
+        if scan.failed is not None:
+            raise scan.failed
+        return _facts(scan.fields, scan.prompt)
+
+    return _taken(facts, strict=strict)
+
+
+def _taken(read: Callable[[], BodyFacts], *, strict: bool) -> BodyFacts:
+    """The facts; a body that has none is refused where it must have some."""
     try:
-        return _facts(load(body, max_bytes))
+        return read()
     except TooLong as error:
         return BodyFacts(unread=str(error))
     except UnreadableBody:
@@ -88,18 +129,37 @@ def read_body(
     return _NOTHING
 
 
-def read_model(body: bytes, *, content_encoding: str = "") -> str:
-    """The model that a JSON body names; "" where it names none, or is no JSON. Raises TooLong, TooComplex."""
+def model_steps(body: bytes, *, content_encoding: str = "") -> Generator[None, None, str]:
+    """The model that a JSON body names; "" where it names none, or is no JSON. A long body is read in bounded steps:
+    others can have their turn after each. Raises TooLong, TooComplex."""
     if (content_encoding and content_encoding != "identity") or not _is_object(body):
         return ""
+    if len(body) > MAX_BYTES:
+        raise TooLong(f"it has {len(body)} bytes; at most {MAX_BYTES} are read")
+    if _WIDE.match(body):
+        if len(body) > WHOLE_BYTES:
+            raise TooLong(f"it has {len(body)} bytes and is not in UTF-8")
+        model = _model_of_whole(body)
+    else:
+        scan = BodyScan(only_model=True)
+        scan.feed(body)
+        while scan.step():
+            yield
+        scan.end()
+        if isinstance(scan.failed, TooComplex):
+            raise scan.failed
+        model = scan.fields.get("model") if scan.failed is None else None
+    return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
+
+
+def _model_of_whole(body: bytes) -> object:
     try:
         value = load(body)
-    except (TooLong, TooComplex):
+    except TooComplex:
         raise
     except ValueError:
-        return ""
-    model = value.get("model") if isinstance(value, dict) else None
-    return _printable(model) if isinstance(model, str) and len(model) <= _MAX_MODEL_LENGTH else ""
+        return None
+    return value.get("model") if isinstance(value, dict) else None
 
 
 def _is_object(body: bytes) -> bool:
@@ -107,7 +167,7 @@ def _is_object(body: bytes) -> bool:
     return _OBJECT.match(body) is not None
 
 
-def _facts(value: Any) -> BodyFacts:
+def _facts(value: Any, prompt: bytes | None = None) -> BodyFacts:
     if not isinstance(value, dict):
         raise UnreadableBody("the body must be a JSON object")
     model = value.get("model")
@@ -119,7 +179,7 @@ def _facts(value: Any) -> BodyFacts:
         raise UnreadableBody(f"field 'model' must be at most {_MAX_MODEL_LENGTH} characters")
     return BodyFacts(
         model=_printable(model),
-        prompt=b"\x1f".join(_prompt_parts(value)),
+        prompt=b"\x1f".join(_prompt_parts(value)) if prompt is None else prompt,
         streaming=value.get("stream") is True,
         max_tokens=_limit(value),
     )
@@ -140,7 +200,7 @@ def _printable(text: str) -> str:
 
 def _prompt_parts(value: dict[str, Any]) -> Iterator[bytes]:
     """What the server's prefix cache will see, in order: the salt that separates caches, tools, system, messages."""
-    for name in ("cache_salt", "tools", "system", "instructions"):
+    for name in BEFORE:
         if value.get(name):
             yield _bytes(value[name])
     messages = value.get("messages")
@@ -152,25 +212,14 @@ def _prompt_parts(value: dict[str, Any]) -> Iterator[bytes]:
                 if message.get("tool_calls"):
                     yield _bytes(message["tool_calls"])
         return
-    for name in ("prompt", "input", "text", "token_ids", "input_ids"):
+    for name in INSTEAD:
         if value.get(name):
             yield _bytes(value[name])
             return
 
 
 def _bytes(value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace")
-    if value is None:
-        return b""
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # nested deeply; or numbers and surrogates that only the second reading lets in
-        pass
-    try:
-        return json.dumps(value).encode("utf-8", "replace")
-    except RecursionError:
-        return b""
+    return b"" if value is None else compact(value)
 
 
 def _facts_of_beginning(body: bytes) -> BodyFacts:
@@ -181,12 +230,22 @@ def _facts_of_beginning(body: bytes) -> BodyFacts:
         model = named_model(body)
     except TooComplex as error:
         return BodyFacts(unread=str(error))
+    return _of_beginning(model, body, streaming=re.search(rb'"stream"\s*:\s*true', body) is not None)
+
+
+def _beginning_of(scan: BodyScan, body: bytes) -> BodyFacts:
+    """The same of a cut body that was scanned."""
+    if not _is_object(body):
+        return _NOTHING
+    if isinstance(scan.failed, TooComplex):
+        return BodyFacts(unread=str(scan.failed))
+    model = scan.fields.get("model")
+    return _of_beginning(model if isinstance(model, str) else "", body, streaming=scan.fields.get("stream") is True)
+
+
+def _of_beginning(model: str, body: bytes, *, streaming: bool) -> BodyFacts:
     if len(model) > _MAX_MODEL_LENGTH:
         return BodyFacts(unread=f"its model has over {_MAX_MODEL_LENGTH} characters")
     model = _printable(model)
-    return BodyFacts(
-        model=model,
-        prompt=body,
-        streaming=re.search(rb'"stream"\s*:\s*true', body) is not None,
-        unread="" if model else "its beginning, all that the gateway sent, names no model",
-    )
+    unread = "" if model else "its beginning, all that the gateway sent, names no model"
+    return BodyFacts(model=model, prompt=body, streaming=streaming, unread=unread)

@@ -19,17 +19,14 @@ GRPC                     as STREAMED, each piece sent on as it came
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
 from headrace.extproc import answers
-from headrace.extproc.body import BodyFacts, UnreadableBody, read_body
+from headrace.extproc.body import BodyFacts, UnreadableBody
 from headrace.extproc.events import Event, PickNeeded, RequestRefused
-from headrace.extproc.metadata import conformance_report, read_headers, subset_hint
-from headrace.extproc.model_name import with_model
+from headrace.extproc.metadata import read_headers, subset_hint
 from headrace.extproc.modes import (
     ONE_BODY_ANSWER,
     PICK_FROM_HEADERS,
@@ -38,9 +35,12 @@ from headrace.extproc.modes import (
     http_body,
     read_config,
 )
+from headrace.extproc.request import request_of
+from headrace.extproc.request_body import RequestBody
 from headrace.extproc.response import ResponsePhase
 from headrace.extproc.settings import ConversationSettings
 from headrace.extproc.wire import Kind, Message
+from headrace.extproc.work import Work
 from headrace.protocol import http
 
 
@@ -76,17 +76,18 @@ class Conversation:
         self._headers: dict[str, str] = {}
         self._headers_seen = False
         self._subset: tuple[str, ...] | None = None
-        self._request_id = ""
+        # "" before the request's headers.
+        self.request_id = ""
         self._request_id_is_new = False
-        self._pieces: list[bytes] = []
-        self._held = 0
-        self._body = b""
+        self._body = RequestBody(settings)
         self._body_ended = False
         self._trailers_ended = False
         # Made when it is needed: most conversations end with the request.
         self._response: ResponsePhase | None = None
         self._model = ""
         self._backlog: list[Message] = []
+        # Of a long body.
+        self.work = Work()
 
     def handle(self, message: Message) -> list[bytes]:
         """The answers to one message, in the order to send them.
@@ -95,6 +96,8 @@ class Conversation:
         if self._phase is _Phase.PICKING:
             self._backlog.append(message)
             return []
+        if self.work.steps is not None:
+            return [*self.work.finish(), *self.handle(message)]
         if message.protocol_config is not None:
             self._request_mode, self._response_mode = read_config(message.protocol_config)
         if message.kind is None or self._phase is _Phase.REFUSED:
@@ -121,16 +124,30 @@ class Conversation:
         return out
 
     @property
+    def collecting(self) -> bool:
+        """Whether the rest of the request's body is waited for. A gateway that buffers it waits by its own rules."""
+        return self._phase is _Phase.COLLECTING and self._request_mode is BodyMode.FULL_DUPLEX_STREAMED
+
+    def give_up_body(self) -> list[bytes]:
+        """The answers where the rest of the request's body has not come in time."""
+        text = f"the body is not complete after {self._settings.body_seconds:g} s"
+        return [self._refuse_here(Refusal(408, RefusalReason.BODY_TIMEOUT, text))]
+
+    def sent(self) -> None:
+        """All answers so far are sent: what they were made of is not held any more."""
+        if self._phase not in _HOLDING:
+            self._body.drop()
+
+    def close(self) -> None:
+        """The stream is over, in whatever way."""
+        self._body.drop()
+
+    @property
     def request_done(self) -> bool:
         """Whether the request is picked for and nothing of it is to come that has to be answered."""
         if self._phase is not _Phase.FORWARDING:
             return False
         return self._body_ended or self._trailers_ended or self._request_mode in ONE_BODY_ANSWER
-
-    @property
-    def request_id(self) -> str:
-        """The request's id; "" before its headers."""
-        return self._request_id
 
     # The request.
 
@@ -141,7 +158,7 @@ class Conversation:
         mode = self._request_mode
         if ended or mode in PICK_FROM_HEADERS:
             self._body_ended = ended
-            return self._ask(_Site.HEADERS, BodyFacts())
+            return self._ask(BodyFacts())
         self._phase = _Phase.COLLECTING
         if mode is BodyMode.FULL_DUPLEX_STREAMED:
             return []
@@ -159,15 +176,19 @@ class Conversation:
 
     def _on_request_body(self, message: Message) -> list[bytes]:
         body = http_body(message.content)
-        self._pieces.append(body.body)
-        self._held += len(body.body)
-        if self._held > self._settings.max_body_bytes:
-            limit = self._settings.max_body_bytes
-            return [self._refuse_here(413, RefusalReason.BODY_TOO_LARGE, f"the body is over {limit} bytes")]
         self._body_ended = bool(body.end_of_stream)
-        if self._request_mode is BodyMode.FULL_DUPLEX_STREAMED:
-            return self._body_is_whole(_Site.DUPLEX) if self._body_ended else []
-        return self._body_is_whole(_Site.BODY)
+        # A partly buffered body without its end may have been cut at the gateway's limit.
+        cut = self._request_mode is BodyMode.BUFFERED_PARTIAL and not self._body_ended
+        refusal = self._body.add(body.body, cut=cut)
+        if refusal is not None:
+            return [self._refuse_here(refusal)]
+        if self._request_mode is not BodyMode.FULL_DUPLEX_STREAMED:
+            return self._body_is_whole(_Site.BODY)
+        if self._body_ended:
+            return self._body_is_whole(_Site.DUPLEX)
+        if self._body.is_long:
+            self.work.begin(self._body.read_steps())
+        return []
 
     def _on_collected_trailers(self, message: Message) -> list[bytes]:
         self._trailers_ended = True
@@ -175,31 +196,30 @@ class Conversation:
         return self._body_is_whole(_Site.DUPLEX if duplex else _Site.TRAILERS)
 
     def _body_is_whole(self, site: _Site) -> list[bytes]:
-        self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces = []
-        headers = self._headers
-        # A partly buffered body without its end may have been cut at the gateway's limit.
+        self._site = site
+        if not self._body.is_long:
+            return self._read()
+        self.work.begin(self._read_steps())
+        return []
+
+    def _read_steps(self) -> Iterator[list[bytes]]:
+        yield from self._body.read_steps()
+        yield self._read()
+
+    def _read(self) -> list[bytes]:
         whole = self._request_mode is not BodyMode.BUFFERED_PARTIAL or self._body_ended
         try:
-            facts = read_body(
-                self._body,
-                path=headers.get(http.PATH, "") if headers.get(http.METHOD, "POST") == "POST" else "",
-                content_encoding=headers.get(http.CONTENT_ENCODING, ""),
-                whole=whole,
-                max_bytes=self._settings.max_parsed_body_bytes,
-            )
+            facts = self._body.facts(self._headers, whole=whole)
         except UnreadableBody as error:
-            return [self._refuse_here(400, RefusalReason.BAD_REQUEST, str(error))]
-        return self._ask(site, facts)
+            return [self._refuse_here(Refusal(400, RefusalReason.BAD_REQUEST, str(error)))]
+        return self._ask(facts)
 
     def _name_request(self) -> None:
-        self._request_id = self._headers.get(http.REQUEST_ID, "")
-        if not self._request_id:
-            self._request_id = self._settings.new_request_id()
-            self._request_id_is_new = True
+        known = self._headers.get(http.REQUEST_ID, "")
+        self._request_id_is_new = not known
+        self.request_id = known or self._settings.new_request_id()
 
-    def _ask(self, site: _Site, facts: BodyFacts) -> list[bytes]:
-        self._site = site
+    def _ask(self, facts: BodyFacts) -> list[bytes]:
         self._phase = _Phase.PICKING
         self._model = facts.model
         request = self._request(facts)
@@ -209,48 +229,39 @@ class Conversation:
 
     def _request(self, facts: BodyFacts) -> Request:
         """The request as it is known now."""
-        hidden = http.UNTRUSTED if self._settings.control_headers else http.UNTRUSTED_OR_CONTROL
-        headers = {name: value for name, value in self._headers.items() if name not in hidden}
-        return _request(self._request_id, headers, self._subset, self._body, facts)
+        return request_of(self._settings, self.request_id, self._headers, self._subset, self._body, facts)
 
     def _picked(self, decision: Decision) -> list[bytes]:
         mutation, metadata = self._settings.templates.of(decision.destination)
         if self._request_id_is_new:
-            mutation += answers.set_header(http.REQUEST_ID, self._request_id)
+            mutation += answers.set_header(http.REQUEST_ID, self.request_id)
         for name, value in decision.response_headers:
             self._response_phase().mutation += answers.set_header(name, value)
-        body, self._body = self._body, b""
-        rewritten = self._rewritten(body, decision.model)
+        renamed = self._rename(decision.model)
         if self._site is _Site.HEADERS:
             return [answers.request_headers(mutation) + metadata]
         if self._site is _Site.BODY:
-            return [answers.buffered_request_body(mutation, rewritten) + metadata]
+            body = self._body.joined() if renamed else None
+            return [answers.buffered_request_body(mutation, body) + metadata]
         if self._site is _Site.TRAILERS:
             return [answers.UNCHANGED[Kind.REQUEST_TRAILERS] + metadata]
-        body = rewritten if rewritten is not None else body
         out: list[bytes] = []
         if self._headers_seen:
             if not self._trailers_ended:
                 # Envoy drops the client's own content-length in this mode; some model servers want one.
-                mutation += answers.set_content_length(len(body))
+                mutation += answers.set_content_length(self._body.size)
             out.append(answers.request_headers(mutation) + metadata)
-        out += answers.chunks(Kind.REQUEST_BODY, body, end_of_stream=not self._trailers_ended)
-        if self._trailers_ended:
-            out.append(answers.UNCHANGED[Kind.REQUEST_TRAILERS])
+        out += self._body.send_on(self.work, trailers=self._trailers_ended)
         if not self._headers_seen and out:
             out[0] += metadata
         return out
 
-    def _rewritten(self, body: bytes, model: str | None) -> bytes | None:
-        """The body with another model's name, if that is wanted and its own can be found."""
-        if model is None or not self._model or model == self._model:
-            return None
-        try:
-            changed = with_model(body, model, self._settings.max_parsed_body_bytes)
-        except ValueError:
-            return None
+    def _rename(self, model: str | None) -> bool:
+        """Put another model's name into the body, if that is wanted and its own can be found."""
+        if model is None or not self._model or model == self._model or not self._body.rename(model):
+            return False
         self._response_phase().restore_model = self._model
-        return changed
+        return True
 
     def _on_passing_body(self, message: Message) -> list[bytes]:
         """A piece of the request after the pick."""
@@ -267,30 +278,25 @@ class Conversation:
             return [answers.UNCHANGED[Kind.REQUEST_BODY]]
         return [answers.passed_on(Kind.REQUEST_BODY, message.content)]
 
-    def _on_passing_trailers(self, message: Message) -> list[bytes]:
-        return [answers.UNCHANGED[Kind.REQUEST_TRAILERS]]
-
-    def _refuse_here(self, status: int, reason: RefusalReason, text: str) -> bytes:
-        self._body = b""
-        self.events.append(RequestRefused(self._request(BodyFacts()), status, reason.value))
-        return self._refuse(Refusal(status, reason, text))
+    def _refuse_here(self, refusal: Refusal) -> bytes:
+        self._body.drop()
+        self.events.append(RequestRefused(self._request(BodyFacts()), refusal.status, refusal.reason.value))
+        return self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> bytes:
         self._phase = _Phase.REFUSED
-        self._pieces = []
-        self._body = b""
-        return answers.immediate(refusal, ((http.REQUEST_ID, self._request_id),))
+        self.work.stop()
+        self._body.drop()
+        return answers.immediate(refusal, ((http.REQUEST_ID, self.request_id),))
 
     # The response, where the gateway sends it through this stream too.
 
     def _on_response_headers(self, message: Message) -> list[bytes]:
-        self._pieces = []  # a local answer may overtake a body that was still coming
+        self._body.drop()  # a local answer may overtake a body that was still coming
         self._phase = _Phase.RESPONDING
-        response = self._response_phase()
-        if self._settings.conformance_hooks:
-            report = conformance_report(message.metadata_context)
-            response.mutation += answers.set_header(http.CONFORMANCE_SERVED, report)
-        return response.headers(message, self._response_mode)
+        return self._response_phase().headers(
+            message, self._response_mode, conformance=self._settings.conformance_hooks
+        )
 
     def _on_response_body(self, message: Message) -> list[bytes]:
         return self._response_phase().body(message, self._response_mode)
@@ -304,12 +310,17 @@ class Conversation:
         return self._response
 
 
+def _pass_trailers(_: Conversation, message: Message) -> list[bytes]:
+    return [answers.UNCHANGED[Kind.REQUEST_TRAILERS]]
+
+
 _BEFORE_PICK = frozenset((_Phase.START, _Phase.COLLECTING))
+_HOLDING = frozenset((_Phase.COLLECTING, _Phase.PICKING))
 
 _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[bytes]]] = {
     (_Phase.START, Kind.REQUEST_HEADERS): Conversation._on_request_headers,
     (_Phase.START, Kind.REQUEST_BODY): Conversation._on_body_without_headers,
-    (_Phase.START, Kind.REQUEST_TRAILERS): Conversation._on_passing_trailers,
+    (_Phase.START, Kind.REQUEST_TRAILERS): _pass_trailers,
     (_Phase.START, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
     (_Phase.START, Kind.RESPONSE_BODY): Conversation._on_response_body,
     (_Phase.START, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
@@ -318,60 +329,13 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
     # A local answer of the gateway (a timeout, a full buffer) overtakes the body.
     (_Phase.COLLECTING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
     (_Phase.FORWARDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
-    (_Phase.FORWARDING, Kind.REQUEST_TRAILERS): Conversation._on_passing_trailers,
+    (_Phase.FORWARDING, Kind.REQUEST_TRAILERS): _pass_trailers,
     (_Phase.FORWARDING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
     (_Phase.FORWARDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
     (_Phase.FORWARDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
     # A model server may answer before the request has ended.
     (_Phase.RESPONDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
-    (_Phase.RESPONDING, Kind.REQUEST_TRAILERS): Conversation._on_passing_trailers,
+    (_Phase.RESPONDING, Kind.REQUEST_TRAILERS): _pass_trailers,
     (_Phase.RESPONDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
     (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
 }
-
-
-def _request(
-    request_id: str, headers: dict[str, str], subset: tuple[str, ...] | None, body: bytes, facts: BodyFacts
-) -> Request:
-    return Request(
-        request_id=request_id,
-        method=headers.get(http.METHOD, "POST"),
-        path=headers.get(http.PATH, "/"),
-        headers=headers,
-        model=facts.model,
-        prompt=facts.prompt,
-        unread=facts.unread,
-        body_size=len(body),
-        body=body,
-        streaming=facts.streaming,
-        max_tokens=facts.max_tokens,
-        subset=subset,
-        **({} if http.CONTROL.isdisjoint(headers) else _read_control(headers)),
-    )
-
-
-def _read_control(headers: dict[str, str]) -> dict[str, Any]:
-    """The fields of a Request that clients set by headers."""
-    return {
-        "objective": _first(headers, http.OBJECTIVE),
-        "fairness_id": _first(headers, http.FAIRNESS_ID),
-        "slo_ttft_ms": _milliseconds(headers, http.SLO_TTFT_MS),
-        "slo_tpot_ms": _milliseconds(headers, http.SLO_TPOT_MS),
-        "wanted_model": _first(headers, http.MODEL_REWRITE),
-    }
-
-
-def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:
-    for name in candidates:
-        if headers.get(name):
-            return headers[name]
-    return ""
-
-
-def _milliseconds(headers: dict[str, str], candidates: tuple[str, ...]) -> float | None:
-    """The first header's positive number; what is none asks for nothing."""
-    for name in candidates:
-        with contextlib.suppress(ValueError):
-            if 0.0 < (value := float(headers.get(name, ""))) < 1e12:
-                return value
-    return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 from headrace.core.fields import is_digits
 from headrace.extproc import answers
 from headrace.extproc.events import Event, ResponseChunk, ResponseEnded, ResponseStarted
-from headrace.extproc.metadata import read_headers, served_endpoint
+from headrace.extproc.metadata import conformance_report, read_headers, served_endpoint
 from headrace.extproc.model_name import ModelNames
 from headrace.extproc.modes import DUPLEX, ONE_BODY_ANSWER, BodyMode, ProtocolViolation, http_body
 from headrace.extproc.usage import UsageMeter
@@ -89,8 +89,10 @@ class ResponsePhase:
         self.restore_model: str | None = None
         self.mutation = b""
 
-    def headers(self, message: Message, mode: BodyMode) -> list[bytes]:
-        """The answer to the response's headers."""
+    def headers(self, message: Message, mode: BodyMode, *, conformance: bool = False) -> list[bytes]:
+        """The answer to the response's headers. `conformance`: the client is told which endpoint answered."""
+        if conformance:
+            self.mutation += answers.set_header(http.CONFORMANCE_SERVED, conformance_report(message.metadata_context))
         reader = self._reader
         reader.headers(message)
         mutation = self.mutation

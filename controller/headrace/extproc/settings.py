@@ -6,10 +6,15 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from headrace.config.flags import flag, truth
+from headrace.config.flags import flag, optional, period, truth
+from headrace.config.limits import ByteBudget
 from headrace.config.values import quantity
 from headrace.core.bounded_json import MAX_BYTES
 from headrace.extproc import answers
+
+
+def _budget(text: str) -> int | None:
+    return None if optional(text) is None else quantity(text)
 
 
 def _new_request_id() -> str:
@@ -20,12 +25,22 @@ def _new_request_id() -> str:
 class ConversationSettings:
     """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
     picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. Of these, bodies over
-    `max_parsed_body_bytes` pass unread, as parsing costs memory and time of all others. `control_headers`: objective,
-    fairness, SLO and model-rewrite headers are read; off, a client cannot steer the picker. `subset_hint`: the
-    gateway's subset limits the pick. `conformance_hooks`: tell clients in a response header which endpoint answered, as
-    the conformance suite asks of a picker."""
+    `max_parsed_body_bytes` pass unread, as reading costs memory and time of all others. `bodies` bounds what all
+    requests together can make it hold: `max_held_body_bytes`, where that is given. A body has to be complete
+    `body_seconds` after its request's headers. `control_headers`: objective, fairness, SLO and model-rewrite headers
+    are read; off, a client cannot steer the picker. `subset_hint`: the gateway's subset limits the pick.
+    `conformance_hooks`: tell clients in a response header which endpoint answered, as the conformance suite asks of a
+    picker."""
 
     max_body_bytes: int = flag(64 << 20, "a longer request body is answered 413", quantity, "--max-request-body-bytes")
+    max_held_body_bytes: int | None = flag(
+        "",
+        "of the request bodies that are held at a time; beyond it 503. Without it, a quarter of the memory limit",
+        _budget,
+    )
+    body_seconds: float = flag(
+        "2m", "a request body that is not complete by then is answered 408", period, "--request-body-timeout"
+    )
     max_parsed_body_bytes: int = flag(
         MAX_BYTES, "a longer one is routed by load alone; 413 where the pool rewrites models", quantity
     )
@@ -48,4 +63,5 @@ class ConversationSettings:
         truth,
     )
     new_request_id: Callable[[], str] = _new_request_id
+    bodies: ByteBudget = field(default_factory=lambda: ByteBudget(256 << 20))
     templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)

@@ -22,12 +22,23 @@ class ExtProcStream:
     def feed(self, raw: bytes) -> list[bytes]:
         """Serialized ProcessingResponses to one serialized ProcessingRequest, in the order to send them.
 
-        Afterwards look at `take_events`. Raises MalformedMessage or ProtocolViolation: end the stream then."""
+        Afterwards look at `take_events`, and at `busy`. Raises MalformedMessage or ProtocolViolation: end the stream
+        then."""
         message = read_message(raw)
         machine = self._machine
         if machine is None:
             machine = self._machine = Observation() if message.observability_mode else Conversation(self._settings)
         return machine.handle(message)
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is left, as there is with a long body: call `go_on` until none is, others having their turn
+        between."""
+        return isinstance(self._machine, Conversation) and self._machine.work.steps is not None
+
+    def go_on(self) -> list[bytes]:
+        """The answers that a bounded step of the work gives, in the order to send them. Then look at `take_events`."""
+        return self._machine.work.go_on() if isinstance(self._machine, Conversation) else []
 
     def resume(self, outcome: Decision | Refusal) -> list[bytes]:
         """The answers after a PickNeeded event, once it is decided."""
@@ -43,6 +54,25 @@ class ExtProcStream:
         events = machine.events.copy()
         machine.events.clear()  # the machine's parts share this list
         return events
+
+    @property
+    def collecting(self) -> bool:
+        """Whether the rest of a request's body is waited for."""
+        return isinstance(self._machine, Conversation) and self._machine.collecting
+
+    def give_up_body(self) -> list[bytes]:
+        """The answers where the rest of a request's body has not come in time. Look at `take_events` then."""
+        return self._machine.give_up_body() if isinstance(self._machine, Conversation) and self.collecting else []
+
+    def sent(self) -> None:
+        """All answers so far are sent: the body that they were made of does not count as held any more."""
+        if isinstance(self._machine, Conversation):
+            self._machine.sent()
+
+    def close(self) -> None:
+        """The stream is over, in whatever way: it holds nothing any more."""
+        if isinstance(self._machine, Conversation):
+            self._machine.close()
 
     @property
     def observing(self) -> bool:

@@ -114,6 +114,8 @@ def varint(number: int) -> bytes:
     """A non-negative number as a varint."""
     if number < 128:
         return _ONE_BYTE[number]
+    if number < 1 << 14:
+        return bytes((number & 127 | 128, number >> 7))
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -124,7 +126,10 @@ def varint(number: int) -> bytes:
 
 def nested(field: int, content: bytes) -> bytes:
     """A length-delimited field (message, text or bytes)."""
-    return varint(field << 3 | 2) + varint(len(content)) + content
+    size = len(content)
+    if size < 128 and field < 16:
+        return _ONE_BYTE[field << 3 | 2] + _ONE_BYTE[size] + content
+    return varint(field << 3 | 2) + varint(size) + content
 
 
 def flag(field: int, value: bool) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from msgspec import Struct
 from headrace.core import Refusal, RefusalReason
 from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong
 from headrace.extproc import MalformedMessage, answers
-from headrace.extproc.body import read_model
+from headrace.extproc.body import model_steps
 from headrace.extproc.metadata import read_headers
 from headrace.extproc.wire import Kind, flag, nested, read_message
 from headrace.gateway.metrics import Metrics
@@ -47,8 +47,9 @@ class ModelStream(Struct):
     done: bool = False
     refused: bool = False
 
-    def feed(self, raw: bytes) -> bytes:
-        """The answer to one message: a body too long or too complex to be read is refused. Raises MalformedMessage."""
+    def feed(self, raw: bytes) -> Generator[None, None, bytes]:
+        """The answer to one message, come to in steps with a turn for others after each: a body too long or too complex
+        to be read is refused. Raises MalformedMessage."""
         message = read_message(raw)
         if message.kind is Kind.REQUEST_HEADERS:
             headers, ended = read_headers(message.content)
@@ -66,7 +67,7 @@ class ModelStream(Struct):
         except DecodeError as error:
             raise MalformedMessage(f"HttpBody: {error}") from None
         try:
-            self.model = read_model(body.body, content_encoding=self.encoding)
+            self.model = yield from model_steps(body.body, content_encoding=self.encoding)
         except TooLong as error:
             return self._refuse(413, RefusalReason.BODY_TOO_LARGE, error)
         except TooComplex as error:
@@ -127,9 +128,16 @@ class ModelService:
         if not isinstance(raw, bytes):  # grpc.aio.EOF
             stream.done = True
             return
-        started = time.perf_counter()
-        answer = stream.feed(raw)
-        self.metrics.model_seconds.inc(time.perf_counter() - started)
+        steps, answer = stream.feed(raw), None
+        while answer is None:
+            started = time.perf_counter()
+            try:
+                next(steps)
+            except StopIteration as done:
+                answer = done.value
+            self.metrics.model_seconds.inc(time.perf_counter() - started)
+            if answer is None:
+                await asyncio.sleep(0)
         await context.write(answer)
 
 

@@ -7,7 +7,7 @@ Source: vLLM 0.32.0, `kv_events.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 _MAX_EVENTS = 10_000
 # Of all events of a message: half a million tokens in blocks of 16. The index takes about 3 us for each.
 _MAX_BLOCKS = 32_768
+# Events and blocks that are taken without a turn for others.
+_PART = 512
 # Smaller ones make a pick hash thousands of blocks; hybrid models have blocks of some thousand tokens.
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 8, 65_536
 # Tiers that a request can use without loading blocks back first; older servers name none.
@@ -62,10 +64,12 @@ Event = BlocksStored | BlocksRemoved | AllCleared
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A message: its number, counted up by the server, and what it tells."""
+    """A message: its number, counted up by the server, and what it tells. `continued`: the rest of one whose beginning
+    was taken already."""
 
     sequence: int
     events: tuple[Event, ...]
+    continued: bool = False
 
 
 class _Stored(Struct):
@@ -139,24 +143,77 @@ def read_batch(frames: Sequence[bytes]) -> Batch:
     layers than the first are left out.
 
     Raises MalformedEvents."""
+    sequence, raws = _opened(frames)
+    return Batch(sequence, tuple(_events(raws)))
+
+
+def read_parts(frames: Sequence[bytes]) -> Iterator[Batch]:
+    """The same in parts of so many events and blocks that reading and taking one holds up nobody.
+
+    Raises MalformedEvents: parts before it count."""
+    sequence, raws = _opened(frames)
+    continued, weight = False, 0
+    part: list[Event] = []
+    for event in _events(raws):
+        for piece in _pieces(event):
+            part.append(piece)
+            weight += 1 + (len(piece.hashes) if not isinstance(piece, AllCleared) else 0)
+            if weight >= _PART:
+                yield Batch(sequence, tuple(part), continued)
+                continued, weight = True, 0
+                part = []
+    if part or not continued:
+        yield Batch(sequence, tuple(part), continued)
+
+
+def _pieces(event: Event) -> Iterator[Event]:
+    """An event as several ones of at most _PART blocks that come to the same."""
+    if isinstance(event, AllCleared) or len(event.hashes) <= _PART:
+        yield event
+        return
+    for at in range(0, len(event.hashes), _PART):
+        hashes = event.hashes[at : at + _PART]
+        if isinstance(event, BlocksRemoved):
+            yield BlocksRemoved(hashes)
+            continue
+        size = event.block_size
+        parent = event.hashes[at - 1] if at else event.parent
+        yield BlocksStored(hashes, parent, event.tokens[at * size : (at + _PART) * size], size, event.adapter)
+
+
+def _opened(frames: Sequence[bytes]) -> tuple[int, list[msgspec.Raw]]:
+    """A message's number, and its events unread. Raises MalformedEvents."""
     if len(frames) != 3 or len(frames[1]) != 8:
         raise MalformedEvents(f"{len(frames)} frames: a topic, a number of 8 bytes and a batch are wanted")
     if len(frames[2]) > MAX_MESSAGE_BYTES:
         raise MalformedEvents(f"a batch of {len(frames[2])} bytes; at most {MAX_MESSAGE_BYTES} are read")
-    events: list[Event] = []
-    blocks = 0
     try:
-        for raw in _message.decode(frames[2]).events:
+        return int.from_bytes(frames[1], "big"), _message.decode(frames[2]).events
+    except _UNREADABLE as error:
+        raise _malformed(error) from None
+
+
+def _events(raws: Iterable[msgspec.Raw]) -> Iterator[Event]:
+    """The events that count. Raises MalformedEvents."""
+    blocks = 0
+    for raw in raws:
+        try:
             event = _event(raw)
-            if event is None:
-                continue
-            events.append(event)
-            blocks += len(event.hashes) if not isinstance(event, AllCleared) else 0
-            if blocks > _MAX_BLOCKS:
-                raise MalformedEvents(f"a batch of over {_MAX_BLOCKS} blocks")
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise MalformedEvents(f"the batch is not [time, [event, ...], rank]: {str(error)[:200]}") from None
-    return Batch(int.from_bytes(frames[1], "big"), tuple(events))
+        except _UNREADABLE as error:
+            raise _malformed(error) from None
+        if event is None:
+            continue
+        blocks += len(event.hashes) if not isinstance(event, AllCleared) else 0
+        if blocks > _MAX_BLOCKS:
+            raise MalformedEvents(f"a batch of over {_MAX_BLOCKS} blocks")
+        yield event
+
+
+_UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
+
+def _malformed(error: Exception) -> MalformedEvents:
+    return MalformedEvents(f"the batch is not [time, [event, ...], rank]: {str(error)[:200]}")
 
 
 def _event(raw: msgspec.Raw) -> Event | None:

@@ -15,14 +15,15 @@ import zmq
 import zmq.asyncio
 
 from headrace.core import Endpoint
-from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_batch
+from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES, Batch, MalformedEvents, read_parts
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.serving.tasks import Supervisor, TaskPerKey
 
 logger = logging.getLogger(__name__)
 
-# More waiting than this and the picker is not keeping up: what comes then is dropped, and seen to be missing.
+# More waiting than this and the picker is not keeping up: servers keep what comes then, or drop it, which is seen.
 _MOST_WAITING = 10_000
+_FEWEST_WAITING = 2
 _MOST_SOCKETS = 65_536
 
 
@@ -37,15 +38,23 @@ class KvSubscriber:
     on_batch: Callable[[str, Batch], object]
     on_bad: Callable[[], None] = lambda: None
     on_disconnect: Callable[[str], object] = lambda key: None
+    # Of the messages that wait to be read, over all endpoints.
+    waiting_bytes: int = 64 << 20
 
     def __post_init__(self, tasks: Supervisor) -> None:
         self._context = zmq.asyncio.Context()
         self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         self._tasks = TaskPerKey(tasks, "KV events")
+        self._sockets: set[zmq.asyncio.Socket] = set()
+        self._waiting = _FEWEST_WAITING
 
     def adjust(self, endpoints: Iterable[Endpoint]) -> None:
         """Listen to exactly these endpoints. An address that changed hands is started anew."""
-        self._tasks.adjust({f"{found.key} {found.uid}": partial(self._listen, found) for found in endpoints})
+        work = {f"{found.key} {found.uid}": partial(self._listen, found) for found in endpoints}
+        self._waiting = waiting_messages(self.waiting_bytes, len(work))
+        for socket in self._sockets:
+            socket.set(zmq.RCVHWM, self._waiting)
+        self._tasks.adjust(work)
 
     def close(self) -> None:
         """Close the sockets, once the tasks are over."""
@@ -54,8 +63,9 @@ class KvSubscriber:
     async def _listen(self, endpoint: Endpoint) -> None:
         socket = self._context.socket(zmq.SUB)
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._sockets.add(socket)
         try:
-            socket.set(zmq.RCVHWM, _MOST_WAITING)
+            socket.set(zmq.RCVHWM, self._waiting)
             socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
             socket.set(zmq.IPV6, 1)
             socket.set(zmq.RECONNECT_IVL, 100)
@@ -70,6 +80,7 @@ class KvSubscriber:
             self.on_disconnect(endpoint.key)
             raise
         finally:
+            self._sockets.discard(socket)
             socket.disable_monitor()
             socket.close(linger=0)
 
@@ -79,23 +90,30 @@ class KvSubscriber:
         while True:
             frames = await socket.recv_multipart()
             try:
-                batch = read_batch(frames)
+                for part in read_parts(frames):
+                    self.on_batch(endpoint.key, part)
+                    # What waits already is given without a wait: a fast sender would keep the loop for itself.
+                    await asyncio.sleep(0)
             except MalformedEvents as error:
                 self.on_bad()
                 if not complained:
                     logger.warning("KV events of %s are not readable: %s", endpoint.key, error)
                     complained = True
+                await asyncio.sleep(0)
             else:
                 complained = False
-                self.on_batch(endpoint.key, batch)
-            # What waits already is given without a wait: a fast sender would keep the event loop for itself.
-            await asyncio.sleep(0)
 
     async def _breaks(self, monitor: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
         """Tell of each break of a connection: ZeroMQ makes it anew without a word."""
         while True:
             await monitor.recv_multipart()
             self.on_disconnect(endpoint.key)
+
+
+def waiting_messages(most_bytes: int, endpoints: int) -> int:
+    """How many messages of the longest kind may wait for each endpoint."""
+    share = most_bytes // (MAX_MESSAGE_BYTES * max(1, endpoints))
+    return min(_MOST_WAITING, max(_FEWEST_WAITING, share))
 
 
 def address(endpoint: Endpoint, settings: KvEventsSettings) -> str:

@@ -115,7 +115,7 @@ class PreciseIndex:
         cache = self._caches.get(key)
         if cache is None:
             return False
-        emptied = batch.sequence <= cache.sequence
+        emptied = batch.sequence <= cache.sequence and not batch.continued
         if emptied:
             self._clear(cache)
         cache.sequence = batch.sequence

@@ -33,8 +33,8 @@ _CHAT_FIELDS = (
     "chat_template",
     "chat_template_kwargs",
 )
-# Longer bodies are not read a second time for this.
-_MOST_BODY_BYTES = 4 << 20
+# Longer bodies are not read a second time for this: it would hold up others, and no server answers in time.
+_MOST_BODY_BYTES = 1 << 20
 _MOST_ANSWER_BYTES = MAX_BYTES
 _MOST_AT_ONCE = 64
 # So many failures in a row, and nobody is asked for a while: each would have cost a request the whole time-out.

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from headrace.config.limits import STEP_BYTES
 from headrace.protocol import http
 
 _MESSAGE_CHARACTERS = 200
@@ -86,14 +87,17 @@ class HttpClient:
 
 
 async def pieces(answer: aiohttp.ClientResponse, max_bytes: int | None = None) -> AsyncIterator[bytes]:
-    """An answer's body as it arrives; others have a turn after each piece. Raises UnusableAnswer, aiohttp's errors."""
+    """An answer's body as it arrives, in pieces of at most STEP_BYTES, after each a turn for others.
+
+    Raises UnusableAnswer, aiohttp's errors."""
     if answer.headers.get(http.CONTENT_ENCODING, "").strip().lower() not in ("", "identity"):
         raise UnusableAnswer("it is compressed")
     size = 0
-    async for piece in answer.content.iter_any():
-        size += len(piece)
+    async for arrived in answer.content.iter_any():
+        size += len(arrived)
         if max_bytes is not None and size > max_bytes:
             raise UnusableAnswer(f"it has over {max_bytes} bytes")
-        yield piece
-        # What is there already is given without a wait.
-        await asyncio.sleep(0)
+        for at in range(0, len(arrived), STEP_BYTES):
+            yield arrived[at : at + STEP_BYTES]
+            # What is there already is given without a wait.
+            await asyncio.sleep(0)

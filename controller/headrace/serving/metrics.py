@@ -13,7 +13,8 @@ L = TypeVar("L", bound=tuple[str, ...])
 
 OTHER = "other"
 MAX_LABEL_VALUES = 1000
-MAX_LABEL_CHARACTERS = 256
+# Longer values are cut.
+MAX_LABEL_CHARACTERS = 64
 
 
 class Declared(Generic[M]):
@@ -83,9 +84,9 @@ def gauges(name: str, text: str, values: Mapping[L, float], *labels: str) -> Met
 
 
 class CappedLabels:
-    """Values of labels that clients choose, one or several together: bounded in number and in length.
+    """Values of labels that clients choose, one or several together: cut to a length, and bounded in number.
 
-    Past the bounds each of them is `other`. Several are bounded together, for alone they would allow their product."""
+    Past the bound each of them is `other`. Several are bounded together, for alone they would allow their product."""
 
     def __init__(self, limit: int = MAX_LABEL_VALUES) -> None:
         self._limit = limit
@@ -95,7 +96,10 @@ class CappedLabels:
         """The values to label with."""
         if values in self._seen:
             return values
-        if len(self._seen) >= self._limit or max(map(len, values)) > MAX_LABEL_CHARACTERS:
+        values = tuple(value[:MAX_LABEL_CHARACTERS] for value in values)
+        if values in self._seen:
+            return values
+        if len(self._seen) >= self._limit:
             return (OTHER,) * len(values)
         self._seen.add(values)
         return values

@@ -9,11 +9,12 @@ from typing import Self
 import grpc
 import grpc.aio
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from headrace.core import endpoint_key
 from headrace.core.invalid import CannotServe
 from headrace.protocol import http
+from headrace.serving.exposition import page
 
 _GRPC_OPTIONS: Mapping[str, int] = {
     # Two processes on one port would share its connections and each know half of what goes on.
@@ -104,7 +105,12 @@ def health_routes(why_not_ready: Callable[[], str]) -> list[web.RouteDef]:
 def metrics_route(registry: CollectorRegistry) -> web.RouteDef:
     """/metrics of a registry."""
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={http.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={http.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+        await response.prepare(request)
+        async for piece in page(registry):
+            await response.write(piece)
+        await response.write_eof()
+        return response
 
     return web.get("/metrics", metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import bounded_json
-from headrace.core.bounded_json import MAX_DEPTH, MAX_NODES, MAX_VALUES, TooComplex, TooLong, check_bounds, load
+from headrace.core.bounded_json import MAX_DEPTH, MAX_NODES, MAX_VALUES, Bounds, TooComplex, TooLong, check_bounds, load
 
 TEXT = st.text(alphabet='a,[]{}"\\:\n', max_size=8)
 JSON = st.recursive(
@@ -51,6 +52,26 @@ def test_the_count_is_that_of_what_is_outside_strings(
             assert within
 
 
+@given(JSON, st.lists(st.integers(0, 200)), st.integers(1, 5), st.integers(1, 25))
+def test_wherever_a_text_is_cut_the_count_is_the_same(value: Any, cuts: list[int], depth: int, nodes: int) -> None:
+    text = json.dumps(value).encode()
+    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bounded_json, "MAX_DEPTH", depth)
+        patched.setattr(bounded_json, "MAX_NODES", nodes)
+        refused = []
+        for pieces in ([text], [text[a:b] for a, b in itertools.pairwise(edges)]):
+            bounds = Bounds()
+            try:
+                for piece in pieces:
+                    bounds.feed(piece)
+            except TooComplex:
+                refused.append(True)
+            else:
+                refused.append(False)
+    assert refused[0] == refused[1]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -76,7 +97,7 @@ def test_what_people_send_passes(text: bytes) -> None:
         (b"[" + b'"",' * MAX_NODES + b"0]", MAX_NODES),
         (b"{" + b",".join(b'"%x":0' % n for n in range(MAX_NODES)) + b"}", MAX_NODES),
         (b'{"x":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", MAX_DEPTH),
-        (b"[" * (1 << 20), MAX_NODES),
+        (b"[" * (1 << 20), MAX_DEPTH),
         (b'"' * (1 << 20), MAX_NODES),
         # A string of closing brackets takes back nothing.
         (b'{"x":' + b'["]]]]",' * MAX_DEPTH + b"0" + b"]" * MAX_DEPTH + b"}", MAX_DEPTH),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.limits import ByteBudget
 from headrace.datalayer.exposition import CostlyPage, PageLimits, PageReader, Sample, read_labels
 
 REAL_PAGE = (Path(__file__).parent / "data" / "vllm-0.32.0-under-load.txt").read_bytes()
@@ -85,6 +86,21 @@ def test_what_is_kept_is_bounded() -> None:
     reader.keep(10)
     with pytest.raises(CostlyPage, match="10 bytes"):
         reader.keep(1)
+
+
+def test_what_is_kept_of_all_pages_has_one_budget() -> None:
+    budget = ByteBudget(100, small=100)
+    first, second = (PageReader(("a",), PageLimits(kept_bytes=80), kept=budget) for _ in range(2))
+    first.keep(60)
+    second.keep(40)
+    with pytest.raises(CostlyPage, match="other servers"):
+        second.keep(1)
+    second.close()
+    first.keep(20)
+    assert budget.held == 80
+    first.close()
+    first.close()
+    assert budget.held == 0
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-1", "many", "1e999", "0x10"])

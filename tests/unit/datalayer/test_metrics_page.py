@@ -265,6 +265,21 @@ def test_names_of_adapters_are_capped() -> None:
     assert len(metrics.known_adapters) == 2049
 
 
+def test_of_one_long_list_of_adapters_as_many_are_known_as_there_may_be() -> None:
+    names = ",".join(f"a{number}" for number in range(6000))
+    metrics = parse_page(page(f"{RUNNING} 1", f'vllm:lora_requests_info{{running_lora_adapters="{names}"}} 1'), VLLM)
+    assert len(metrics.known_adapters) == 2048
+    older = page(f"{RUNNING} 1", f'vllm:lora_requests_info{{running_lora_adapters="{names}"}} 1')
+    newer = b'vllm:lora_requests_info{running_lora_adapters="b"} 2\n'
+    assert len(parse_page(older + newer, VLLM).known_adapters) == 2048 + 1
+
+
+def test_names_of_models_are_capped() -> None:
+    lines = [f'vllm:num_requests_running{{model_name="m{number}"}} 1' for number in range(1000)]
+    assert len(parse_page(page(*lines), VLLM).models) == 256
+    assert parse_page(page(f'vllm:num_requests_running{{model_name="{"x" * 257}"}} 1'), VLLM).models == frozenset()
+
+
 def test_a_page_of_endless_series_is_refused() -> None:
     lines = [f'vllm:num_requests_running{{model_name="{n}"}} 1' for n in range(10_000)]
     with pytest.raises(CostlyPage, match="wanted series"):

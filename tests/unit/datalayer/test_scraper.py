@@ -171,6 +171,7 @@ async def test_a_page_over_the_limit_is_cut_off_and_the_server_marked() -> None:
 
     async with scraped(handler, limits=PageLimits(page_bytes=1000)) as (scraper, record, store):
         assert await scraper.scrape(record)
+        assert scraper.settings.kept.held == 0
         assert record.scrape_error == "the page is over 1000 bytes: cut off"
         assert store.snapshot()[0].running == 2
         assert record.metrics is not None

@@ -33,9 +33,20 @@ def test_the_namespace_is_a_flag_or_the_environment() -> None:
 
 def test_limits_of_bodies() -> None:
     found = options("--pool-name=p")
-    assert (found.conversation.max_body_bytes, found.conversation.max_parsed_body_bytes) == (64 << 20, 8 << 20)
+    assert found.conversation.max_parsed_body_bytes == 8 << 20
+    # On a machine with little memory the longest body is shorter.
+    assert found.conversation.max_body_bytes == min(64 << 20, found.limits.bodies.item_bytes)
+    assert found.conversation.bodies.most == found.limits.memory // 4
+    assert found.conversation.body_seconds == 120
     found = options("--pool-name=p", "--max-request-body-bytes=1Ki", "--max-parsed-body-bytes=100")
     assert (found.conversation.max_body_bytes, found.conversation.max_parsed_body_bytes) == (1024, 100)
+
+
+def test_the_budget_of_all_bodies() -> None:
+    found = options("--pool-name=p", "--max-held-body-bytes=40Mi", "--request-body-timeout=30s").conversation
+    assert found.bodies.most == 40 << 20
+    assert found.max_body_bytes == 30 << 20
+    assert found.body_seconds == 30
 
 
 @pytest.mark.parametrize(
@@ -134,6 +145,8 @@ def test_static_endpoints() -> None:
         (["--pool-name=p", "--model-server-metrics-port=70000"], "--model-server-metrics-port=70000"),
         (["--pool-name=p", "--max-request-body-bytes=64m"], "--max-request-body-bytes=64m"),
         (["--pool-name=p", "--max-parsed-body-bytes=0.5"], "--max-parsed-body-bytes=0.5"),
+        (["--pool-name=p", "--max-held-body-bytes=-1"], "--max-held-body-bytes=-1"),
+        (["--pool-name=p", "--request-body-timeout=0s"], "--request-body-timeout=0s"),
         (["--endpoints=127.0.0.1:1", "--ha-enable-leader-election"], "--ha-enable-leader-election=true"),
         (["--pool-name=p", "--zap-log-level=loud"], "--zap-log-level=loud"),
         (["--pool-name=p", "--health-checking=maybe"], "--health-checking=maybe"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
+from headrace.config.limits import STEP_BYTES, ByteBudget
 from headrace.core import FailureMode, Request
 from headrace.epp.composition import Components
 from headrace.epp.metrics import Metrics
 from headrace.epp.service import StreamSession
 from headrace.extproc import BodyMode
+from headrace.extproc.request_body import PIECE_OVERHEAD
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from ..extproc import messages as m
@@ -152,3 +155,99 @@ async def test_a_request_that_the_stream_refuses_is_counted_and_logged() -> None
     assert logged["refused"] == {"status": 413, "reason": "body-too-large"}
     assert sample(d, 'headrace_epp_refused_total{reason="body-too-large"}') == 1
     assert len(d.pool.ledger) == 0
+
+
+DUPLEX = m.config(BodyMode.FULL_DUPLEX_STREAMED)
+
+
+async def test_what_is_refused_for_want_of_memory_is_counted() -> None:
+    d = picker(Clock())
+    settings = m.settings(bodies=ByteBudget(len(BODY) + 100))
+    d.metrics.show_budget(settings.bodies)
+    first, second = (StreamSession(d.director, d.pool, settings) for _ in range(2))
+    await feed(first, m.request_headers(protocol_config=DUPLEX), m.body("request_body", BODY, False))
+    assert sample(d, "headrace_epp_held_body_bytes") == len(BODY) + PIECE_OVERHEAD
+    assert sample(d, "headrace_epp_held_body_bytes_limit") == len(BODY) + 100
+    answers = await feed(second, m.request_headers(protocol_config=DUPLEX), m.body("request_body", BODY, True))
+    assert answers[-1].immediate_response.status.code == 503
+    assert sample(d, 'headrace_epp_refused_total{reason="rejected-body-memory"}') == 1
+    first.end()
+    second.end()
+    assert sample(d, "headrace_epp_held_body_bytes") == 0
+
+
+async def test_a_body_has_a_deadline_from_its_headers_on() -> None:
+    clock = Clock()
+    d = picker(clock)
+    session = StreamSession(d.director, d.pool, m.settings(body_seconds=10.0))
+    assert session.patience is None
+    await feed(session, m.request_headers(protocol_config=DUPLEX))
+    assert session.patience == 10.0
+    for _ in range(3):
+        clock.now += 3.0
+        await feed(session, m.body("request_body", b"{", False))
+        assert session.patience is not None
+    assert session.patience == 1.0
+    clock.now += 3.0
+    assert session.patience == 0.0
+    (answer,) = session.body_is_late()
+    assert pb.ProcessingResponse.FromString(answer).immediate_response.status.code == 408
+    assert sample(d, 'headrace_epp_refused_total{reason="body-timeout"}') == 1
+    assert session.patience is None
+
+
+async def test_a_body_that_is_there_has_no_deadline() -> None:
+    session = await pick(picker(Clock()))
+    assert session.patience is None
+    assert session.body_is_late() == []
+
+
+def long_body(size: int) -> bytes:
+    """Of small values, which are the most work."""
+    return b'{"model":"m","prompt":"p","x":[' + b'{"":0},' * (size // 7) + b"0]}"
+
+
+@pytest.mark.parametrize("mode", [BodyMode.FULL_DUPLEX_STREAMED, BodyMode.BUFFERED])
+async def test_a_long_body_is_read_and_sent_on_with_turns_for_others(mode: BodyMode) -> None:
+    d = picker(Clock())
+    content = long_body(800_000) + b" " * (3 << 20)
+    settings = m.settings()
+    session = StreamSession(d.director, d.pool, settings)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await asyncio.sleep(0)
+    await feed(session, m.request_headers(protocol_config=m.config(mode)))
+    answers = await feed(session, m.body("request_body", content, True))
+    task.cancel()
+    assert turns >= len(content) // STEP_BYTES
+    (logged,) = d.decisions.find()
+    assert logged["model"] == "m"
+    if mode is BodyMode.FULL_DUPLEX_STREAMED:
+        pieces = [a.request_body.response.body_mutation.streamed_response for a in answers[1:]]
+        assert b"".join(piece.body for piece in pieces) == content
+        assert [piece.end_of_stream for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert max(len(piece.body) for piece in pieces) <= 62_000
+        assert m.set_headers(answers[0].request_headers.response.header_mutation)["content-length"] == str(len(content))
+    assert settings.bodies.held > len(content)
+    session.sent()
+    assert settings.bodies.held == 0
+    session.end()
+
+
+async def test_a_body_in_the_smallest_pieces_counts_with_what_each_takes() -> None:
+    d = picker(Clock())
+    settings = m.settings(bodies=ByteBudget(100 * (PIECE_OVERHEAD + 1)))
+    session = StreamSession(d.director, d.pool, settings)
+    await feed(session, m.request_headers(protocol_config=DUPLEX))
+    piece = m.body("request_body", b"{", False)
+    for _ in range(100):
+        assert await feed(session, piece) == []
+    (answer,) = await feed(session, piece)
+    assert answer.immediate_response.status.code == 503

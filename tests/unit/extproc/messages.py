@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 
@@ -14,8 +14,20 @@ from headrace.extproc.events import Event, PickNeeded
 from headrace.xds.envoy.config.core.v3 import base_pb2
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+T = TypeVar("T")
+
 PICK = "10.0.0.7:8000"
 DESTINATION = "x-gateway-destination-endpoint"
+
+
+def result(steps: Generator[None, None, T]) -> T:
+    """What work in steps comes to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            value: T = done.value
+            return value
 
 
 def settings(**changes: Any) -> ConversationSettings:
@@ -88,11 +100,12 @@ class Gateway:
 
     def send_raw(self, raw: bytes) -> list[pb.ProcessingResponse]:
         out = list(self.stream.feed(raw))
-        while events := self.stream.take_events():
+        while (events := self.stream.take_events()) or self.stream.busy:
             self.events += events
             for event in events:
                 if isinstance(event, PickNeeded):
                     out += self.stream.resume(self.outcome)
+            out += self.stream.go_on()
         read = [pb.ProcessingResponse.FromString(answer) for answer in out]
         self.answers += read
         return read

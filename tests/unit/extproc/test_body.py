@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.bounded_json import MAX_NODES
-from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, read_body, read_model
+from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, model_steps, read_body
 from headrace.extproc.model_name import with_model
+
+from . import messages as m
 
 COMPLETIONS = "/v1/completions"
 
@@ -198,7 +200,7 @@ def test_a_body_over_the_limit_passes_unread() -> None:
 def test_a_model_is_read_and_replaced_in_whatever_encoding(encoding: str, path: str) -> None:
     content = (" " * 100 + '{"model":"m","prompt":"abc"}').encode(encoding)
     assert read_body(content, path=path).model == "m"
-    assert read_model(content) == "m"
+    assert m.result(model_steps(content)) == "m"
     assert json.loads(with_model(content, "new"))["model"] == "new"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import Decision, Refusal, RefusalReason
-from headrace.extproc import BodyMode, ExtProcStream, MalformedMessage, ProtocolViolation
+from headrace.extproc import BodyMode, ExtProcStream, MalformedMessage, ProtocolViolation, request_body
 from headrace.extproc.events import PickNeeded, RequestRefused, ResponseChunk, ResponseEnded, ResponseStarted
+from headrace.extproc.request_body import WHOLE_BYTES
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
@@ -21,6 +23,14 @@ from .messages import DESTINATION, PICK, REQUEST, Gateway
 
 UNTRUSTED = {DESTINATION, f"{DESTINATION}-served", f"{DESTINATION}-subset"}
 OTHER_PATH = {**REQUEST, ":path": "/other"}
+
+
+@pytest.fixture(autouse=True, scope="module", params=[WHOLE_BYTES, 40], ids=["read at once", "scanned"])
+def whole_bytes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of bodies up to this size that are read at once, and of those that are scanned."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(request_body, "WHOLE_BYTES", request.param)
+        yield
 
 
 def check_pick(answer: pb.ProcessingResponse, mutation: pb.HeaderMutation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import Decision, Refusal, RefusalReason
-from headrace.extproc import BodyMode, Usage
+from headrace.extproc import BodyMode, Usage, request_body
 from headrace.extproc.events import PickNeeded, ResponseChunk, ResponseEnded, ResponseStarted
+from headrace.extproc.request_body import WHOLE_BYTES
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from . import messages as m
@@ -24,6 +26,14 @@ MODES = st.sampled_from([mode for mode in BodyMode if mode is not BodyMode.GRPC]
 SHOWN = st.sampled_from([BodyMode.FULL_DUPLEX_STREAMED, BodyMode.BUFFERED, BodyMode.STREAMED])
 RANK = {"headers": 0, "body": 1, "trailers": 2}
 CLIENTS = {**REQUEST, DESTINATION: "10.9.9.9:1", f"{DESTINATION}-served": "x", f"{DESTINATION}-subset": "y"}
+
+
+@pytest.fixture(autouse=True, scope="module", params=[WHOLE_BYTES, 40], ids=["read at once", "scanned"])
+def whole_bytes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of bodies up to this size that are read at once, and of those that are scanned."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(request_body, "WHOLE_BYTES", request.param)
+        yield
 
 
 def check_order(passed: Passed, *, trailers: bool) -> None:

@@ -12,10 +12,11 @@ from google.protobuf import any_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.limits import STEP_BYTES
 from headrace.core import GA_GROUP
 from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc import MalformedMessage
-from headrace.extproc.body import read_model
+from headrace.extproc.body import model_steps
 from headrace.gateway import names
 from headrace.gateway.base_models import BaseModels, Problem, read_adapters
 from headrace.gateway.model_routing import BODY_LIMIT_BYTES
@@ -28,6 +29,7 @@ from headrace.xds.envoy.config.listener.v3 import listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
 from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from tests.unit.extproc.messages import result
 from tests.unit.gateway import objects as o
 
 POLICY = "envoy.filters.http.rbac/p"
@@ -142,21 +144,34 @@ def body(content: bytes) -> bytes:
     return message(request_body=pb.HttpBody(body=content, end_of_stream=True))
 
 
+def fed(stream: ModelStream, raw: bytes) -> bytes:
+    return result(stream.feed(raw))
+
+
+def test_a_long_body_is_read_with_turns_for_others():
+    content = b'{"x":[' + b'{"":0},' * 100_000 + b'0],"model":"m"}'
+    stream = ModelStream({})
+    steps = stream.feed(body(content))
+    turns = sum(1 for _ in iter(lambda: next(steps, "over"), "over"))
+    assert turns >= len(content) // STEP_BYTES
+    assert stream.model == "m"
+
+
 def test_a_request_is_answered_and_the_stream_is_done():
     stream = ModelStream({"m": "base"})
     headers = pb.ProcessingRequest()
     headers.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
-    first = pb.ProcessingResponse.FromString(stream.feed(headers.SerializeToString()))
+    first = pb.ProcessingResponse.FromString(fed(stream, headers.SerializeToString()))
     assert first.WhichOneof("response") == "request_headers"
     assert not stream.done
-    answer = stream.feed(body(b'{"model":"m"}'))
+    answer = fed(stream, body(b'{"model":"m"}'))
     assert headers_of(answer) == {http.MODEL: "m", http.BASE_MODEL: "base"}
     assert stream.done
 
 
 def test_a_request_without_a_body_is_done_with_its_headers():
     stream = ModelStream({})
-    stream.feed(message(request_headers=pb.HttpHeaders(end_of_stream=True)))
+    fed(stream, message(request_headers=pb.HttpHeaders(end_of_stream=True)))
     assert stream.done
 
 
@@ -164,14 +179,14 @@ def test_encoded_bodies_are_not_read():
     stream = ModelStream({})
     headers = pb.ProcessingRequest()
     headers.request_headers.headers.headers.add(key="content-encoding", raw_value=b"gzip")
-    stream.feed(headers.SerializeToString())
-    assert headers_of(stream.feed(body(b'{"model":"m"}'))) == {}
+    fed(stream, headers.SerializeToString())
+    assert headers_of(fed(stream, body(b'{"model":"m"}'))) == {}
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff", message(response_headers=pb.HttpHeaders())])
 def test_what_is_no_request_breaks_the_protocol(raw: bytes):
     with pytest.raises(MalformedMessage):
-        ModelStream({}).feed(raw)
+        fed(ModelStream({}), raw)
 
 
 def test_names_that_no_header_can_carry_are_none():
@@ -187,7 +202,7 @@ def test_names_that_no_header_can_carry_are_none():
     )
 )
 def test_any_body_is_answered(content: bytes):
-    headers_of(ModelStream({}).feed(body(content)))
+    headers_of(fed(ModelStream({}), body(content)))
 
 
 @pytest.mark.parametrize(
@@ -203,8 +218,8 @@ def test_any_body_is_answered(content: bytes):
     ],
 )
 def test_the_model_of_a_body(content: bytes, wanted: str):
-    assert read_model(content) == wanted
-    assert read_model(content, content_encoding="gzip") == ""
+    assert result(model_steps(content)) == wanted
+    assert result(model_steps(content, content_encoding="gzip")) == ""
 
 
 @pytest.mark.parametrize(
@@ -218,7 +233,7 @@ def test_the_model_of_a_body(content: bytes, wanted: str):
 )
 def test_bodies_beyond_the_bounds_are_refused(content: bytes, status: int):
     stream = ModelStream({})
-    answer = pb.ProcessingResponse.FromString(stream.feed(body(content)))
+    answer = pb.ProcessingResponse.FromString(fed(stream, body(content)))
     assert answer.immediate_response.status.code == status
     assert (stream.done, stream.refused, stream.model) == (True, True, "")
 

@@ -94,6 +94,25 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         {'headrace_epp_served_elsewhere_total{namespace="n",pod="p"}': "0+1x60"},
         {"namespace": "n", "pod": "p"},
     ),
+    # 2 in 100 are late by 0.2 to 0.5 s, and by 20 to 50 ms.
+    "HeadraceEventLoopLags": (
+        {
+            'headrace_epp_loop_lag_seconds_bucket{namespace="n",pod="p",le="0.2"}': "0+98x60",
+            'headrace_epp_loop_lag_seconds_bucket{namespace="n",pod="p",le="0.5"}': "0+100x60",
+            'headrace_epp_loop_lag_seconds_bucket{namespace="n",pod="p",le="+Inf"}': "0+100x60",
+        },
+        {
+            'headrace_epp_loop_lag_seconds_bucket{namespace="n",pod="p",le="0.02"}': "0+98x60",
+            'headrace_epp_loop_lag_seconds_bucket{namespace="n",pod="p",le="0.05"}': "0+100x60",
+            'headrace_epp_loop_lag_seconds_bucket{namespace="n",pod="p",le="+Inf"}': "0+100x60",
+        },
+        {"namespace": "n", "pod": "p"},
+    ),
+    "HeadraceBodiesTakeAllMemory": (
+        {'headrace_epp_refused_total{namespace="n",pod="p",reason="rejected-body-memory"}': "0+6x60"},
+        {'headrace_epp_refused_total{namespace="n",pod="p",reason="bad-request"}': "0+6x60"},
+        {"namespace": "n", "pod": "p"},
+    ),
     "HeadraceStreamErrors": (
         {'headrace_epp_stream_errors_total{namespace="n",pod="p",reason="protocol"}': "0+60x60"},
         {'headrace_epp_stream_errors_total{namespace="n",pod="p",reason="protocol"}': "0+1x60"},

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from headrace.config.decode import InvalidConfig, decode
 from headrace.core import Request
+from headrace.prefixes import kv_events
 from headrace.prefixes.kv_events import (
     AllCleared,
     Batch,
@@ -26,8 +27,10 @@ from headrace.prefixes.kv_events import (
     Event,
     MalformedEvents,
     read_batch,
+    read_parts,
 )
 from headrace.prefixes.kv_settings import KvEventsParameters, KvEventsSettings
+from headrace.prefixes.kv_subscriber import waiting_messages
 from headrace.prefixes.precise import EXPECTED_SECONDS, PreciseIndex, in_common
 from headrace.scheduling.tokens import given_tokens
 
@@ -423,3 +426,51 @@ def test_settings_of_llm_d() -> None:
     ):
         with pytest.raises(InvalidConfig):
             decode({"kvEventsConfig": wrong}, KvEventsParameters, "")
+
+
+HASHES = st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)
+TOLD = st.one_of(
+    st.tuples(HASHES, st.none() | st.integers(0, 40), st.sampled_from(["", "x"])).map(
+        lambda told: stored_map(
+            block_hashes=told[0], parent_block_hash=told[1], token_ids=T8 * len(told[0]), lora_name=told[2]
+        )
+    ),
+    HASHES.map(lambda hashes: {"type": "BlockRemoved", "block_hashes": hashes}),
+    st.just({"type": "AllBlocksCleared"}),
+)
+
+
+@given(st.lists(st.lists(TOLD, max_size=4), max_size=4), st.integers(1, 9), st.booleans())
+def test_a_message_in_parts_comes_to_the_same(messages: list[list[Any]], part: int, again: bool) -> None:
+    whole, parts = PreciseIndex(), PreciseIndex()
+    for index in (whole, parts):
+        index.add("a")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kv_events, "_PART", part)
+        for number, events in enumerate(messages):
+            # A server that starts anew counts from 0 again.
+            sent = frames(*events, sequence=0 if again else number)
+            found = list(read_parts(sent))
+            assert [batch.continued for batch in found] == [False] + [True] * (len(found) - 1)
+            assert all(len(getattr(event, "hashes", ())) <= part for batch in found for event in batch.events)
+            emptied = [parts.apply("a", batch) for batch in found]
+            assert any(emptied) == whole.apply("a", read_batch(sent))
+            assert parts._masks == whole._masks
+            assert parts._caches["a"].blocks == whole._caches["a"].blocks
+
+
+def test_parts_before_a_malformed_one_count() -> None:
+    sent = frames(*[stored_map(block_hashes=[number]) for number in range(600)], stored_map(block_size=1))
+    parts = read_parts(sent)
+    assert len(next(parts).events) > 100
+    with pytest.raises(MalformedEvents):
+        list(parts)
+
+
+def test_what_waits_is_bounded_in_bytes_over_all_endpoints() -> None:
+    assert waiting_messages(64 << 20, 1) == 64
+    assert waiting_messages(64 << 20, 8) == 8
+    # Each has some: a message is hardly ever that long.
+    assert waiting_messages(64 << 20, 1000) == 2
+    assert waiting_messages(1 << 50, 1) == 10_000
+    assert waiting_messages(64 << 20, 0) == 64

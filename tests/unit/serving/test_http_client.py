@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from headrace.config.limits import STEP_BYTES
 from headrace.serving.http_client import HttpClient, HttpError, pieces
 
 from ...hang import HANG_SECONDS
@@ -64,6 +65,16 @@ async def test_an_encoding_that_is_none_is_read(encoding: str) -> None:
 
     async with server(handler) as url, HttpClient() as http:
         assert await http.read("GET", url, max_bytes=1, seconds=HANG_SECONDS) == (200, b"x")
+
+
+async def test_a_long_answer_comes_in_steps() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * (1 << 20))
+
+    async with server(handler) as url, HttpClient() as http, http.open("GET", url, seconds=HANG_SECONDS) as answer:
+        sizes = [len(piece) async for piece in pieces(answer)]
+    assert sum(sizes) == 1 << 20
+    assert max(sizes) <= STEP_BYTES
 
 
 async def test_redirects_are_not_followed() -> None:

@@ -43,4 +43,6 @@ def test_labels_are_bounded_in_length() -> None:
     label = CappedLabels()
     longest = "x" * MAX_LABEL_CHARACTERS
     assert label(longest, "a") == (longest, "a")
-    assert label(f"{longest}x", "a") == (OTHER, OTHER)
+    for number in range(2000):
+        assert label(f"{longest}{number}", "a") == (longest, "a")
+    assert label("b", "b") == ("b", "b")
