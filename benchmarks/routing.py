@@ -145,7 +145,7 @@ async def ask_one(port: int, ask: Ask) -> tuple[float, float]:
     prompt = "".join(f"{block:08x}" * (BLOCK_TOKENS // 2) for block in ask.blocks)
     asked = {"model": ask.model, "prompt": prompt, "max_tokens": ask.answer_tokens, "ignore_eos": True, "stream": True}
     body = json.dumps(asked).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: pool\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: pool\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
     began = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     try:
