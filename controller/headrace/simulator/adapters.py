@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.simulator.openai import ApiError, bad_field, model_not_found
+from headrace.simulator.openai import ApiError, model_not_found, wrong_type
 
 
 @dataclass(frozen=True)
@@ -38,34 +38,32 @@ class Models:
             return Served(model, None)
         if model in self._adapters:
             return Served(model, model)
-        raise model_not_found(model)
+        raise model_not_found(model, self.served_names)
 
     def load(self, body: Mapping[str, Any]) -> str:
         """Load an adapter; returns its name. Raises ApiError: 400 when it is there already, 404 for a bad path."""
-        name, path = body.get("lora_name"), body.get("lora_path")
-        if not isinstance(name, str) or not name:
-            raise bad_field("lora_name", name, "give the adapter's name")
-        if not isinstance(path, str) or not path:
-            raise bad_field("lora_path", path, "give the adapter's path")
-        if name in self.served_names or (name in self._adapters and not body.get("load_inplace")):
-            raise ApiError(
-                400,
-                f"The lora adapter '{name}' has already been loaded. Give another lora_name, or unload it first.",
-                kind="InvalidUserInput",
-                field="lora_name",
+        name, path = _text(body, "lora_name"), _text(body, "lora_path")
+        if not name or not path:
+            raise _bad_input("Both 'lora_name' and 'lora_path' must be provided.")
+        if name in self.served_names:
+            raise _bad_input(f"The lora adapter '{name}' conflicts with a served base model.")
+        if name in self._adapters and not body.get("load_inplace"):
+            raise _bad_input(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
+                "set 'load_inplace' to True."
             )
         if self._check_paths and not Path(path).exists():
-            raise ApiError(404, f"No adapter found for '{path}'.", kind="NotFoundError", field="lora_path")
+            raise ApiError(404, f"Loading lora {name} failed: No adapter found for {path}", kind="NotFoundError")
         self._adapters[name] = path
         return name
 
     def unload(self, body: Mapping[str, Any]) -> str:
         """Unload an adapter; returns its name. Raises ApiError: 404 when there is none of this name."""
-        name = body.get("lora_name")
-        if not isinstance(name, str) or not name:
-            raise bad_field("lora_name", name, "give the adapter's name")
+        name = _text(body, "lora_name")
+        if not name:
+            raise _bad_input("'lora_name' needs to be provided to unload a LoRA adapter.")
         if name not in self._adapters:
-            raise ApiError(404, f"The lora adapter '{name}' cannot be found.", kind="NotFoundError", field="lora_name")
+            raise ApiError(404, f"The lora adapter '{name}' cannot be found.", kind="NotFoundError")
         del self._adapters[name]
         return name
 
@@ -85,7 +83,33 @@ class Models:
                     "root": root,
                     "parent": parent,
                     "max_model_len": length,
+                    "permission": [{**_PERMISSION, "id": f"modelperm-{number:016x}", "created": created}],
                 }
-                for name, root, parent, length in [*entries, *adapters]
+                for number, (name, root, parent, length) in enumerate([*entries, *adapters])
             ],
         }
+
+
+_PERMISSION = {
+    "object": "model_permission",
+    "allow_create_engine": False,
+    "allow_sampling": True,
+    "allow_logprobs": True,
+    "allow_search_indices": False,
+    "allow_view": True,
+    "allow_fine_tuning": False,
+    "organization": "*",
+    "group": None,
+    "is_blocking": False,
+}
+
+
+def _text(body: Mapping[str, Any], field: str) -> str:
+    value = body.get(field)
+    if not isinstance(value, str):
+        raise wrong_type(field, value, "give a text")
+    return value
+
+
+def _bad_input(message: str) -> ApiError:
+    return ApiError(400, message, kind="InvalidUserInput")

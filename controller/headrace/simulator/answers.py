@@ -13,6 +13,12 @@ import orjson
 SYSTEM_FINGERPRINT = "headrace-simulator"
 DONE = b"data: [DONE]\n\n"
 
+# What vLLM's answers have and nothing here fills.
+_MARKED = {"system_fingerprint": SYSTEM_FINGERPRINT}
+_OF_ANSWERS = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+_OF_CHATS = {"prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None, **_OF_ANSWERS}
+_OF_MESSAGES = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -24,11 +30,15 @@ class Usage:
 
     def json(self) -> dict[str, Any]:
         """As in an answer's `usage`."""
+        details = {"cached_tokens": self.cached_tokens, "created_cache_tokens": None, "multimodal_tokens": None}
+        return {**self.counts(), "prompt_tokens_details": details, "completion_tokens_details": None}
+
+    def counts(self) -> dict[str, Any]:
+        """As in the events of a stream."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -77,8 +87,18 @@ class StopScanner:
 class AnswerForm:
     """Builds the JSON of one request's answer; `chat` chooses between the two endpoints' forms."""
 
-    def __init__(self, *, request_id: str, model: str, created: int, chat: bool, continuous_usage: bool) -> None:
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        model: str,
+        created: int,
+        chat: bool,
+        continuous_usage: bool,
+        usage_follows: bool = False,
+    ) -> None:
         self.id = request_id
+        self.usage_follows = usage_follows
         self._chat = chat
         self._continuous_usage = continuous_usage
         self._base: dict[str, Any] = {
@@ -86,49 +106,61 @@ class AnswerForm:
             "object": "chat.completion" if chat else "text_completion",
             "created": created,
             "model": model,
-            "system_fingerprint": SYSTEM_FINGERPRINT,
         }
         self._chunk_base = {**self._base, "object": "chat.completion.chunk" if chat else "text_completion"}
 
     def whole(self, choices: Sequence[dict[str, Any]], usage: Usage) -> bytes:
         """The answer to a request without `stream`."""
-        return orjson.dumps({**self._base, "choices": list(choices), "usage": usage.json()})
+        more = _OF_CHATS if self._chat else _OF_ANSWERS
+        return orjson.dumps(
+            {**self._base, **_MARKED, "choices": list(choices), "service_tier": None, "usage": usage.json(), **more}
+        )
 
     def choice(self, index: int, text: str, finish_reason: str, stop_reason: str | int | None) -> dict[str, Any]:
         """One choice of a whole answer."""
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        message = {"role": "assistant", "content": text, **_OF_MESSAGES}
+        content: dict[str, Any] = {"message": message} if self._chat else {"text": text}
         return {
             "index": index,
             **content,
             "logprobs": None,
             "finish_reason": finish_reason,
             "stop_reason": stop_reason,
+            "token_ids": None,
+            "routed_experts": None,
+            **({} if self._chat else {"prompt_logprobs": None, "prompt_token_ids": None}),
         }
 
     def role_event(self, index: int, usage: Usage) -> bytes:
         """A chat's first event: the role, no text yet."""
-        return self._event({"index": index, "delta": {"role": "assistant", "content": ""}}, None, None, usage)
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        chunk = {"choices": [{**choice, "finish_reason": None}], "prompt_token_ids": None, "prompt_text": None}
+        return self._chunk(chunk, usage)
 
     def text_event(
         self, index: int, text: str, finish_reason: str | None, stop_reason: str | int | None, usage: Usage
     ) -> bytes:
         """An event with a piece of a choice; the last one has the finish reason."""
         piece: dict[str, Any] = {"delta": {"content": text}} if self._chat else {"text": text}
-        return self._event({"index": index, **piece}, finish_reason, stop_reason, usage)
+        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish_reason, "token_ids": None}
+        if not self._chat:
+            choice["prompt_token_ids"] = None
+        last = finish_reason is not None
+        if last or not self._chat:
+            choice["stop_reason"] = stop_reason
+        # The last event has the mark; where a usage event follows, that one has it.
+        return self._chunk({"choices": [choice], **(_MARKED if last and not self.usage_follows else {})}, usage)
 
     def usage_event(self, usage: Usage) -> bytes:
         """The event with the usage alone, before the end."""
-        return b"data: %b\n\n" % orjson.dumps({**self._chunk_base, "choices": [], "usage": usage.json()})
+        details = {"cached_tokens": usage.cached_tokens, **({"created_cache_tokens": 0} if self._chat else {})}
+        counts = {**usage.counts(), "prompt_tokens_details": details}
+        return b"data: %b\n\n" % orjson.dumps({**self._chunk_base, "choices": [], "usage": counts, **_MARKED})
 
-    def _event(
-        self, choice: dict[str, Any], finish_reason: str | None, stop_reason: str | int | None, usage: Usage
-    ) -> bytes:
-        choice = {**choice, "logprobs": None, "finish_reason": finish_reason}
-        if finish_reason is not None:
-            choice["stop_reason"] = stop_reason
-        chunk = {**self._chunk_base, "choices": [choice]}
+    def _chunk(self, more: dict[str, Any], usage: Usage) -> bytes:
+        chunk = {**self._chunk_base, **more}
         if self._continuous_usage:
-            chunk["usage"] = usage.json()
+            chunk["usage"] = usage.counts()
         return b"data: %b\n\n" % orjson.dumps(chunk)
 
 

@@ -1,8 +1,10 @@
 """`headrace simulate`: a simulated vLLM model server.
 
-On SIGTERM: /health fails at once, requests are still taken for `--drain-delay-seconds` (routers learn of an ending Pod
-a moment after it does), then refused with 503; running ones are finished, up to `--drain-timeout-seconds`; exit code 0.
-A second signal stops without waiting.
+On SIGTERM it ends as vLLM does: new requests are answered 500, /health stays 200, running requests may end within
+`--shutdown-timeout`; then, at once without the flag, what runs is answered with `finish_reason: "abort"`. With
+`--drain-delay-seconds` it is kinder: /health fails at once, requests are still taken for that long, then refused with
+503, and running ones are finished, up to `--drain-timeout-seconds`. The exit code is 0. A second signal stops without
+waiting.
 """
 
 from __future__ import annotations
@@ -81,14 +83,22 @@ async def _serve(server: ModelServer, runner: web.AppRunner, shutdown: Shutdown,
 
 
 async def _drain(server: ModelServer, shutdown: Shutdown, lifetime: Lifetime) -> None:
-    """Fail readiness, wait until nobody sends any more, refuse what still comes, finish what runs."""
-    server.ready = False
+    """What the server does between the signal and its end."""
     _logger.info("draining", extra={"running": server.loop.num_unfinished})
-    if await within(shutdown.at_once, lifetime.drain_delay_seconds):
-        return
-    server.accepting = False
-    await shutdown.finish(server.loop.wait_idle(), lifetime.drain_timeout_seconds)
+    seconds = lifetime.shutdown_timeout
+    if lifetime.drain_delay_seconds is None:
+        server.faults.draining = True
+    else:
+        # Fail readiness, wait until nobody sends any more, refuse what still comes.
+        server.ready = False
+        if await within(shutdown.at_once, lifetime.drain_delay_seconds):
+            return
+        server.accepting, seconds = False, lifetime.drain_timeout_seconds
+    if seconds:
+        await shutdown.finish(server.loop.wait_idle(), seconds)
     if server.loop.num_unfinished:
         _logger.warning("stopped with unfinished requests", extra={"unfinished": server.loop.num_unfinished})
+        if lifetime.drain_delay_seconds is None:
+            server.loop.abort_all()
     else:
         _logger.info("drained")

@@ -133,6 +133,9 @@ class Engine:
         self._plan: _Plan | None = None
         self._deferred: list[Sequence] = []  # passed over by the last plan
         self._resident: OrderedDict[str, None] = OrderedDict()  # adapters in GPU slots, least recently used first
+        # Faults: every step takes so many times as long; vLLM's level of sleep, 0 for awake.
+        self.slowness = 1.0
+        self.sleep_level = 0
 
     @property
     def due(self) -> float | None:
@@ -293,7 +296,8 @@ class Engine:
             decode_context=decode_context,
             lora_loads=self._load_adapters(adapters),
         )
-        return _Plan(now, now + seconds, prefill_tokens, tuple(work), tuple(started), tuple(preempted), tuple(adapters))
+        due = now + seconds * self.slowness
+        return _Plan(now, due, prefill_tokens, tuple(work), tuple(started), tuple(preempted), tuple(adapters))
 
     def _load_adapters(self, adapters: dict[str, None]) -> int:
         loads = 0

@@ -11,6 +11,7 @@ from headrace.config.flags import add_flags, flag, number, port, read_flags
 from headrace.core.version import version
 from headrace.simulator.adapters import Models
 from headrace.simulator.engine import EngineSettings
+from headrace.simulator.faults import FaultSettings
 from headrace.simulator.generation import ModelBehaviour
 from headrace.simulator.server import ModelServer, ServerSettings
 from headrace.simulator.timing import StepCost
@@ -27,14 +28,22 @@ class Lifetime:
     port: int = flag(8000, "port to listen on; 0: any free one", port)
     # Nothing listens before: a real server loads its weights.
     startup_seconds: float = flag(0.0, "time before the server listens", number(0), metavar="SECONDS")
-    drain_delay_seconds: float = flag(
-        5.0,
-        "time after SIGTERM in which new requests are still taken, while /health fails",
+    shutdown_timeout: float = flag(
+        0.0,
+        "time after SIGTERM in which running requests may end, while new ones are answered 500; what runs then is"
+        " aborted, as with vLLM",
+        number(0),
+        metavar="SECONDS",
+    )
+    # Kinder than vLLM is: for what is not about the end of a server.
+    drain_delay_seconds: float | None = flag(
+        None,
+        "end otherwise than vLLM: so long after SIGTERM new requests are still taken, while /health fails",
         number(0),
         metavar="SECONDS",
     )
     drain_timeout_seconds: float = flag(
-        600.0, "longest wait for running requests after that", number(0), metavar="SECONDS"
+        600.0, "with it: longest wait for running requests after that", number(0), metavar="SECONDS"
     )
 
 
@@ -65,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all flags, in groups."""
     for title, declared in (
         ("server", Lifetime), ("models", _Served), ("engine", EngineSettings), ("behaviour", ServerSettings),
-        ("answers", ModelBehaviour),
+        ("answers", ModelBehaviour), ("faults", FaultSettings),
     ):  # fmt: skip
         add_flags(parser.add_argument_group(title), declared)
     add_flags(
@@ -82,6 +91,7 @@ def model_server(args: argparse.Namespace, environment: Mapping[str, str]) -> Mo
         pod_name=environment.get("POD_NAME") or socket.gethostname(),
         engine=replace(read_flags(args, EngineSettings), cost=cost),
         behaviour=read_flags(args, ModelBehaviour),
+        faults=read_flags(args, FaultSettings),
         # The real server needs this to be set; the simulator, which is for trying things, only minds a "no".
         runtime_lora=environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1").lower() not in ("0", "false", ""),
     )

@@ -33,6 +33,9 @@ class ModelBehaviour:
 def check_length(prompt: Prompt, max_tokens: int | None, context_length: int) -> None:
     """Refuse what does not fit into the context, in vLLM's words. Raises ApiError (400)."""
     output = 1 if max_tokens is None else max_tokens
+    if output > context_length:
+        text = f"max_tokens={output} cannot be greater than max_model_len={context_length}. Please request fewer"
+        raise ApiError(400, f"{text} output tokens. (parameter=max_tokens, value={output})", field="max_tokens")
     if len(prompt.tokens) + output > context_length:
         raise ApiError(
             400,
@@ -103,26 +106,28 @@ class Generation:
         behaviour: ModelBehaviour,
         form: AnswerForm,
     ) -> None:
-        """Submits the request's sequences. Raises ApiError (400) when one does not fit into the context."""
+        """Raises ApiError (400) when a sequence does not fit into the context."""
         self._loop = loop
         self._request = request
         self._form = form
+        self._adapter, self._behaviour = adapter, behaviour
         self._news = asyncio.Event()
-        context_length = loop.engine.settings.context_length
         for prompt in request.prompts:
-            check_length(prompt, request.max_tokens, context_length)
+            check_length(prompt, request.max_tokens, loop.engine.settings.context_length)
         self._choices: list[_Choice] = []
+
+    def start(self) -> None:
+        """Give the request's sequences to the engine."""
+        request = self._request
         for prompt in request.prompts:
             for number in range(request.n):
-                sequence = self._sequence(prompt, number, adapter, behaviour, context_length)
                 scanner = StopScanner(request.stop, request.include_stop_text)
-                ticket = loop.submit(sequence, self._news)
+                ticket = self._loop.submit(self._sequence(prompt, number), self._news)
                 self._choices.append(_Choice(len(self._choices), ticket, scanner, request.min_tokens))
 
-    def _sequence(
-        self, prompt: Prompt, number: int, adapter: str | None, behaviour: ModelBehaviour, context_length: int
-    ) -> Sequence:
-        request = self._request
+    def _sequence(self, prompt: Prompt, number: int) -> Sequence:
+        request, behaviour, adapter = self._request, self._behaviour, self._adapter
+        context_length = self._loop.engine.settings.context_length
         seed = answer_seed(prompt.tokens, behaviour.seed, request.seed, number)
         natural = None
         if request.max_tokens is None and not request.ignore_eos:
@@ -146,7 +151,7 @@ class Generation:
 
     def __exit__(self, *_exc: object) -> None:
         for choice in self._choices:
-            self._loop.finish(choice.ticket, FinishReason.ABORT)
+            self._loop.leave(choice.ticket)
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt counts once, however many answers it has."""

@@ -26,7 +26,10 @@ class EngineObserver(Protocol):
         """A step ended."""
 
     def on_finished(self, sequence: Sequence) -> None:
-        """A sequence ended, for whatever reason."""
+        """A sequence ended, for whatever reason but the next."""
+
+    def on_left(self, sequence: Sequence) -> None:
+        """A sequence ended because its client left."""
 
 
 class Ticket:
@@ -63,6 +66,8 @@ class EngineLoop:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._going = asyncio.Event()
+        self._going.set()
 
     @property
     def num_unfinished(self) -> int:
@@ -83,6 +88,23 @@ class EngineLoop:
         if self.engine.finish(ticket.sequence, reason, self._clock()):
             self._ended(ticket.sequence)
 
+    def leave(self, ticket: Ticket) -> None:
+        """End a sequence because its client left; nothing happens when it has ended already."""
+        if self.engine.finish(ticket.sequence, FinishReason.ABORT, self._clock()):
+            self._ended(ticket.sequence, left=True)
+
+    def abort_all(self) -> None:
+        """End every sequence as aborted: its client gets what there is."""
+        for ticket in list(self._tickets.values()):
+            self.finish(ticket, FinishReason.ABORT)
+
+    def pause(self, paused: bool) -> None:
+        """Stop the engine where it is, or let it go on."""
+        if paused:
+            self._going.clear()
+        else:
+            self._going.set()
+
     async def wait_idle(self) -> None:
         """Wait until no sequence is left."""
         await self._idle.wait()
@@ -91,6 +113,7 @@ class EngineLoop:
         """Step the engine for ever. Every sequence left ends with `FinishReason.ERROR` when this does."""
         try:
             while True:
+                await self._going.wait()
                 await self._run_step()
         finally:
             for sequence in list(self._tickets):
@@ -103,12 +126,14 @@ class EngineLoop:
             if self.engine.idle:
                 self._work.clear()
                 await self._work.wait()
+                await self._going.wait()
             self._step(self._clock())
             if self.engine.due is None and not self.engine.idle:
                 raise RuntimeError(f"the engine has work but plans none: {self.engine.state()}; this is a bug")
             return
         # Also when it is late already: other tasks must run between steps. One sleep of 0 is one round of the loop.
         await asyncio.sleep(max(0.0, due - self._clock()))
+        await self._going.wait()
         self._step(max(due, self._clock() - _CATCH_UP_SECONDS))
 
     def _step(self, now: float) -> None:
@@ -125,11 +150,14 @@ class EngineLoop:
             else:
                 ticket.news.set()
 
-    def _ended(self, sequence: Sequence) -> None:
+    def _ended(self, sequence: Sequence, *, left: bool = False) -> None:
         ticket = self._tickets.pop(sequence, None)
         if ticket is None:
             return
-        self._observer.on_finished(sequence)
+        if left:
+            self._observer.on_left(sequence)
+        else:
+            self._observer.on_finished(sequence)
         ticket.news.set()
         if not self._tickets:
             self._idle.set()

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from headrace.simulator.engine import Engine, StepReport
 from headrace.simulator.request import FinishReason, Sequence
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _ITERATION = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -90,6 +90,34 @@ _HISTOGRAMS: Mapping[str, tuple[tuple[float, ...], str]] = {
     "request_decode_time_seconds": (_LATENCY, "Time of a request's decode in seconds."),
     "request_num_preemptions": ((1, 2, 3, 4, 5, 10, 20), "Preemptions of a request."),
     "request_prefill_kv_computed_tokens": (_TOKENS, "KV tokens computed in prefill, without cached ones."),
+}
+
+
+# Labels of cache_config_info that nothing here depends on, as a vLLM server without further flags has them.
+_CACHE_CONFIG: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("cache_hit_alignment_tokens", "hash_block_size", "kv_cache_layout", "kv_offloading_size"),
+            *("mamba_block_size", "mamba_page_size_padded", "prefix_match_unit", "skip_page_size_padded"),
+        ),
+        "None",
+    ),
+    **dict.fromkeys(
+        (
+            *("enable_mamba_shared_prefix_checkpoint", "is_attention_free", "kv_sharing_fast_prefill"),
+            *("use_kda_recoverssm", "use_replayssm"),
+        ),
+        "False",
+    ),
+    **dict.fromkeys(("_block_size_resolved", "swa_bounded_replay", "user_specified_block_size"), "True"),
+    "kv_cache_dtype_skip_layers": "[]",
+    "kv_cache_memory_bytes": "None",
+    "kv_offloading_backend": "native",
+    "mamba_cache_dtype": "auto",
+    "mamba_cache_mode": "none",
+    "mamba_ssm_cache_dtype": "float32",
+    "prefix_cache_retention_interval": "0",
+    "replayssm_buffer_len": "16",
 }
 
 
@@ -172,6 +200,9 @@ class EngineMetrics(Collector):
             if self._engine.idle:
                 self._lora_seen[""] = self._wall_clock()
 
+    def on_left(self, sequence: Sequence) -> None:
+        """A client left: vLLM counts that nowhere."""
+
     def on_finished(self, sequence: Sequence) -> None:
         """Account for a sequence that ended."""
         reason = sequence.finish_reason
@@ -244,11 +275,10 @@ class EngineMetrics(Collector):
         )
         yield self._gauge(
             "engine_sleep_state",
-            "Engine sleep state (a simulator is always awake).",
+            "Engine sleep state: 1 for what it is.",
             {
-                ("sleep_state", "awake"): 1,
-                ("sleep_state", "weights_offloaded"): 0,
-                ("sleep_state", "discard_all"): 0,
+                ("sleep_state", name): float(self._engine.sleep_level == level)
+                for level, name in enumerate(("awake", "weights_offloaded", "discard_all"))
             },
         )
         yield self._gauge("kv_cache_usage_perc", "KV cache usage, 0 to 1.", {(): state.kv_cache_usage})
@@ -278,8 +308,10 @@ class EngineMetrics(Collector):
         metric.add_sample(
             metric.name,
             {
+                **_CACHE_CONFIG,
                 "engine": "0",
                 "block_size": str(settings.block_size),
+                "effective_attention_block_size": str(settings.block_size),
                 "cache_dtype": "auto",
                 "enable_prefix_caching": str(settings.enable_prefix_caching),
                 "gpu_memory_utilization": "0.9",

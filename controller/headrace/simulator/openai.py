@@ -6,7 +6,7 @@ Unknown fields are ignored, as vLLM does; a field that is used is checked, and t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from headrace.simulator.tokens import MAX_TOKEN_ID, encode_chat, encode_prompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, and vLLM's, for /v1/completions
 MAX_CHOICES = 128
+_FIRST_FORM = "ChatCompletionDeveloperMessageParam"
 
 
 class ApiError(Exception):
@@ -35,16 +36,26 @@ class ApiError(Exception):
         }
 
 
-def bad_field(field: str, value: object, fix: str) -> ApiError:
-    """A 400 that names field, value (cut) and fix."""
+def bad_field(field: str, value: object, fix: str, *, named: bool = True) -> ApiError:
+    """A 400 that names field, value (cut) and fix. `named` False: as vLLM for some fields, `param` is null."""
+    return ApiError(400, _text(field, value, fix), field=field if named else None)
+
+
+def wrong_type(field: str, value: object, fix: str) -> ApiError:
+    """A 400 for a value of another type than the API has: vLLM's own validation says so in another form."""
+    return ApiError(400, _text(field, value, fix), kind="Bad Request", field=f"body.{field}")
+
+
+def _text(field: str, value: object, fix: str) -> str:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ApiError(400, f"{field}: {shown} is not valid; {fix}", field=field)
+    return f"{field}: {shown} is not valid; {fix}"
 
 
-def model_not_found(model: str) -> ApiError:
+def model_not_found(model: str, aliases: Sequence[str]) -> ApiError:
     """vLLM's answer to a model that it does not serve."""
-    return ApiError(404, f"The model `{model}` does not exist.", kind="NotFoundError", field="model")
+    text = f"The model `{model}` does not exist. Valid aliases: {', '.join(aliases)}."
+    return ApiError(404, text, kind="NotFoundError", field="model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +103,22 @@ def parse_json(body: bytes) -> dict[str, Any]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}; send a JSON object") from None
+        text, field = (
+            f"the body is not valid JSON: {error}; send a JSON object",
+            f"body.{error.pos}" if body else "body",
+        )
+        raise ApiError(400, text, kind="Bad Request", field=field) from None
     if not isinstance(parsed, dict):
-        raise ApiError(400, f"the body is a JSON {type(parsed).__name__}; send an object")
+        text = f"the body is a JSON {type(parsed).__name__}; send an object"
+        raise ApiError(400, text, kind="Bad Request", field="body")
     return parsed
+
+
+def require_json(content_type: str) -> None:
+    """Refuse a body of another kind. Raises ApiError (400)."""
+    if content_type != "application/json":
+        text = "Unsupported Media Type: Only 'application/json' is allowed"
+        raise ApiError(400, text, kind="Bad Request")
 
 
 def parse_completion(body: Mapping[str, Any]) -> GenerationRequest:
@@ -109,11 +132,14 @@ def parse_completion(body: Mapping[str, Any]) -> GenerationRequest:
     )
 
 
-def parse_chat(body: Mapping[str, Any]) -> GenerationRequest:
-    """A /v1/chat/completions body. Raises ApiError (400)."""
+def parse_chat(body: Mapping[str, Any], *, tools: bool = False) -> GenerationRequest:
+    """A /v1/chat/completions body; with `tools`, one that has tools is taken. Raises ApiError (400)."""
     max_tokens = _integer(body, "max_completion_tokens", 1)
     if max_tokens is None:
         max_tokens = _integer(body, "max_tokens", 1)
+    if body.get("tools") and body.get("tool_choice", "auto") != "none" and not tools:
+        text = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+        raise ApiError(400, text)
     prompt = Prompt(tokens=encode_chat(parse_messages(body)))
     return _generation(body, prompts=(prompt,), chat=True, max_tokens=max_tokens)
 
@@ -122,23 +148,29 @@ def parse_embedding(body: Mapping[str, Any]) -> EmbeddingRequest:
     """A /v1/embeddings body. Raises ApiError (400)."""
     encoding = body.get("encoding_format", "float")
     if encoding not in ("float", "base64"):
-        raise bad_field("encoding_format", encoding, "give 'float' or 'base64'")
+        raise wrong_type("encoding_format", encoding, "give 'float' or 'base64'")
     return EmbeddingRequest(model=_model(body), prompts=_prompts(body, "input"), base64=encoding == "base64")
 
 
 def parse_messages(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The messages of a chat as (role, text) pairs. Raises ApiError (400)."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise bad_field("messages", messages, "give a list of at least one message")
+    if not isinstance(messages, list):
+        raise wrong_type("messages", messages, "give a list of at least one message")
+    if not messages:
+        raise bad_field("messages", messages, "give a list of at least one message", named=False)
     pairs = []
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise bad_field(f"messages[{index}]", message, "give an object with 'role' and 'content'")
+            raise wrong_type(f"messages.{index}", message, "give an object with 'role' and 'content'")
         role = message.get("role")
         if not isinstance(role, str) or not role:
-            raise bad_field(f"messages[{index}].role", role, "give a role such as 'system', 'user' or 'assistant'")
-        text = _content(message.get("content"), f"messages[{index}].content")
+            raise wrong_type(
+                f"messages.{index}.ChatCompletionDeveloperMessageParam.role",
+                role,
+                "give a role such as 'system', 'user' or 'assistant'",
+            )
+        text = _content(message.get("content"), f"messages.{index}.content")
         if message.get("tool_calls"):  # a model reads them as text, so they are part of the prompt
             text += orjson.dumps(message["tool_calls"]).decode()
         pairs.append((role, text))
@@ -151,14 +183,13 @@ def _content(content: object, field: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise bad_field(field, content, "give a string or a list of parts")
+        raise wrong_type(field, content, "give a string or a list of parts")
     texts = []
     for index, part in enumerate(content):
         text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
         if not isinstance(text, str):
-            raise bad_field(
-                f"{field}[{index}]", part, "give {'type': 'text', 'text': ...}: the simulated model reads text"
-            )
+            fix = "give {'type': 'text', 'text': ...}: the simulated model reads text"
+            raise bad_field(f"{field}.{index}", part, fix, named=False)
         texts.append(text)
     return "\n".join(texts)
 
@@ -169,7 +200,7 @@ def _generation(
     stream = _boolean(body, "stream")
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
-        raise bad_field("stream_options", options, "give an object")
+        raise wrong_type("stream_options", options, "give an object")
     if options is not None and not stream:
         raise bad_field("stream_options", options, 'it can only be given with "stream": true')
     _number(body, "temperature", 0.0, 2.0)
@@ -200,18 +231,22 @@ def _generation(
 def _model(body: Mapping[str, Any]) -> str | None:
     model = body.get("model")
     if model is not None and not isinstance(model, str):
-        raise bad_field("model", model, "give a model's name")
+        raise wrong_type("model", model, "give a model's name")
     return model or None
 
 
 def _prompts(body: Mapping[str, Any], field: str) -> tuple[Prompt, ...]:
     """A string, token ids, or a list of either."""
     value = body.get(field)
+    fix = "give a string, a list of strings, a list of token ids, or a list of such lists"
+    if value is None or value == "":
+        raise bad_field(field, value, fix)
     if isinstance(value, str):
         return (Prompt(tokens=encode_prompt(value), text=value),)
-    fix = "give a string, a list of strings, a list of token ids, or a list of such lists"
-    if not isinstance(value, list) or not value:
-        raise bad_field(field, value, fix)
+    if not isinstance(value, list):
+        raise wrong_type(field, value, fix)
+    if not value:
+        raise bad_field(field, value, fix, named=False)
     if isinstance(value[0], int):
         return (Prompt(tokens=_token_ids(value, field)),)
     prompts = []
@@ -219,17 +254,24 @@ def _prompts(body: Mapping[str, Any], field: str) -> tuple[Prompt, ...]:
         if isinstance(item, str):
             prompts.append(Prompt(tokens=encode_prompt(item), text=item))
         elif isinstance(item, list) and item:
-            prompts.append(Prompt(tokens=_token_ids(item, f"{field}[{index}]")))
+            prompts.append(Prompt(tokens=_token_ids(item, f"{field}.{index}")))
         else:
-            raise bad_field(f"{field}[{index}]", item, fix)
+            raise wrong_type(f"{field}.{index}", item, fix)
     return tuple(prompts)
 
 
 def _token_ids(value: list[object], field: str) -> array[int]:
     for index, token in enumerate(value):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= MAX_TOKEN_ID:
-            raise bad_field(f"{field}[{index}]", token, "give a token id, a whole number from 0")
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise wrong_type(f"{field}.{index}", token, "give a token id, a whole number from 0")
+        if not 0 <= token <= MAX_TOKEN_ID:
+            raise out_of_vocabulary(token)
     return array("I", value)  # type: ignore[arg-type]  # all are int: checked above
+
+
+def out_of_vocabulary(token: int) -> ApiError:
+    """vLLM's answer to a token id that its model does not have."""
+    return ApiError(400, f"Token id {token} is out of vocabulary")
 
 
 def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -238,7 +280,7 @@ def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     found = [stop] if isinstance(stop, str) else stop
     if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
-        raise bad_field("stop", stop, "give a string or a list of strings, none empty")
+        raise wrong_type("stop", stop, "give a string or a list of strings, none empty")
     return tuple(found)
 
 
@@ -247,7 +289,7 @@ def _stop_token_ids(body: Mapping[str, Any]) -> frozenset[int]:
     if ids is None:
         return frozenset()
     if not isinstance(ids, list):
-        raise bad_field("stop_token_ids", ids, "give a list of token ids")
+        raise wrong_type("stop_token_ids", ids, "give a list of token ids")
     return frozenset(_token_ids(ids, "stop_token_ids"))
 
 
@@ -256,7 +298,7 @@ def _boolean(body: Mapping[str, Any], field: str, prefix: str = "") -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise bad_field(prefix + field, value, "give true or false")
+        raise wrong_type(prefix + field, value, "give true or false")
     return value
 
 
@@ -267,11 +309,12 @@ def _integer(body: Mapping[str, Any], field: str, least: int | None = None, most
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise bad_field(field, value, "give a whole number")
+        raise wrong_type(field, value, "give a whole number")
+    # Of `n` vLLM does not say that it means it.
     if least is not None and value < least:
-        raise bad_field(field, value, f"give {least} or more")
+        raise bad_field(field, value, f"give {least} or more", named=field != "n")
     if most is not None and value > most:
-        raise bad_field(field, value, f"give {most} or less")
+        raise bad_field(field, value, f"give {most} or less", named=field != "n")
     return value
 
 
@@ -279,5 +322,7 @@ def _number(body: Mapping[str, Any], field: str, least: float, most: float) -> N
     value = body.get(field)
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(field, value, "give a number")
+    if not least <= value <= most:
         raise bad_field(field, value, f"give a number from {least:g} to {most:g}")

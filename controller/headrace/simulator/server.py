@@ -17,25 +17,30 @@ import orjson
 import xxhash
 from aiohttp import web
 
-from headrace.config.flags import flag, number
+from headrace.config.flags import flag, number, whole
 from headrace.protocol import http
 from headrace.simulator.adapters import Models, Served
 from headrace.simulator.answers import DONE, SYSTEM_FINGERPRINT, AnswerForm, Usage, embedding
+from headrace.simulator.control import control_routes
 from headrace.simulator.engine import Engine, EngineSettings
+from headrace.simulator.faults import Faults, FaultSettings
 from headrace.simulator.generation import Generation, ModelBehaviour, check_length
 from headrace.simulator.loop import EngineLoop
 from headrace.simulator.metrics import CONTENT_TYPE, EngineMetrics, MetricsPage
 from headrace.simulator.openai import (
     ApiError,
+    EmbeddingRequest,
     GenerationRequest,
-    bad_field,
+    out_of_vocabulary,
     parse_chat,
     parse_completion,
     parse_embedding,
     parse_json,
     parse_messages,
+    require_json,
+    wrong_type,
 )
-from headrace.simulator.request import FinishReason, Limits, Sequence
+from headrace.simulator.request import Limits, Sequence
 from headrace.simulator.sglang import GenerateForm, SGLangMetrics, parse_generate
 from headrace.simulator.tokens import MAX_TOKEN_ID, Writer, decode, encode, encode_chat, encode_prompt
 
@@ -75,6 +80,16 @@ class ServerSettings:
     """The engine that it is like: vllm, or sglang."""
     error_rate: float = flag(0.0, "share of requests answered with 500", number(0, 1), metavar="SHARE")
     """The share of inference requests that is answered with 500, chosen by the seed."""
+    runner: str = flag(
+        "auto",
+        "what the model is: generate (and auto) answers prompts, pooling makes embeddings; the other's routes are 404",
+        choices=("auto", "generate", "pooling"),
+    )
+    vocab_size: int = flag(MAX_TOKEN_ID + 1, "a prompt's token ids are below this, or refused", whole(1))
+    enable_auto_tool_choice: bool = flag(
+        False, "take chats with tools, which are refused without it; none is ever called", action="store_true"
+    )
+    faults: FaultSettings = field(default_factory=FaultSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.error_rate <= 1:
@@ -91,11 +106,14 @@ class ModelServer:
         kind = SGLangMetrics if settings.simulates == "sglang" else EngineMetrics
         metrics = kind(self.engine, models.served_names[0], lora_enabled=settings.enable_lora)
         self.loop = EngineLoop(self.engine, metrics)
+        self.faults = Faults(self.engine, self.loop, settings.faults)
         self.ready = True
         """False: /health answers 503, and connections are closed after their answer."""
         self.accepting = True
         """False: inference requests are refused with 503."""
         self._page = MetricsPage(metrics)
+        # The page of an engine that hangs, as it was when it was first asked for.
+        self._frozen: bytes | None = None
         self._version = version
         self._created = int(time.time())
         self._random = random.Random(settings.behaviour.seed)
@@ -107,9 +125,6 @@ class ModelServer:
         app.on_response_prepare.append(self._mark)
         app.add_routes(
             [
-                web.post("/v1/completions", self._completions),
-                web.post("/v1/chat/completions", self._chat_completions),
-                web.post("/v1/embeddings", self._embeddings),
                 web.get("/v1/models", self._models),
                 web.post("/v1/load_lora_adapter", self._load_lora_adapter),
                 web.post("/v1/unload_lora_adapter", self._unload_lora_adapter),
@@ -124,6 +139,17 @@ class ModelServer:
                 web.get("/metrics", self._metrics),
             ]
         )
+        if self.settings.runner == "pooling":
+            app.add_routes([web.post("/v1/embeddings", self._embeddings)])
+        else:
+            app.add_routes(
+                [
+                    web.post("/v1/completions", self._completions),
+                    web.post("/v1/chat/completions", self._chat_completions),
+                    web.post("/inference/v1/generate", self._scale_out),
+                ]
+            )
+        app.add_routes(control_routes(self.settings.faults, self.faults))
         if self.settings.simulates == "sglang":
             app.add_routes(
                 [
@@ -154,8 +180,7 @@ class ModelServer:
         except ApiError as error:
             return _json(error.body(), error.status)
         except web.HTTPException as error:  # no such route, wrong method, body too large
-            kind = "NotFoundError" if error.status == 404 else "BadRequestError"
-            answer = _json(ApiError(error.status, error.reason, kind=kind).body(), error.status)
+            answer = _json({"detail": error.reason}, error.status)
             if "Allow" in error.headers:
                 answer.headers["Allow"] = error.headers["Allow"]
             return answer
@@ -168,26 +193,44 @@ class ModelServer:
 
     # ---- inference
 
+    async def _body(self, request: web.Request) -> dict[str, Any]:
+        """The JSON object of a request. Raises ApiError."""
+        require_json(request.content_type if http.CONTENT_TYPE in request.headers else "")
+        body = await request.read()
+        self.faults.read(body)
+        return parse_json(body)
+
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, parse_completion(parse_json(await request.read())))
+        wanted = parse_completion(await self._body(request))
+        for prompt in wanted.prompts:
+            # Only those that came as token ids have no text.
+            if not prompt.text and max(prompt.tokens) >= self.settings.vocab_size:
+                raise out_of_vocabulary(max(prompt.tokens))
+        return await self._generate(request, wanted)
 
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, parse_chat(parse_json(await request.read())))
+        wanted = parse_chat(await self._body(request), tools=self.settings.enable_auto_tool_choice)
+        return await self._generate(request, wanted)
+
+    async def _scale_out(self, _request: web.Request) -> web.StreamResponse:
+        text = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
+        raise ApiError(403, text, kind="PermissionDeniedError")
 
     async def _sglang_generate(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse_generate(parse_json(await request.read()))
-        served = self._admit(wanted.model)
+        wanted = parse_generate(await self._body(request))
+        served = self._admit(wanted)
         form = GenerateForm(request_id=_request_id(request), model=served.name, created=int(time.time()))
         return await self._answer(request, wanted, served, form)
 
     async def _generate(self, request: web.Request, wanted: GenerationRequest) -> web.StreamResponse:
-        served = self._admit(wanted.model)
+        served = self._admit(wanted)
         form = AnswerForm(
             request_id=("chatcmpl-" if wanted.chat else "cmpl-") + _request_id(request),
             model=served.name,
             created=int(time.time()),
             chat=wanted.chat,
             continuous_usage=wanted.continuous_usage,
+            usage_follows=wanted.include_usage,
         )
         return await self._answer(request, wanted, served, form)
 
@@ -201,15 +244,18 @@ class ModelServer:
             ) as generation:
                 if wanted.stream:
                     return await self._stream(request, generation)
+                await self.faults.engine_takes()
+                generation.start()
                 return web.Response(body=await generation.whole(), content_type="application/json")
         finally:
             self._load -= 1
 
-    def _admit(self, model: str | None) -> Served:
+    def _admit(self, wanted: GenerationRequest | EmbeddingRequest) -> Served:
         """The model of an inference request, or a refusal. Raises ApiError."""
         if not self.accepting:
             raise ApiError(503, "the server is shutting down; send the request to another", kind="ServiceUnavailable")
-        served = self.models.find(model)
+        served = self.models.find(wanted.model)
+        self.faults.admit()
         if self.settings.error_rate and self._random.random() < self.settings.error_rate:
             raise ApiError(500, "simulated failure (--error-rate)", kind="InternalServerError")
         return served
@@ -220,10 +266,11 @@ class ModelServer:
         A client that leaves cancels this handler (`handler_cancellation`), or breaks a write; either way the caller's
         `with` frees the engine of the request.
         """
-        response = web.StreamResponse(
-            headers={http.CONTENT_TYPE: "text/event-stream; charset=utf-8", http.CACHE_CONTROL: "no-cache"}
-        )
-        await response.prepare(request)  # vLLM sends the headers at once too, not with the first token
+        response = web.StreamResponse(headers={http.CONTENT_TYPE: "text/event-stream; charset=utf-8"})
+        # vLLM sends the headers at once too, not with the first token: those of a stuck engine's answers are 200.
+        await response.prepare(request)
+        await self.faults.engine_takes()
+        generation.start()
         try:
             async for events in generation.events():
                 await response.write(events)
@@ -234,10 +281,11 @@ class ModelServer:
         return response
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse_embedding(parse_json(await request.read()))
-        served = self._admit(wanted.model)
+        wanted = parse_embedding(await self._body(request))
+        served = self._admit(wanted)
         for prompt in wanted.prompts:
             check_length(prompt, 0, self.settings.engine.context_length)
+        await self.faults.engine_takes()
         await self._pool([prompt.tokens for prompt in wanted.prompts], served.adapter)
         data = [
             {
@@ -269,7 +317,7 @@ class ModelServer:
         finally:
             self._load -= 1
             for ticket in tickets:
-                self.loop.finish(ticket, FinishReason.ABORT)
+                self.loop.leave(ticket)
 
     # ---- models
 
@@ -278,13 +326,13 @@ class ModelServer:
 
     async def _load_lora_adapter(self, request: web.Request) -> web.StreamResponse:
         self._require_runtime_lora()
-        name = self.models.load(parse_json(await request.read()))
+        name = self.models.load(await self._body(request))
         _logger.info("adapter loaded", extra={"adapter": name})
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload_lora_adapter(self, request: web.Request) -> web.StreamResponse:
         self._require_runtime_lora()
-        name = self.models.unload(parse_json(await request.read()))
+        name = self.models.unload(await self._body(request))
         self.engine.forget_adapter(name)
         _logger.info("adapter unloaded", extra={"adapter": name})
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
@@ -300,30 +348,31 @@ class ModelServer:
     # ---- the tokenizer
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
-        body = parse_json(await request.read())
+        body = await self._body(request)
+        self.models.find(body.get("model") if isinstance(body.get("model"), str) else None)
         prompt = body.get("prompt")
         if prompt is None:
             tokens = encode_chat(parse_messages(body))
         elif isinstance(prompt, str):
             tokens = encode(prompt) if body.get("add_special_tokens") is False else encode_prompt(prompt)
         else:
-            raise bad_field("prompt", prompt, "give a string, or a chat's 'messages'")
+            raise wrong_type("prompt", prompt, "give a string, or a chat's 'messages'")
         length = self.settings.engine.context_length
-        return _json({"count": len(tokens), "max_model_len": length, "tokens": tokens.tolist(), "token_strs": None})
+        texts = [decode([token]) for token in tokens] if body.get("return_token_strs") else None
+        return _json({"count": len(tokens), "max_model_len": length, "tokens": tokens.tolist(), "token_strs": texts})
 
     async def _detokenize(self, request: web.Request) -> web.StreamResponse:
-        tokens = parse_json(await request.read()).get("tokens")
+        tokens = (await self._body(request)).get("tokens")
         if not isinstance(tokens, list) or not all(
             type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in tokens
         ):
-            raise bad_field("tokens", tokens, "give a list of token ids")
+            raise wrong_type("tokens", tokens, "give a list of token ids")
         return _json({"prompt": decode(tokens)})
 
     # ---- the process
 
     async def _reset_prefix_cache(self, _request: web.Request) -> web.StreamResponse:
-        self.engine.reset_prefix_cache()
-        return web.Response()
+        return _json({"success": self.engine.reset_prefix_cache()})
 
     async def _health(self, _request: web.Request) -> web.StreamResponse:
         return web.Response(status=200 if self.ready else 503)
@@ -339,7 +388,8 @@ class ModelServer:
         return _json({"server_load": self._load if self.settings.load_tracking else 0})
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self._page.render(), headers={http.CONTENT_TYPE: CONTENT_TYPE})
+        self._frozen = (self._frozen or self._page.render()) if self.faults.hung else None
+        return web.Response(body=self._frozen or self._page.render(), headers={http.CONTENT_TYPE: CONTENT_TYPE})
 
 
 def _request_id(request: web.Request) -> str:

@@ -145,6 +145,10 @@ class SGLangMetrics(EngineMetrics):
         if sequence.scheduled_at is not None:
             self._sglang["queue_time_seconds"].observe(sequence.scheduled_at - sequence.arrival)
 
+    def on_left(self, sequence: EngineSequence) -> None:
+        """A client left: SGLang counts that as an aborted request."""
+        self.on_finished(sequence)
+
     def collect(self) -> Iterator[Metric]:
         """Yield every family of the page."""
         model = {"model_name": self._labels["model_name"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,12 +49,20 @@ class Client:
 
     async def post(self, path: str, body: Any, **headers: str) -> Reply:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.send("POST", path, data, headers)
+        return await self.send("POST", path, data, {"content-type": "application/json", **headers})
 
     async def send(
-        self, method: str, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        skip: Sequence[str] = (),
     ) -> Reply:
-        async with self.session.request(method, self.url + path, data=data, headers=headers) as response:
+        """`skip`: headers that aiohttp is not to add."""
+        async with self.session.request(
+            method, self.url + path, data=data, headers=headers, skip_auto_headers=skip
+        ) as response:
             lowered = {key.lower(): value for key, value in response.headers.items()}
             return Reply(response.status, lowered, await response.read())
 

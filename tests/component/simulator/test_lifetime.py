@@ -1,4 +1,4 @@
-"""Start, drain and end of a simulated server."""
+"""Start, drain and end of a simulated server: as vLLM ends, and, with --drain-delay-seconds, in a kinder way."""
 
 from __future__ import annotations
 
@@ -72,6 +72,49 @@ async def test_a_drain_has_a_limit(session: aiohttp.ClientSession) -> None:
             process.terminate()
             assert process.wait_log("stopped with unfinished requests")["unfinished"] == 1
             assert process.wait_exit() == 0
+
+
+async def test_a_terminated_server_answers_what_runs_as_aborted(session: aiohttp.ClientSession) -> None:
+    with simulator() as (process, url):
+        whole = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True}
+        waiting = asyncio.create_task(session.post(url + "/v1/completions", json=whole))
+        async with Client(session, url).endless() as stream:
+            await Client(session, url).wait_metric("num_requests_running", lambda value: value == 2)
+            process.terminate()
+            rest = await stream.content.read()
+            assert rest.endswith(b"data: [DONE]\n\n")
+            assert json.loads(rest.split(b"\n\n")[-3][6:])["choices"][0]["finish_reason"] == "abort"
+            async with await waiting as answer:
+                assert answer.status == 200
+                assert (await answer.json())["choices"][0]["finish_reason"] == "abort"
+        assert await asyncio.to_thread(process.wait_exit) == 0
+
+
+async def test_with_a_shutdown_timeout_what_runs_ends_and_what_comes_is_answered_500(
+    session: aiohttp.ClientSession,
+) -> None:
+    with simulator("--shutdown-timeout", "3600") as (process, url):
+        client = Client(session, url)
+        async with client.endless(), session.post(url + "/v1/completions", json=LONG) as stream:
+            await stream.content.readline()
+            process.terminate()
+            process.wait_log("draining")
+            late = await client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+            assert (late.status, late.json()["error"]["type"]) == (500, "InternalServerError")
+            assert late.json()["error"]["message"] == "cannot schedule new futures after shutdown"
+            assert (await client.get("/health")).status == 200
+            rest = await stream.content.read()
+            assert json.loads(rest.split(b"\n\n")[-3][6:])["choices"][0]["finish_reason"] == "length"
+        assert await asyncio.to_thread(process.wait_exit) == 0
+
+
+async def test_a_shutdown_timeout_ends(session: aiohttp.ClientSession) -> None:
+    with simulator("--shutdown-timeout", "0.2") as (process, url):
+        async with Client(session, url).endless() as stream:
+            process.terminate()
+            rest = await stream.content.read()
+            assert json.loads(rest.split(b"\n\n")[-3][6:])["choices"][0]["finish_reason"] == "abort"
+        assert await asyncio.to_thread(process.wait_exit) == 0
 
 
 async def test_nothing_listens_while_the_model_is_loaded(session: aiohttp.ClientSession) -> None:

@@ -35,7 +35,6 @@ def test_a_chat_has_no_limit_of_its_own_and_prefers_the_newer_field() -> None:
         ([1, 2, 3], [3]),
         ([[1, 2], [3]], [2, 1]),
         ([[7], "a"], [1, 2]),
-        ("", [1]),
     ],
 )
 def test_the_forms_of_a_prompt(prompt: object, lengths: list[int]) -> None:
@@ -72,63 +71,76 @@ COMPLETION: dict[str, Any] = {"prompt": "x"}
 
 
 @pytest.mark.parametrize(
-    ("field", "body"),
+    ("param", "body"),
     [
         ("prompt", {}),
-        ("prompt", {"prompt": 5}),
-        ("prompt", {"prompt": []}),
-        ("prompt[1]", {"prompt": ["a", 5]}),
-        ("prompt[1]", {"prompt": [1, "a"]}),
-        ("prompt[1]", {"prompt": [1, True]}),
-        ("prompt[0]", {"prompt": [-1]}),
-        ("prompt[0]", {"prompt": [[]]}),
-        ("prompt[0][0]", {"prompt": [[2**32]]}),
-        ("model", {**COMPLETION, "model": 5}),
+        ("prompt", {"prompt": ""}),
+        ("body.prompt", {"prompt": 5}),
+        (None, {"prompt": []}),
+        ("body.prompt.1", {"prompt": ["a", 5]}),
+        ("body.prompt.1", {"prompt": [1, "a"]}),
+        ("body.prompt.1", {"prompt": [1, True]}),
+        (None, {"prompt": [-1]}),
+        ("body.prompt.0", {"prompt": [[]]}),
+        (None, {"prompt": [[2**32]]}),
+        ("body.model", {**COMPLETION, "model": 5}),
         ("max_tokens", {**COMPLETION, "max_tokens": 0}),
-        ("max_tokens", {**COMPLETION, "max_tokens": "5"}),
-        ("max_tokens", {**COMPLETION, "max_tokens": True}),
-        ("max_tokens", {**COMPLETION, "max_tokens": 1.5}),
+        ("body.max_tokens", {**COMPLETION, "max_tokens": "5"}),
+        ("body.max_tokens", {**COMPLETION, "max_tokens": True}),
+        ("body.max_tokens", {**COMPLETION, "max_tokens": 1.5}),
         ("min_tokens", {**COMPLETION, "max_tokens": 2, "min_tokens": 3}),
-        ("n", {**COMPLETION, "n": 0}),
-        ("n", {**COMPLETION, "n": 129}),
-        ("seed", {**COMPLETION, "seed": "x"}),
-        ("stream", {**COMPLETION, "stream": "yes"}),
-        ("stream_options", {**COMPLETION, "stream": True, "stream_options": 1}),
+        (None, {**COMPLETION, "n": 0}),
+        (None, {**COMPLETION, "n": 129}),
+        ("body.seed", {**COMPLETION, "seed": "x"}),
+        ("body.stream", {**COMPLETION, "stream": "yes"}),
+        ("body.stream_options", {**COMPLETION, "stream": True, "stream_options": 1}),
         ("stream_options", {**COMPLETION, "stream_options": {"include_usage": True}}),
-        ("stream_options.include_usage", {**COMPLETION, "stream": True, "stream_options": {"include_usage": 1}}),
+        ("body.stream_options.include_usage", {**COMPLETION, "stream": True, "stream_options": {"include_usage": 1}}),
         ("temperature", {**COMPLETION, "temperature": -0.1}),
-        ("temperature", {**COMPLETION, "temperature": "hot"}),
+        ("body.temperature", {**COMPLETION, "temperature": "hot"}),
         ("top_p", {**COMPLETION, "top_p": 2}),
-        ("stop", {**COMPLETION, "stop": [1]}),
-        ("stop", {**COMPLETION, "stop": ""}),
-        ("stop_token_ids", {**COMPLETION, "stop_token_ids": 3}),
-        ("ignore_eos", {**COMPLETION, "ignore_eos": 1}),
+        ("body.stop", {**COMPLETION, "stop": [1]}),
+        ("body.stop", {**COMPLETION, "stop": ""}),
+        ("body.stop_token_ids", {**COMPLETION, "stop_token_ids": 3}),
+        ("body.ignore_eos", {**COMPLETION, "ignore_eos": 1}),
     ],
 )
-def test_a_wrong_completion_is_refused_by_field(field: str, body: dict[str, Any]) -> None:
+def test_a_wrong_completion_is_refused_as_vllm_refuses_it(param: str | None, body: dict[str, Any]) -> None:
     with pytest.raises(openai.ApiError) as refused:
         openai.parse_completion(body)
     error = refused.value.body()["error"]
-    assert (refused.value.status, error["param"], error["code"]) == (400, field, 400)
-    assert error["message"].startswith(f"{field}: ")
+    assert (refused.value.status, error["param"], error["code"]) == (400, param, 400)
+    validated = param is not None and param.startswith("body.")
+    assert error["type"] == ("Bad Request" if validated else "BadRequestError")
+    if param is not None:
+        assert error["message"].startswith(f"{param.removeprefix('body.')}: ")
 
 
 @pytest.mark.parametrize(
     ("field", "messages"),
     [
-        ("messages", None),
-        ("messages", []),
-        ("messages", "hi"),
-        ("messages[0]", ["hi"]),
-        ("messages[0].role", [{"content": "x"}]),
-        ("messages[0].content", [{"role": "user", "content": 5}]),
-        ("messages[0].content[0]", [{"role": "user", "content": [{"type": "image_url"}]}]),
+        ("body.messages", None),
+        (None, []),
+        ("body.messages", "hi"),
+        ("body.messages.0", ["hi"]),
+        ("body.messages.0.ChatCompletionDeveloperMessageParam.role", [{"content": "x"}]),
+        ("body.messages.0.content", [{"role": "user", "content": 5}]),
+        (None, [{"role": "user", "content": [{"type": "image_url"}]}]),
     ],
 )
-def test_wrong_messages_are_refused_by_field(field: str, messages: object) -> None:
+def test_wrong_messages_are_refused_by_field(field: str | None, messages: object) -> None:
     with pytest.raises(openai.ApiError) as refused:
         openai.parse_chat({"messages": messages})
     assert (refused.value.status, refused.value.field) == (400, field)
+
+
+def test_tools_need_a_flag() -> None:
+    body = {**CHAT, "tools": [{"type": "function"}]}
+    with pytest.raises(openai.ApiError) as refused:
+        openai.parse_chat(body)
+    assert (refused.value.status, refused.value.kind, refused.value.field) == (400, "BadRequestError", None)
+    assert openai.parse_chat({**body, "tool_choice": "none"}).chat
+    assert openai.parse_chat(body, tools=True).chat
 
 
 json_values = st.recursive(
