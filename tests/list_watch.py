@@ -4,6 +4,7 @@ made to send garbage."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,12 +37,17 @@ async def following(reflector: Reflector) -> AsyncIterator[None]:
 
 class ListWatchServer:
     """`objects` by path, such as `/api/v1/namespaces/n/pods`; other paths are answered 404. `lists` counts lists, and
-    `watches` has the query of each watch. A watch begins with the changes after the version that it names."""
+    `watches` has the query of each watch. A watch begins with the changes after the version that it names.
+
+    `manners` by path is how the next watches are answered instead, once each: "silent" (nothing is ever said), "half"
+    (half a line), "slow" (a byte at a time), "end" (at once), "headers" (there are none), "gone" (410), "refused"
+    (500), "garbage" (no JSON)."""
 
     def __init__(self) -> None:
         self.objects: dict[str, list[Any]] = {}
         self.lists: dict[str, int] = {}
         self.watches: dict[str, list[dict[str, str]]] = {}
+        self.manners: dict[str, list[str]] = {}
         self._version = 1
         self._changes: dict[str, list[tuple[int, bytes]]] = {}
         self._watches: dict[str, set[asyncio.Queue[bytes]]] = {}
@@ -97,6 +103,8 @@ class ListWatchServer:
         if request.query.get("watch") != "true":
             self.lists[path] = self.lists.get(path, 0) + 1
             return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": self.objects[path]})
+        if self.manners.get(path):
+            return await _mannered(request, self.manners[path].pop(0))
         answer = web.StreamResponse()
         await answer.prepare(request)
         queue: asyncio.Queue[bytes] = asyncio.Queue()
@@ -113,3 +121,26 @@ class ListWatchServer:
             return answer
         finally:
             self._watches[path].discard(queue)
+
+
+async def _mannered(request: web.Request, manner: str) -> web.StreamResponse:
+    """A watch as no API server should answer it."""
+    if manner in ("gone", "refused"):
+        return web.json_response({"kind": "Status"}, status=410 if manner == "gone" else 500)
+    if manner == "headers":
+        await asyncio.Event().wait()
+    answer = web.StreamResponse()
+    await answer.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        match manner:
+            case "garbage":
+                await answer.write(b"<html>\n\xff\xfe\n")
+            case "half":
+                await answer.write(b'{"type":"ADDED","object":{"meta')
+            case "slow":
+                for byte in b'{"type":"ADDED",':
+                    await answer.write(bytes([byte]))
+                    await asyncio.sleep(0.2)
+        if manner not in ("end", "garbage"):
+            await asyncio.Event().wait()
+    return answer

@@ -54,6 +54,7 @@ PARTS = {
     ),
     "lifecycle": full("test_lifecycle.py", "test_teardown.py"),
     "conformance": full("conformance"),
+    "hostile": full("test_hostile.py", covers=("controller", "tests/hostile")),
     "fuzz": full("test_fuzz.py", covers=("controller", "tests/fuzz")),
 }  # fmt: skip
 
