@@ -18,7 +18,7 @@ import xxhash
 
 from headrace.prefixes.kv_events import AllCleared, Batch, BlockHash, BlocksRemoved, BlocksStored
 from headrace.scheduling import EndpointState, Facts
-from headrace.scheduling.tokens import given_tokens
+from headrace.scheduling.tokens import MOST_TOKENS, given_tokens
 
 _hash = xxhash.xxh3_64_intdigest
 
@@ -44,9 +44,9 @@ def _root(adapter: str, block_size: int) -> int:
 
 
 def _chained(adapter: str, tokens: Sequence[int], block_size: int) -> Iterator[int]:
-    """Our names for a prompt's whole blocks."""
+    """Our names for a prompt's whole blocks, as far as they are looked at."""
     chained = _root(adapter, block_size)
-    for start in range(0, len(tokens) - block_size + 1, block_size):
+    for start in range(0, min(len(tokens), MOST_TOKENS) - block_size + 1, block_size):
         chained = _chain(chained, tokens[start : start + block_size])
         yield chained
 
@@ -269,4 +269,4 @@ def in_common(
     for size in sizes:
         for key, length in index.matches(adapter, tokens, size, now).items():
             found[key] = max(found.get(key, 0), length * size // unit)
-    return unit, len(tokens) // unit, {key: length for key, length in found.items() if length}
+    return unit, min(len(tokens), MOST_TOKENS) // unit, {key: length for key, length in found.items() if length}

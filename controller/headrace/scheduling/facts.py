@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from headrace.core import Endpoint, Request
-from headrace.scheduling.tokens import input_tokens
+from headrace.scheduling.tokens import input_tokens, token_count
 
 
 class EndpointState(NamedTuple):
@@ -77,13 +77,17 @@ class Facts:
     sessions: Mapping[str, Binding] = field(default_factory=dict)
     # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
     cold_picks: Mapping[str, int] = field(default_factory=dict)
-    # The hashes of the prompt's blocks of bytes, and its tokens where they are known.
+    # The hashes of the prompt's blocks of bytes, and its first tokens where they are known.
     prefix_hashes: Sequence[int] = ()
     tokens: Sequence[int] | None = None
+    # In tokens, once somebody has asked.
+    length: int | None = None
     # What other producers prepare, by a name that they choose: of the request, or by endpoint key.
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def uncached_tokens(self, key: str) -> int:
         """About how many tokens of the prompt an endpoint has to compute."""
-        length = input_tokens(self.request) if self.tokens is None else len(self.tokens)
-        return max(0, length - self.prefix_matches.get(key, 0) * self.block_tokens)
+        if self.length is None:
+            request, tokens = self.request, self.tokens
+            self.length = input_tokens(request) if tokens is None else token_count(request, tokens)
+        return max(0, self.length - self.prefix_matches.get(key, 0) * self.block_tokens)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
 
 from headrace.core import Request
-from headrace.core.bounded_json import load
 
 BYTES_A_TOKEN = 4
+# Of a prompt, as many tokens are looked at: reading them, and naming blocks by them, takes some milliseconds.
+MOST_TOKENS = 65_536
+# Each has up to 10 digits, and a comma.
+_MOST_BYTES = 11 * MOST_TOKENS
+_Tokens = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]]
+_tokens = msgspec.json.Decoder(_Tokens)
+_prompts = msgspec.json.Decoder(list[_Tokens])
 
 
 def input_tokens(request: Request) -> int:
@@ -16,21 +25,29 @@ def input_tokens(request: Request) -> int:
 
 
 def given_tokens(request: Request) -> Sequence[int] | None:
-    """The prompt's tokens: those somebody told, or those the client gave as token ids; None where it is text."""
+    """The prompt's first tokens: those somebody told, or those the client gave as token ids; None where it is text."""
     if request.tokens is not None:
         return request.tokens
     prompt = request.prompt
     if prompt[:1] != b"[" or prompt[-1:] != b"]":
         return None
+    nested = prompt[1:2] == b"["
+    if len(prompt) > _MOST_BYTES:
+        # The tokens before the last one that is cut.
+        prompt = prompt[: max(0, prompt.rfind(b",", 0, _MOST_BYTES))] + (b"]]" if nested else b"]")
     try:
         # A text prompt may look like this too, and hold anything.
-        value = load(prompt, len(prompt))
-    except ValueError:
+        (tokens,) = _prompts.decode(prompt) if nested else (_tokens.decode(prompt),)
+    except (msgspec.MsgspecError, ValueError):
         return None
-    if len(value) == 1 and isinstance(value[0], list):
-        value = value[0]
-    valid = all(type(token) is int and 0 <= token < 1 << 32 for token in value)
-    return value if value and valid else None
+    return tokens[:MOST_TOKENS] or None
+
+
+def token_count(request: Request, tokens: Sequence[int]) -> int:
+    """How many tokens the prompt has of which these are the first."""
+    if len(tokens) < MOST_TOKENS or request.tokens is not None:
+        return len(tokens)
+    return request.prompt.count(b",") + 1
 
 
 def output_tokens(request: Request, ratio: float = 1.5) -> int:

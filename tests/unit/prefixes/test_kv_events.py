@@ -32,7 +32,7 @@ from headrace.prefixes.kv_events import (
 from headrace.prefixes.kv_settings import KvEventsParameters, KvEventsSettings
 from headrace.prefixes.kv_subscriber import waiting_messages
 from headrace.prefixes.precise import EXPECTED_SECONDS, PreciseIndex, in_common
-from headrace.scheduling.tokens import given_tokens
+from headrace.scheduling.tokens import MOST_TOKENS, given_tokens, token_count
 
 
 def frames(*events: Any, sequence: int = 0, rank: int | None = 0) -> list[bytes]:
@@ -474,3 +474,43 @@ def test_what_waits_is_bounded_in_bytes_over_all_endpoints() -> None:
     assert waiting_messages(64 << 20, 1000) == 2
     assert waiting_messages(1 << 50, 1) == 10_000
     assert waiting_messages(64 << 20, 0) == 64
+
+
+def tokens_prompt(count: int, *, nested: bool = False) -> Request:
+    text = ",".join(str(number % 100_000) for number in range(count))
+    return Request("r", prompt=f"[[{text}]]".encode() if nested else f"[{text}]".encode())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("count", [1, MOST_TOKENS - 1, MOST_TOKENS, MOST_TOKENS + 1, 200_000, 1_000_000])
+def test_of_a_long_prompt_the_first_tokens_are_looked_at_and_all_counted(count: int, nested: bool) -> None:
+    request = tokens_prompt(count, nested=nested)
+    tokens = given_tokens(request)
+    assert tokens is not None
+    assert list(tokens) == [number % 100_000 for number in range(min(count, MOST_TOKENS))]
+    assert token_count(request, tokens) == count
+    index = PreciseIndex()
+    index.add("a")
+    index.apply("a", Batch(0, (BlocksStored((1,), None, tuple(T16), 16),)))
+    unit, blocks, matches = in_common(index, "", tokens, 0.0, {}, 64)
+    assert (unit, blocks) == (16, min(count, MOST_TOKENS) // 16)
+    assert matches == ({"a": 1} if count > 16 else {})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        b"[]",
+        b"[[]]",
+        b"[[1],[2]]",
+        b'["a"]',
+        b"[true]",
+        b"[1.5]",
+        b"[-1]",
+        b"[4294967296]",
+        b"[1",
+        b"[" + b"1" * 10**6 + b"]",
+    ],
+)
+def test_what_only_looks_like_tokens_is_text(prompt: bytes) -> None:
+    assert given_tokens(Request("r", prompt=prompt)) is None
