@@ -13,7 +13,7 @@ import orjson
 from headrace.core.bounded_json import TooComplex
 from headrace.extproc.body import BodyFacts, UnreadableBody, long_facts, read_body
 from headrace.extproc.body_scan import BodyScan
-from headrace.extproc.json_scan import Malformed
+from headrace.extproc.json_text import Malformed
 
 from .reader import Reader
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong, load
 from headrace.extproc.body_scan import BEFORE, INSTEAD, BodyScan
-from headrace.extproc.json_scan import compact
+from headrace.extproc.json_text import compact
 from headrace.extproc.model_name import named_model
 
 # Paths, by their end, whose bodies must be JSON objects: what else is sent there, no model server could answer.

@@ -13,7 +13,8 @@ import msgspec
 
 from headrace.config.limits import STEP_BYTES, STEP_ITEMS
 from headrace.core.bounded_json import Bounds, TooComplex
-from headrace.extproc.json_scan import Captured, JsonScan, Malformed, compact, parsed, plain, unescaped, unwanted
+from headrace.extproc.json_scan import Captured, JsonScan, unwanted
+from headrace.extproc.json_text import Malformed, compact, parsed, plain, unescaped
 
 # None asks for a turn, or for more of the body.
 Steps = Generator[None, None, None]

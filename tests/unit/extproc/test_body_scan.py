@@ -14,7 +14,7 @@ from headrace.config.limits import STEP_BYTES
 from headrace.core.bounded_json import MAX_BYTES, MAX_DEPTH, MAX_NODES, TooComplex
 from headrace.extproc.body import BodyFacts, UnreadableBody, long_facts, read_body
 from headrace.extproc.body_scan import BodyScan
-from headrace.extproc.json_scan import Malformed
+from headrace.extproc.json_text import Malformed
 from headrace.extproc.request_body import replaced
 
 CHAT = "/v1/chat/completions"
