@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc.aio
@@ -66,5 +66,34 @@ async def ask(
                 headers[entry.header.key] = (entry.header.raw_value or entry.header.value.encode()).decode()
             if whole or DESTINATION in headers:
                 return 200, headers
+    finally:
+        call.cancel()
+
+
+async def converse(
+    connection: grpc.aio.Channel, path: str, body: bytes, piece: int, *, headers: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """A request with its body in pieces of a size, 0 for all in one; the headers that the pick sets."""
+    call: Any = connection.stream_stream(METHOD)()
+    try:
+        first = pb.ProcessingRequest.FromString(begin(path))
+        for name, value in (headers or {}).items():
+            first.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+        await call.write(first.SerializeToString())
+        size = piece or max(1, len(body))
+        for at in range(0, max(1, len(body)), size):
+            message = pb.ProcessingRequest()
+            message.request_body.body = body[at : at + size]
+            message.request_body.end_of_stream = at + size >= len(body)
+            await call.write(message.SerializeToString())
+        found: dict[str, str] = {}
+        while DESTINATION not in found:
+            raw = await call.read()
+            assert isinstance(raw, bytes), "the stream ended without an answer"
+            answer = pb.ProcessingResponse.FromString(raw)
+            assert not answer.HasField("immediate_response"), answer.immediate_response.body[:200]
+            for entry in answer.request_headers.response.header_mutation.set_headers:
+                found[entry.header.key] = entry.header.raw_value.decode()
+        return found
     finally:
         call.cancel()

@@ -17,8 +17,9 @@ from random import Random, SystemRandom
 
 import pytest
 
+from ..hostile.ordinary import Ordinary, asking
 from ..hostile.relatives import ROWS, relatives
-from ..hostile.world import GATEWAY_BYTES, PICKER_BYTES, Ordinary, World, ask_ordinarily, running
+from ..hostile.world import GATEWAY_BYTES, PICKER_BYTES, World, running
 from ..memory import memory_group
 from .files import all_open_files
 
@@ -79,12 +80,10 @@ async def attack(world: World, seed: int) -> Counter[int]:
 
 async def run(directory: Path, seed: int | None) -> Run:
     """One run; hostile where there is a seed."""
-    found, done = Ordinary(), asyncio.Event()
     with memory_group(PICKER_BYTES) as picker_memory, memory_group(GATEWAY_BYTES) as gateway_memory:
         async with running(directory, picker_memory, gateway_memory) as world:
             pid = world.picker.process.pid
-            beside = asyncio.create_task(ask_ordinarily(world, found, done))
-            try:
+            async with asking(world.picker.grpc_port) as found:
                 await asyncio.sleep(SETTLE_SECONDS)
                 before = resident(pid)
                 if seed is None:
@@ -100,9 +99,6 @@ async def run(directory: Path, seed: int | None) -> Run:
                     assert await world.picker.metric('headrace_epp_malformed_objects_total{kind="pods"}')
                     assert any(key.startswith("127.0.0.1:") for key in await world.picker.endpoints())
                     assert await world.picker.metric("headrace_epp_held_body_bytes") < 1 << 20
-            finally:
-                done.set()
-                await beside
             return Run(found, before, after, (picker_memory.peak(), gateway_memory.peak()))
 
 

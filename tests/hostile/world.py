@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from aiohttp import web
 
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from tests.component.epp.picker import PickerProcess, start_picker
-from tests.component.ext_proc import DESTINATION, METHOD, begin, channel
+from tests.component.ext_proc import METHOD, begin, channel, converse
 from tests.hang import HANG_SECONDS
 from tests.hostile.relatives import MIB, Body, Lines, Messages, Names, Page, Relative, Thing, Uploads, Watch
 from tests.list_watch import ListWatchServer
@@ -28,22 +27,20 @@ from tests.memory import MemoryGroup
 
 # The limits that roles inference_pool and envoy_gateway give them.
 PICKER_BYTES, GATEWAY_BYTES = 1024 * MIB, 512 * MIB
-RATE = 20
-KV_PORT = 25_601
 GOOD, BAD, ODD = "127.0.0.1", "127.0.0.3", "127.0.0.9"
 GOOD_PAGE = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
-CONFIG = f"""
+CONFIG = """
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 plugins:
 - type: precise-prefix-cache-producer
-  parameters: {{kvEventsConfig: {{topicFilter: "kv@", podDiscoveryConfig: {{socketPort: {KV_PORT}}}}}}}
+  parameters: {kvEventsConfig: {topicFilter: "kv@", podDiscoveryConfig: {socketPort: KV_PORT}}}
 - type: prefix-cache-scorer
 - type: queue-scorer
 - type: max-score-picker
 schedulingProfiles:
 - name: default
-  plugins: [{{pluginRef: prefix-cache-scorer}}, {{pluginRef: queue-scorer}}, {{pluginRef: max-score-picker}}]
+  plugins: [{pluginRef: prefix-cache-scorer}, {pluginRef: queue-scorer}, {pluginRef: max-score-picker}]
 """
 _V1, _EXTENSION = "/apis/inference.networking.k8s.io/v1", "/apis/inference.networking.x-k8s.io/v1alpha2"
 PATHS = {
@@ -60,19 +57,6 @@ FLAGS = (
     "--health-port=0",
     "--metrics-port=0",
 )
-
-
-@dataclass
-class Ordinary:
-    """What became of the requests beside: how long each took, and those that were not picked for."""
-
-    seconds: list[float] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-
-    def quantile(self, share: float) -> float:
-        """The time that this share of them took at most."""
-        ordered = sorted(self.seconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 @dataclass
@@ -167,57 +151,6 @@ class World:
             self.api.send(path, self.api.change(path, "DELETED", one.found))
 
 
-async def converse(
-    connection: grpc.aio.Channel, path: str, body: bytes, piece: int, *, headers: Any = None
-) -> dict[str, str]:
-    """A request with its body in pieces; the headers that the pick sets."""
-    call: Any = connection.stream_stream(METHOD)()
-    try:
-        first = pb.ProcessingRequest.FromString(begin(path))
-        for name, value in (headers or {}).items():
-            first.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-        await call.write(first.SerializeToString())
-        size = piece or max(1, len(body))
-        for at in range(0, max(1, len(body)), size):
-            message = pb.ProcessingRequest()
-            message.request_body.body = body[at : at + size]
-            message.request_body.end_of_stream = at + size >= len(body)
-            await call.write(message.SerializeToString())
-        found: dict[str, str] = {}
-        while DESTINATION not in found:
-            raw = await call.read()
-            assert isinstance(raw, bytes), "the stream ended without an answer"
-            answer = pb.ProcessingResponse.FromString(raw)
-            assert not answer.HasField("immediate_response"), answer.immediate_response.body[:200]
-            for entry in answer.request_headers.response.header_mutation.set_headers:
-                found[entry.header.key] = entry.header.raw_value.decode()
-        return found
-    finally:
-        call.cancel()
-
-
-async def ask_ordinarily(world: World, found: Ordinary, done: asyncio.Event) -> None:
-    """RATE requests a second until `done`."""
-    body = json.dumps({"model": "m", "prompt": "hello " * 100}).encode()
-    async with channel(world.picker.grpc_port) as connection, asyncio.TaskGroup() as tasks:
-
-        async def one() -> None:
-            started = time.perf_counter()
-            try:
-                await converse(connection, "/v1/completions", body, 0)
-            except (AssertionError, grpc.aio.AioRpcError) as error:
-                found.lost.append(str(error)[:300])
-            found.seconds.append(time.perf_counter() - started)
-
-        began, number = time.monotonic(), 0
-        while not done.is_set():
-            number += 1
-            tasks.create_task(one())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, began + number / RATE - time.monotonic())):
-                    await done.wait()
-
-
 @contextlib.asynccontextmanager
 async def model_servers(pages: list[Page]) -> AsyncIterator[int]:
     """Metrics pages on one port of several addresses; at BAD the first of `pages` while there is one."""
@@ -286,7 +219,8 @@ async def running(directory: Path, picker_memory: MemoryGroup, gateway_memory: M
         stack.callback(context.destroy, linger=0)
         port = await stack.enter_async_context(model_servers(pages))
         publisher = context.socket(zmq.PUB)
-        publisher.bind(f"tcp://{BAD}:{KV_PORT}")
+        kv_port = publisher.bind_to_random_port(f"tcp://{BAD}")
+        config = CONFIG.replace("KV_PORT", str(kv_port))
         api = ListWatchServer()
         kubeconfig = await api.start(directory)
         stack.push_async_callback(api.close)
@@ -298,7 +232,7 @@ async def running(directory: Path, picker_memory: MemoryGroup, gateway_memory: M
         api.objects[PATHS["inferencepools"]] = [pool]
         api.objects[PATHS["pods"]] = [pod("good", GOOD), pod("bad", BAD)]
         gateway, gateway_port = await stack.enter_async_context(_gateway(kubeconfig, gateway_memory))
-        source = ("--pool-name=p", "--pool-namespace=n", f"--kubeconfig={kubeconfig}", f"--config-text={CONFIG}")
+        source = ("--pool-name=p", "--pool-namespace=n", f"--kubeconfig={kubeconfig}", f"--config-text={config}")
         picker = await stack.enter_async_context(
             start_picker((), directory, source=source, prefix=picker_memory.prefix)
         )

@@ -34,6 +34,7 @@ from headrace.replicas.peering import Peering
 from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
 from headrace.serving.loop_lag import watch_lag
+from headrace.serving.memory import give_back_memory
 from headrace.serving.servers import Servers
 from headrace.serving.tasks import Supervisor
 
@@ -162,6 +163,7 @@ class Process:
                 stack.push_async_callback(self._client.close)
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
+            tasks.start(give_back_memory(), "give back memory")
             tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
             self._follow_pool(tasks)
             if self._peering is not None:

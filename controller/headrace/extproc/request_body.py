@@ -170,15 +170,23 @@ def replaced(pieces: list[bytes], places: list[tuple[int, int]], value: bytes) -
 
 
 def _grouped(pieces: list[bytes]) -> Iterator[bytes]:
-    """The pieces, in fewer where they are small. Takes them out of the list."""
+    """The pieces as ones of at most MAX_CHUNK_BYTES, in fewer where they are small. Takes them out of the list."""
     pieces.reverse()
     group: list[bytes] = []
     size = 0
     while pieces:
         piece = pieces.pop()
+        if len(piece) > answers.MAX_CHUNK_BYTES:
+            if group:
+                yield b"".join(group)
+                group, size = [], 0
+            for at in range(0, len(piece), answers.MAX_CHUNK_BYTES):
+                yield piece[at : at + answers.MAX_CHUNK_BYTES]
+            continue
         if group and size + len(piece) > answers.MAX_CHUNK_BYTES:
             yield b"".join(group)
             group, size = [], 0
         group.append(piece)
         size += len(piece)
-    yield b"".join(group)
+    if group:
+        yield b"".join(group)

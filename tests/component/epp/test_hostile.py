@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from random import Random
 
+from tests.hostile.ordinary import asking
 from tests.hostile.relatives import ROWS, relatives
-from tests.hostile.world import GATEWAY_BYTES, PICKER_BYTES, Ordinary, ask_ordinarily, running
+from tests.hostile.world import GATEWAY_BYTES, PICKER_BYTES, running
 from tests.memory import memory_group
 
 A_ROW = 2
@@ -18,20 +18,15 @@ SEED = 20261130
 
 async def test_nobody_loses_a_request_to_a_stranger(tmp_path: Path) -> None:
     chosen = [one for row in ROWS for one in Random(SEED).sample(relatives(row, SEED), A_ROW)]
-    found, done = Ordinary(), asyncio.Event()
     with memory_group(PICKER_BYTES) as picker_memory, memory_group(GATEWAY_BYTES) as gateway_memory:
         async with running(tmp_path, picker_memory, gateway_memory) as world:
-            beside = asyncio.create_task(ask_ordinarily(world, found, done))
-            try:
+            async with asking(world.picker.grpc_port) as found:
                 for one in chosen:
                     await world.act(one)
                     assert world.picker.process.returncode is None, one.name
                     assert world.gateway.returncode is None, one.name
                 # What was said of the pool after it counts.
                 assert "127.0.0.1" in "".join(await world.picker.endpoints())
-            finally:
-                done.set()
-                await beside
             assert found.lost == []
             assert len(found.seconds) > len(chosen)
             print(f"peaks {picker_memory.peak() >> 20} and {gateway_memory.peak() >> 20} MiB")
