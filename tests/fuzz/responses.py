@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from headrace.config.limits import ByteBudget, Held
 from headrace.extproc.model_name import ModelNames
 from headrace.extproc.usage import Usage, UsageMeter
 
@@ -49,10 +50,13 @@ def is_json(text: bytes) -> bool:
 
 
 def usage(pieces: list[bytes], events: bool) -> Usage | None:
-    meter = UsageMeter(events=events)
+    budget = ByteBudget(1 << 20, small=1 << 20)
+    meter = UsageMeter(Held(budget), events=events)
     for piece in pieces:
         meter.feed(piece)
-    return meter.usage()
+    found = meter.usage()
+    assert budget.held == 0
+    return found
 
 
 def renamed(pieces: list[bytes], *, events: bool, nested: bool) -> tuple[bytes, int]:

@@ -36,6 +36,8 @@ class Limits:
     source: str
     # Requests' bodies: the rest of the process, and copies on their way out, have to fit beside them.
     bodies: Budget
+    # What is kept of responses until their usage is read.
+    responses: Budget
     # What is kept of servers' metrics pages while they are read.
     pages: Budget
     # Messages of KV cache events that wait to be read.
@@ -48,6 +50,7 @@ def limits(memory: int, source: str = "") -> Limits:
         memory=memory,
         source=source,
         bodies=shared(memory // 4),
+        responses=Budget(item_bytes=256 << 10, total_bytes=max(1 << 20, memory // 16)),
         pages=Budget(item_bytes=512 << 10, total_bytes=max(1 << 20, memory // 16)),
         kv_messages=Budget(item_bytes=1 << 20, total_bytes=max(1 << 20, memory // 16)),
     )
@@ -139,6 +142,14 @@ class Held:
         if budget.held + count > (budget.most if size <= budget.small else budget.large):
             return False
         budget.held += count
+        self.size = size
+        return True
+
+    def hold(self, size: int) -> bool:
+        """Hold so many bytes, in place of what was held. False where there is no room for more."""
+        if size > self.size:
+            return self.add(size - self.size)
+        self._budget.held -= self.size - size
         self.size = size
         return True
 

@@ -182,7 +182,9 @@ def _bounded(conversation: ConversationSettings, own: Limits) -> ConversationSet
     given = conversation.max_held_body_bytes
     budget = own.bodies if given is None else shared(given)
     longest = min(conversation.max_body_bytes, budget.item_bytes)
-    return replace(conversation, bodies=ByteBudget(budget.total_bytes), max_body_bytes=longest)
+    responses = ByteBudget(own.responses.total_bytes, small=own.responses.item_bytes)
+    bodies = ByteBudget(budget.total_bytes)
+    return replace(conversation, bodies=bodies, max_body_bytes=longest, responses=responses)
 
 
 def _check(options: Options) -> None:

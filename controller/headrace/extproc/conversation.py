@@ -141,6 +141,8 @@ class Conversation:
     def close(self) -> None:
         """The stream is over, in whatever way."""
         self._body.drop()
+        if self._response is not None:
+            self._response.close()
 
     @property
     def request_done(self) -> bool:
@@ -306,7 +308,7 @@ class Conversation:
 
     def _response_phase(self) -> ResponsePhase:
         if self._response is None:
-            self._response = ResponsePhase(self.events)
+            self._response = ResponsePhase(self.events, self._settings.responses)
         return self._response
 
 

@@ -10,6 +10,7 @@ from headrace.extproc.events import Event, RequestObserved
 from headrace.extproc.metadata import read_headers
 from headrace.extproc.modes import http_body
 from headrace.extproc.response import ResponseReader
+from headrace.extproc.settings import ConversationSettings
 from headrace.extproc.wire import Kind, Message
 from headrace.protocol import http
 
@@ -17,10 +18,11 @@ from headrace.protocol import http
 class Observation:
     """The state of one observation stream. Any order and any subset of messages is taken: modes differ by gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ConversationSettings) -> None:
         self.events: list[Event] = []
         self._request_id = ""
-        self._response = ResponseReader(self.events)
+        self._response = ResponseReader(self.events, settings.responses)
+        self.close = self._response.close
 
     @property
     def request_id(self) -> str:

@@ -4,6 +4,7 @@ Source: ext_proc.proto, StreamedBodyResponse and BodyMutation; proposal 004."""
 
 from __future__ import annotations
 
+from headrace.config.limits import ByteBudget, Held
 from headrace.core.fields import is_digits
 from headrace.extproc import answers
 from headrace.extproc.events import Event, ResponseChunk, ResponseEnded, ResponseStarted
@@ -19,12 +20,15 @@ _EVENT_STREAM = "text/event-stream"
 
 
 class ResponseReader:
-    """What is told of a response, whether it passes through or is only observed. Puts events into the given list."""
+    """What is told of a response, whether it passes through or is only observed. Puts events into the given list.
 
-    __slots__ = ("_ended", "_events", "_meter", "readable", "streaming")
+    `kept` is the budget of what is kept of all responses. Call `close` in the end."""
 
-    def __init__(self, events: list[Event]) -> None:
+    __slots__ = ("_ended", "_events", "_kept", "_meter", "readable", "streaming")
+
+    def __init__(self, events: list[Event], kept: ByteBudget) -> None:
         self._events = events
+        self._kept = kept
         self._meter: UsageMeter | None = None
         self._ended = False
         self.streaming = False
@@ -47,7 +51,7 @@ class ResponseReader:
             )
         )
         if self.readable:
-            self._meter = UsageMeter(events=self.streaming)
+            self._meter = UsageMeter(Held(self._kept), events=self.streaming)
         if ended:
             self.end()
 
@@ -63,6 +67,11 @@ class ResponseReader:
             self._meter.feed(content)
         if body.end_of_stream or body.end_of_stream_without_message:
             self.end()
+
+    def close(self) -> None:
+        """The stream is over, in whatever way."""
+        if self._meter is not None:
+            self._meter.close()
 
     @property
     def ended(self) -> bool:
@@ -81,10 +90,11 @@ class ResponsePhase:
     """A response that passes through. `restore_model` is set to the client's own name where the request's was
     rewritten; `mutation` is a serialized HeaderMutation for its headers."""
 
-    __slots__ = ("_names", "_reader", "mutation", "restore_model")
+    __slots__ = ("_names", "_reader", "close", "mutation", "restore_model")
 
-    def __init__(self, events: list[Event]) -> None:
-        self._reader = ResponseReader(events)
+    def __init__(self, events: list[Event], kept: ByteBudget) -> None:
+        self._reader = ResponseReader(events, kept)
+        self.close = self._reader.close
         self._names: ModelNames | None = None
         self.restore_model: str | None = None
         self.mutation = b""

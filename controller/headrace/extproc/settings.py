@@ -26,11 +26,11 @@ class ConversationSettings:
     """`new_request_id` names requests that come without an id. `max_body_bytes` bounds what one request can make the
     picker hold: Envoy's own limit for buffered bodies in front of a pool is 64 MiB. Of these, bodies over
     `max_parsed_body_bytes` pass unread, as reading costs memory and time of all others. `bodies` bounds what all
-    requests together can make it hold: `max_held_body_bytes`, where that is given. A body has to be complete
-    `body_seconds` after its request's headers. `control_headers`: objective, fairness, SLO and model-rewrite headers
-    are read; off, a client cannot steer the picker. `subset_hint`: the gateway's subset limits the pick.
-    `conformance_hooks`: tell clients in a response header which endpoint answered, as the conformance suite asks of a
-    picker."""
+    requests together can make it hold: `max_held_body_bytes`, where that is given; `responses`, what is kept of all
+    responses until their usage is read. A body has to be complete `body_seconds` after its request's headers.
+    `control_headers`: objective, fairness, SLO and model-rewrite headers are read; off, a client cannot steer the
+    picker. `subset_hint`: the gateway's subset limits the pick. `conformance_hooks`: tell clients in a response header
+    which endpoint answered, as the conformance suite asks of a picker."""
 
     max_body_bytes: int = flag(64 << 20, "a longer request body is answered 413", quantity, "--max-request-body-bytes")
     max_held_body_bytes: int | None = flag(
@@ -64,4 +64,5 @@ class ConversationSettings:
     )
     new_request_id: Callable[[], str] = _new_request_id
     bodies: ByteBudget = field(default_factory=lambda: ByteBudget(256 << 20))
+    responses: ByteBudget = field(default_factory=lambda: ByteBudget(64 << 20, small=256 << 10))
     templates: answers.PickTemplates = field(default_factory=answers.PickTemplates)

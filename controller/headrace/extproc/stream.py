@@ -27,7 +27,9 @@ class ExtProcStream:
         message = read_message(raw)
         machine = self._machine
         if machine is None:
-            machine = self._machine = Observation() if message.observability_mode else Conversation(self._settings)
+            machine = self._machine = (
+                Observation(self._settings) if message.observability_mode else Conversation(self._settings)
+            )
         return machine.handle(message)
 
     @property
@@ -71,7 +73,7 @@ class ExtProcStream:
 
     def close(self) -> None:
         """The stream is over, in whatever way: it holds nothing any more."""
-        if isinstance(self._machine, Conversation):
+        if self._machine is not None:
             self._machine.close()
 
     @property

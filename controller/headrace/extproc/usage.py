@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from headrace.config.limits import Held
+
 # A JSON body is kept to its end up to this size; of a longer one, only the end, where servers write the usage.
 _MOST_KEPT_BYTES = 256 << 10
 _TAIL_BYTES = 64 << 10
@@ -31,11 +33,14 @@ class Usage:
 
 
 class UsageMeter:
-    """Reads one response. `events`: it is an SSE stream."""
+    """Reads one response. `events`: it is an SSE stream. `held` is what it has of the budget of all responses: without
+    room in that, the response is passed over. Call `close` in the end."""
 
-    __slots__ = ("_events", "_found", "_kept", "_tail_only")
+    __slots__ = ("_events", "_found", "_held", "_kept", "_tail_only")
 
-    def __init__(self, *, events: bool) -> None:
+    def __init__(self, held: Held | None, *, events: bool) -> None:
+        # None: it is passed over.
+        self._held = held
         self._events = events
         self._kept = bytearray()
         self._tail_only = False
@@ -43,6 +48,20 @@ class UsageMeter:
 
     def feed(self, piece: bytes) -> None:
         """The next piece of the body."""
+        if self._held is None:
+            return
+        self._take(piece)
+        if not self._held.hold(len(self._kept)):
+            self.close()
+
+    def close(self) -> None:
+        """Keep nothing any more. May be called again."""
+        self._kept.clear()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    def _take(self, piece: bytes) -> None:
         kept = self._kept
         kept += piece
         if not self._events:
@@ -61,7 +80,7 @@ class UsageMeter:
     def usage(self) -> Usage | None:
         """What was reported; None if nothing was. Call it when the response has ended."""
         kept = bytes(self._kept)
-        self._kept.clear()
+        self.close()
         if _MARK.search(kept):
             if self._events:
                 self._read_lines(kept)

@@ -62,7 +62,7 @@ def test_bodies_have_a_quarter() -> None:
     assert found.bodies.item_bytes == found.bodies.total_bytes * 3 // 4
     budget = ByteBudget(found.bodies.total_bytes)
     assert budget.open().add(found.bodies.item_bytes)
-    for budget in (found.bodies, found.pages, found.kv_messages):
+    for budget in (found.bodies, found.responses, found.pages, found.kv_messages):
         assert 0 < budget.item_bytes <= budget.total_bytes < GIB // 2
 
 
@@ -92,6 +92,9 @@ def test_what_is_held_is_the_sum_and_never_over(steps: list[tuple[int, int]]) ->
         if count < 0:
             items[number].release()
             assert items[number].size == 0
+        elif count % 7 == 3:
+            assert items[number].hold(count) == (items[number].size == count)
+            assert items[number].size in (count, before)
         elif items[number].add(count):
             assert items[number].size == before + count
         else:

@@ -37,7 +37,9 @@ MESSAGES = st.one_of(
     ),
     st.builds(m.body, st.just("request_body"), PIECES, st.booleans()),
     st.builds(m.body, st.just("response_body"), PIECES, st.booleans()),
-    st.builds(lambda: m.response_headers({":status": "200"})),
+    st.sampled_from(["application/json", "text/event-stream", "x"]).map(
+        lambda kind: m.response_headers({":status": "200", "content-type": kind})
+    ),
     st.sampled_from(["request_trailers", "response_trailers"]).map(m.trailers),
 )
 OUTCOMES = [Decision((PICK,)), Decision((PICK,), model="new"), Refusal(429, RefusalReason.SATURATED, "no")]
@@ -100,7 +102,7 @@ def check_account(steps: list[tuple[int, Any]], most: int) -> None:
         assert 0 <= budget.held <= most
     for driven in streams:
         driven.end()
-    assert budget.held == 0
+    assert budget.held == settings.responses.held == 0
 
 
 def uploading(settings: ConversationSettings, size: int) -> Gateway:

@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config.limits import ByteBudget, Held
 from headrace.extproc.usage import Usage, UsageMeter
 
 from .test_model_name import CUTS, cut
 
 
+def held(most: int = 1 << 20) -> Held:
+    return Held(ByteBudget(most, small=most))
+
+
 def read(content: bytes, *, events: bool, cuts: list[int] | None = None) -> Usage | None:
-    meter = UsageMeter(events=events)
+    meter = UsageMeter(held(), events=events)
     for piece in cut(content, cuts or []):
         meter.feed(piece)
     return meter.usage()
@@ -96,7 +101,34 @@ def test_anything_is_read_without_complaint(content: bytes, events: bool, cuts: 
 
 
 def test_a_line_without_end_is_not_kept_forever() -> None:
-    meter = UsageMeter(events=True)
+    meter = UsageMeter(held(), events=True)
     for _ in range(40):
         meter.feed(b"x" * (1 << 16))
     assert len(meter._kept) <= 256 << 10
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_without_room_a_response_is_passed_over(events: bool) -> None:
+    text = json.dumps({"text": "x" * 500, "usage": OPENAI})
+    content = f"data: {text}".encode() if events else text.encode()
+    for most, wanted in ((len(content), FULL), (len(content) - 1, None)):
+        budget = ByteBudget(most, small=most)
+        meter = UsageMeter(Held(budget), events=events)
+        meter.feed(content[:300])
+        assert budget.held == 300
+        meter.feed(content[300:])
+        assert budget.held == (len(content) if wanted else 0)
+        meter.feed(b"")
+        assert meter.usage() == wanted
+        assert budget.held == 0
+
+
+def test_what_is_kept_of_events_is_a_line_that_has_not_ended() -> None:
+    budget = ByteBudget(1000, small=1000)
+    meter = UsageMeter(Held(budget), events=True)
+    for _ in range(100):
+        meter.feed(b"data: {}\n" * 10 + b"data:")
+        assert budget.held == 5
+    meter.close()
+    meter.close()
+    assert budget.held == 0
