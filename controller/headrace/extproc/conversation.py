@@ -199,6 +199,7 @@ class Conversation:
 
     def _body_is_whole(self, site: _Site) -> list[bytes]:
         self._site = site
+        self._body.end()
         if not self._body.is_long:
             return self._read()
         self.work.begin(self._read_steps())

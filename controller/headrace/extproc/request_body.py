@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import orjson
 
-from headrace.config.limits import Held
+from headrace.config.limits import STEP_BYTES, Held
 from headrace.core import Refusal, RefusalReason
 from headrace.extproc import answers
 from headrace.extproc.body import WHOLE_BYTES, BodyFacts, long_facts, read_body
@@ -20,6 +20,8 @@ from headrace.extproc.wire import Kind
 from headrace.extproc.work import Work
 from headrace.protocol import http
 
+# Of a body that is read at once.
+_MOST_BRACKETS = 4096
 # Of longer bodies nobody asks for the tokens: see prefixes.tokenizer.
 _MOST_SHOWN_BYTES = 1 << 20
 # What Python has beside the bytes of a piece.
@@ -69,6 +71,16 @@ class RequestBody:
                 self._scan.feed(earlier[:most])
         elif self._scan is not None:
             self._scan.feed(piece)
+
+    def end(self) -> None:
+        """The body is whole. One of many lists and objects is scanned as a long one is: to make all of them at once
+        takes ten milliseconds."""
+        if self.is_long or self.size <= STEP_BYTES:
+            return
+        body = self.joined()
+        if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
+            self.is_long, self._scan = True, BodyScan()
+            self._scan.feed(body[: self._settings.max_parsed_body_bytes])
 
     def read_steps(self) -> Iterator[list[bytes]]:
         """Read what has come of a long body, a bounded piece of it a step. There are no answers in it."""
