@@ -11,6 +11,7 @@ import orjson
 
 from headrace.config.limits import STEP_BYTES, Held
 from headrace.core import Refusal, RefusalReason
+from headrace.core.bounded_json import count_few
 from headrace.extproc import answers
 from headrace.extproc.body import WHOLE_BYTES, BodyFacts, long_facts, read_body
 from headrace.extproc.body_scan import BodyScan
@@ -78,7 +79,7 @@ class RequestBody:
         if self.is_long or self.size <= STEP_BYTES:
             return
         body = self.joined()
-        if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
+        if count_few(body, b"[", _MOST_BRACKETS) + count_few(body, b"{", _MOST_BRACKETS) > _MOST_BRACKETS:
             self.is_long, self._scan = True, BodyScan()
             self._scan.feed(body[: self._settings.max_parsed_body_bytes])
 
