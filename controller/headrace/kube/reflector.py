@@ -52,6 +52,10 @@ class ExpiredError(Exception):
     """The server no longer knows the resource version: list again."""
 
 
+# An object has at most 1.5 MiB in etcd, and its JSON not much more.
+LONGEST_LINE = 8 << 20
+
+
 class MalformedEvent(ExpiredError):  # noqa: N818
     """A line of a watch that is no event: whatever it was to say can only be had by a list."""
 
@@ -257,6 +261,11 @@ class Reflector:
             raise garbled
         return version
 
+    def _too_long(self) -> MalformedEvent:
+        error = MalformedEvent(f"a line of a watch has over {LONGEST_LINE} bytes")
+        self._malformed(str(error))
+        return error
+
     def _malformed(self, why: str) -> None:
         self.on_malformed(self.resource.plural)
         if why not in self._complaints and len(self._complaints) < _MOST_COMPLAINTS:
@@ -297,13 +306,19 @@ class Reflector:
             if error.status == 410:
                 raise ExpiredError(str(error)) from error
             raise
-        rest = b""
+        parts: list[bytes] = []
+        size = 0
         self.live = True
         try:
             async for chunk in response.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
+                end, *lines = chunk.split(b"\n")
+                parts.append(end)
+                size += len(end)
+                if size > LONGEST_LINE:
+                    raise self._too_long()
                 if lines:
-                    yield lines
+                    yield [b"".join(parts), *lines[:-1]]
+                    parts, size = lines[-1:], len(lines[-1])
         except TimeoutError:
             logger.info("%s: the watch has not ended in time; opening another", self.resource)
         except (aiohttp.ClientError, OSError) as error:

@@ -61,6 +61,22 @@ async def test_a_garbled_line_is_skipped_and_what_it_hid_is_listed(line: bytes, 
         await eventually(lambda: ("n", "a") not in reflector.objects)
 
 
+async def test_a_line_without_end_is_given_up_and_what_it_hid_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("headrace.kube.reflector.LONGEST_LINE", 1 << 20)
+    async with followed(tmp_path) as (server, reflector, malformed):
+        before = server.lists[PATH]
+        server.change(PATH, "ADDED", made("hidden"))
+        # Long, and within the bound.
+        server.send(PATH, server.change(PATH, "ADDED", made("long", annotations={"a": "x" * 900_000})))
+        await eventually(lambda: ("n", "long") in reflector.objects)
+        server.send(PATH, b'{"type":"ADDED","object":{"metadata":{"name":"' + b"x" * (2 << 20))
+        await eventually(lambda: malformed == {"pods": 1})
+        await eventually(lambda: ("n", "hidden") in reflector.objects)
+        assert server.lists[PATH] == before + 1
+
+
 @pytest.mark.parametrize(
     "found",
     [
