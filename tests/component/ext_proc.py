@@ -71,9 +71,16 @@ async def ask(
 
 
 async def converse(
-    connection: grpc.aio.Channel, path: str, body: bytes, piece: int, *, headers: Mapping[str, str] | None = None
+    connection: grpc.aio.Channel,
+    path: str,
+    body: bytes,
+    piece: int,
+    *,
+    headers: Mapping[str, str] | None = None,
+    answered: bool = False,
 ) -> dict[str, str]:
-    """A request with its body in pieces of a size, 0 for all in one; the headers that the pick sets."""
+    """A request with its body in pieces of a size, 0 for all in one; the headers that the pick sets. `answered`: a
+    server then answers it with status 200."""
     call: Any = connection.stream_stream(METHOD)()
     try:
         first = pb.ProcessingRequest.FromString(begin(path))
@@ -94,6 +101,13 @@ async def converse(
             assert not answer.HasField("immediate_response"), answer.immediate_response.body[:200]
             for entry in answer.request_headers.response.header_mutation.set_headers:
                 found[entry.header.key] = entry.header.raw_value.decode()
+        if answered:
+            response = pb.ProcessingRequest()
+            response.response_headers.headers.headers.add(key=":status", raw_value=b"200")
+            await call.write(response.SerializeToString())
+            await call.done_writing()
+            while isinstance(await call.read(), bytes):
+                pass
         return found
     finally:
         call.cancel()

@@ -198,7 +198,9 @@ class Metrics(MetricSet, PoolObserver):
     def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
         if elsewhere:
             self._served_elsewhere.inc()
-        if status >= 400:
+        if 0 < status < 400:
+            self._models.confirm(entry.asked.model, entry.model)
+        elif status >= 400:
             self._errors.labels(*self._models(entry.asked.model, entry.model), str(status)).inc()
 
     def first_token(self, entry: InFlight, seconds: float) -> None:

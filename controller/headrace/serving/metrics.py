@@ -13,6 +13,7 @@ L = TypeVar("L", bound=tuple[str, ...])
 
 OTHER = "other"
 MAX_LABEL_VALUES = 1000
+MAX_UNCONFIRMED = 100
 # Longer values are cut.
 MAX_LABEL_CHARACTERS = 64
 
@@ -86,11 +87,14 @@ def gauges(name: str, text: str, values: Mapping[L, float], *labels: str) -> Met
 class CappedLabels:
     """Values of labels that clients choose, one or several together: cut to a length, and bounded in number.
 
-    Past the bound each of them is `other`. Several are bounded together, for alone they would allow their product."""
+    Past the bound each of them is `other`. Several are bounded together, for alone they would allow their product.
+    Where values are confirmed, those that are not may be inventions: they take only some of the places."""
 
-    def __init__(self, limit: int = MAX_LABEL_VALUES) -> None:
+    def __init__(self, limit: int = MAX_LABEL_VALUES, unconfirmed: int = MAX_UNCONFIRMED) -> None:
         self._limit = limit
+        self._most_unconfirmed = unconfirmed
         self._seen: set[tuple[str, ...]] = set()
+        self._confirmed: set[tuple[str, ...]] = set()
 
     def __call__(self, *values: str) -> tuple[str, ...]:
         """The values to label with."""
@@ -99,7 +103,17 @@ class CappedLabels:
         values = tuple(value[:MAX_LABEL_CHARACTERS] for value in values)
         if values in self._seen:
             return values
-        if len(self._seen) >= self._limit:
+        unconfirmed = len(self._seen) - len(self._confirmed)
+        if len(self._seen) >= self._limit or (self._confirmed and unconfirmed >= self._most_unconfirmed):
             return (OTHER,) * len(values)
         self._seen.add(values)
         return values
+
+    def confirm(self, *values: str) -> None:
+        """These values are no invention of a client."""
+        if values in self._confirmed:
+            return
+        values = tuple(value[:MAX_LABEL_CHARACTERS] for value in values)
+        if values in self._seen or len(self._seen) < self._limit:
+            self._seen.add(values)
+            self._confirmed.add(values)

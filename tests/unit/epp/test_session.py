@@ -251,3 +251,16 @@ async def test_a_body_in_the_smallest_pieces_counts_with_what_each_takes() -> No
         assert await feed(session, piece) == []
     (answer,) = await feed(session, piece)
     assert answer.immediate_response.status.code == 503
+
+
+async def test_a_model_that_a_server_has_answered_to_keeps_its_label_whatever_strangers_invent() -> None:
+    d = picker(Clock())
+    session = await pick(d, BodyMode.BUFFERED)
+    await feed(session, m.response_headers({":status": "200"}))
+    for number in range(1000):
+        d.metrics.not_picked(Request("r", model=f"invented-{number}"), 429, "full")
+    session = await pick(d, BodyMode.BUFFERED)
+    name = 'inference_objective_request_total{model_name="m",priority="0",target_model_name="m"}'
+    assert sample(d, name) == 2
+    lines = generate_latest(d.metrics.registry).decode().splitlines()
+    assert sum(line.startswith("inference_objective_request_total{") for line in lines) == 102

@@ -46,3 +46,24 @@ def test_labels_are_bounded_in_length() -> None:
     for number in range(2000):
         assert label(f"{longest}{number}", "a") == (longest, "a")
     assert label("b", "b") == ("b", "b")
+
+
+def test_inventions_do_not_take_the_places_of_what_is_real() -> None:
+    label = CappedLabels(10, unconfirmed=3)
+    label.confirm("real", "real")
+    seen = [label(f"invented-{number}", "x")[0] for number in range(5)]
+    assert seen == ["invented-0", "invented-1", "invented-2", OTHER, OTHER]
+    # One of them turns out to be real, as do others that were not seen.
+    label.confirm("invented-0", "x")
+    assert label("invented-3", "x") == ("invented-3", "x")
+    for number in range(20):
+        label.confirm(f"model-{number}", "x" * 100)
+    kept = [number for number in range(20) if label(f"model-{number}", "x" * 100)[0] != OTHER]
+    assert kept == [0, 1, 2, 3, 4]
+    assert label("real", "real") == ("real", "real")
+    assert label("model-0", "x" * 100) == ("model-0", "x" * MAX_LABEL_CHARACTERS)
+
+
+def test_where_nothing_is_confirmed_all_places_are_for_all() -> None:
+    label = CappedLabels(5, unconfirmed=1)
+    assert [label(str(number))[0] for number in range(6)] == ["0", "1", "2", "3", "4", OTHER]
