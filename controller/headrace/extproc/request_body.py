@@ -27,6 +27,7 @@ _MOST_BRACKETS = 4096
 _MOST_SHOWN_BYTES = 1 << 20
 # What Python has beside the bytes of a piece.
 PIECE_OVERHEAD = 64
+_SMALL_PIECE = 4096
 _ANSWERS_A_STEP = 16
 _RETRY_AFTER_SECONDS = 1
 
@@ -52,10 +53,16 @@ class RequestBody:
         if size > settings.max_body_bytes:
             text = f"the body is over {settings.max_body_bytes} bytes"
             return Refusal(413, RefusalReason.BODY_TOO_LARGE, text)
-        if not self._held.add(len(piece) + PIECE_OVERHEAD):
+        pieces = self._pieces
+        # Small pieces are put together: each has a cost of its own, in memory and wherever they are gone through.
+        joins = bool(pieces) and len(piece) < _SMALL_PIECE and len(pieces[-1]) < _SMALL_PIECE
+        if not self._held.add(len(piece) if joins else len(piece) + PIECE_OVERHEAD):
             text = "the bodies of other requests take all the memory there is for them: try again"
             return Refusal(503, RefusalReason.BODY_BUDGET, text, _RETRY_AFTER_SECONDS)
-        self._pieces.append(piece)
+        if joins:
+            pieces[-1] += piece
+        else:
+            pieces.append(piece)
         self.size = size
         if size > WHOLE_BYTES:
             self._scan_piece(piece, cut=cut)
@@ -67,21 +74,22 @@ class RequestBody:
         if self.size > most and not cut:
             self._scan = None
         elif begins:
+            # With this piece.
             self._scan = BodyScan()
-            for earlier in self._pieces:
-                self._scan.feed(earlier[:most])
+            for held in self._pieces:
+                self._scan.feed(held[:most])
         elif self._scan is not None:
             self._scan.feed(piece)
 
     def end(self) -> None:
         """The body is whole. One of many lists and objects is scanned as a long one is: to make all of them at once
         takes ten milliseconds."""
-        if self.is_long or self.size <= STEP_BYTES:
+        if self.is_long or not STEP_BYTES < self.size <= self._settings.max_parsed_body_bytes:
             return
         body = self.joined()
         if count_few(body, b"[", _MOST_BRACKETS) + count_few(body, b"{", _MOST_BRACKETS) > _MOST_BRACKETS:
             self.is_long, self._scan = True, BodyScan()
-            self._scan.feed(body[: self._settings.max_parsed_body_bytes])
+            self._scan.feed(body)
 
     def read_steps(self) -> Iterator[list[bytes]]:
         """Read what has come of a long body, a bounded piece of it a step. There are no answers in it."""
@@ -96,11 +104,16 @@ class RequestBody:
         if self.is_long:
             scan, self._scan = self._scan, None
             self._model_places = scan.model_places if scan is not None else []
-            beginning = self._pieces[0][:most] if not whole else b"".join(piece[:64] for piece in self._pieces[:64])
+            beginning = self._pieces[0][:most] if not whole else self._beginning()
             return long_facts(
                 scan, beginning, path=path, content_encoding=encoding, whole=whole, size=self.size, max_bytes=most
             )
         return read_body(self.joined(), path=path, content_encoding=encoding, whole=whole, max_bytes=most)
+
+    def _beginning(self) -> bytes:
+        first = self._pieces[0][:_SMALL_PIECE]
+        # A short first piece is followed by a long one.
+        return first if len(first) == _SMALL_PIECE else first + b"".join(self._pieces[1:2])[:_SMALL_PIECE]
 
     def shown(self) -> bytes:
         """The body for those who read it themselves; empty where it is too long for that."""

@@ -241,16 +241,19 @@ async def test_a_long_body_is_read_and_sent_on_with_turns_for_others(mode: BodyM
     session.end()
 
 
-async def test_a_body_in_the_smallest_pieces_counts_with_what_each_takes() -> None:
+async def test_small_pieces_of_a_body_are_put_together() -> None:
     d = picker(Clock())
-    settings = m.settings(bodies=ByteBudget(100 * (PIECE_OVERHEAD + 1)))
+    settings = m.settings()
     session = StreamSession(d.director, d.pool, settings)
     await feed(session, m.request_headers(protocol_config=DUPLEX))
-    piece = m.body("request_body", b"{", False)
-    for _ in range(100):
-        assert await feed(session, piece) == []
-    (answer,) = await feed(session, piece)
-    assert answer.immediate_response.status.code == 503
+    content = b'{"model":"m","prompt":"%b"}' % (b"p" * 20_000)
+    for at in range(0, len(content), 10):
+        await feed(session, m.body("request_body", content[at : at + 10], False))
+    # Of some thousand bytes each.
+    assert settings.bodies.held <= len(content) + 6 * PIECE_OVERHEAD
+    answers = await feed(session, m.body("request_body", b"", True))
+    sent = b"".join(a.request_body.response.body_mutation.streamed_response.body for a in answers[1:])
+    assert sent == content
 
 
 async def test_a_model_that_a_server_has_answered_to_keeps_its_label_whatever_strangers_invent() -> None:
