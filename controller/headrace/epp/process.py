@@ -34,7 +34,7 @@ from headrace.replicas.peering import Peering
 from headrace.scheduling import SchedulingConfig
 from headrace.serving.lifecycle import Shutdown
 from headrace.serving.loop_lag import watch_lag
-from headrace.serving.memory import give_back_memory
+from headrace.serving.memory import give_back_memory, settle
 from headrace.serving.servers import Servers
 from headrace.serving.tasks import Supervisor
 
@@ -170,6 +170,7 @@ class Process:
                 tasks.start(self._peering.run(tasks), "follow replicas")
             if self._config_file is not None:
                 tasks.start(watch_config(self._config_file, self._reconfigure), "watch the configuration")
+            settle()
             logger.info("serving", extra={"ports": servers.ports, "pool": self._metrics.pool_name})
             await self._shutdown.asked.wait()
             await self._drain(server)

@@ -209,7 +209,7 @@ class BodyScan:
     def _message(self) -> Steps:
         json = self._json
         if (yield from json.peek()) != b"{":
-            yield from json.skip()
+            yield from json.skip_others()
             return
         if json.position >= self._slow_until and (run := json.objects()):
             try:

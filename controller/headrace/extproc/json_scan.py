@@ -33,6 +33,8 @@ _ELEMENTS, _MEMBERS = (
     for one, end in ((_VALUE, rb"[ \t\r\n]*+[,\]]"), (_MEMBER, rb"[ \t\r\n]*+[,}]"))
 )
 _OBJECTS = re.compile(rb"(?:%b\{(?:%b)*+\}){1,256}+" % (_BETWEEN, _INNER), re.DOTALL)
+# Whole elements that are no objects.
+_OTHERS = re.compile(rb"(?:%b(?!\{)%b(?=%b[,\]]))++" % (_BETWEEN, _VALUE, _SPACES), re.DOTALL)
 _KEY = re.compile(rb'%b"([^"\\]{0,64}+)"%b:' % (_BETWEEN, _SPACES))
 
 _QUOTE, _COMMA, _OBJECT = b'",{'
@@ -94,6 +96,14 @@ class JsonScan(JsonText):
         """Objects that follow each other here, as many as are there whole; they are not passed. Empty for none."""
         found = _OBJECTS.match(self._text, self._at)
         return found[0] if found is not None else b""
+
+    def skip_others(self) -> Steps:
+        """Pass over an element that is no object, and those that follow it."""
+        found = _OTHERS.match(self._text, self._at)
+        if found is None:
+            yield from self.skip()
+        else:
+            self._at = found.end()
 
     def passed(self, text: bytes, items: int) -> None:
         """So much text, and so many items, were gone through."""
