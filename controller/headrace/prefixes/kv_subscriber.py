@@ -1,7 +1,7 @@
 """Listens to the servers' KV cache events over ZeroMQ: one subscription for each endpoint.
 
-ZeroMQ connects again by itself, as long as it takes. A message that cannot be read is counted and left; nothing that a
-server sends ends its subscription."""
+ZeroMQ connects as long as it takes; a connection that breaks is made anew. A message that cannot be read is counted and
+left; nothing that a server sends ends its subscription."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # More waiting than this and the picker is not keeping up: servers keep what comes then, or drop it, which is seen.
 _MOST_WAITING = 10_000
 _FEWEST_WAITING = 2
+# After a break, so that a server that causes it again and again costs little.
+_PAUSE_SECONDS = 0.5
 _MOST_SOCKETS = 65_536
 
 
@@ -61,6 +63,20 @@ class KvSubscriber:
         self._context.destroy(linger=0)
 
     async def _listen(self, endpoint: Endpoint) -> None:
+        """Follow an endpoint's server over one connection after the other."""
+        while True:
+            try:
+                await self._connection(endpoint)
+            except Exception:
+                self.on_disconnect(endpoint.key)
+                raise
+            # Messages are lost until there is another.
+            self.on_disconnect(endpoint.key)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _connection(self, endpoint: Endpoint) -> None:
+        """Take messages until the connection breaks. ZeroMQ would make it anew by itself, but for one that broke the
+        protocol, or sent too long a message."""
         socket = self._context.socket(zmq.SUB)
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._sockets.add(socket)
@@ -72,13 +88,16 @@ class KvSubscriber:
             socket.set(zmq.RECONNECT_IVL_MAX, 5_000)
             socket.set(zmq.SUBSCRIBE, self.settings.topic.encode())
             socket.connect(address(endpoint, self.settings))
-            async with Supervisor() as tasks:
-                tasks.start(self._breaks(monitor, endpoint), f"connection to {endpoint.key}")
-                await self._take(socket, endpoint)
-        except BaseExceptionGroup:
-            # Messages are lost until this is started again.
-            self.on_disconnect(endpoint.key)
-            raise
+            taking = asyncio.ensure_future(self._take(socket, endpoint))
+            broken = asyncio.ensure_future(monitor.recv_multipart())
+            try:
+                await asyncio.wait((taking, broken), return_when=asyncio.FIRST_COMPLETED)
+                if taking.done():
+                    taking.result()
+            finally:
+                taking.cancel()
+                broken.cancel()
+                await asyncio.gather(taking, broken, return_exceptions=True)
         finally:
             self._sockets.discard(socket)
             socket.disable_monitor()
@@ -102,12 +121,6 @@ class KvSubscriber:
                 await asyncio.sleep(0)
             else:
                 complained = False
-
-    async def _breaks(self, monitor: zmq.asyncio.Socket, endpoint: Endpoint) -> None:
-        """Tell of each break of a connection: ZeroMQ makes it anew without a word."""
-        while True:
-            await monitor.recv_multipart()
-            self.on_disconnect(endpoint.key)
 
 
 def waiting_messages(most_bytes: int, endpoints: int) -> int:

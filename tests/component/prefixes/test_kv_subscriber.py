@@ -13,6 +13,7 @@ import zmq
 import zmq.asyncio
 
 from headrace.core import Endpoint
+from headrace.prefixes.kv_events import MAX_MESSAGE_BYTES
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.prefixes.kv_subscriber import KvSubscriber
 from headrace.prefixes.precise import PreciseIndex
@@ -162,6 +163,22 @@ async def test_nonsense_is_counted_and_outlived(context: zmq.asyncio.Context) ->
         heard.listen_to(told)
         await until(lambda: heard.bad > 0, lambda: server.send(b"\xc1nonsense"))
         await until(lambda: heard.index.entries(told.key) == 1, lambda: server.tell(block(1, 1, 2)))
+
+
+async def test_a_message_that_is_too_long_does_not_end_the_subscription(context: zmq.asyncio.Context) -> None:
+    told = endpoint("127.0.0.10")
+    server = Server(context, "127.0.0.10")
+    async with listening() as heard:
+        heard.listen_to(told)
+        for number in range(2):
+            await until(
+                lambda number=number: heard.index.entries(told.key) == 1,  # type: ignore[misc]
+                lambda number=number: server.tell(block(number, number, 2)),  # type: ignore[misc]
+            )
+            # ZeroMQ breaks the connection, and does not make it anew by itself.
+            await server.send(b"x" * (2 * MAX_MESSAGE_BYTES))
+            await until(lambda: heard.index.entries(told.key) == 0)
+        await until(lambda: heard.index.entries(told.key) == 1, lambda: server.tell(block(9, 9, 2)))
 
 
 @pytest.mark.parametrize("first_number", [lambda old: 0, lambda old: old.sequence], ids=["from 0", "where the old was"])
