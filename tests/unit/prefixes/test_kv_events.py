@@ -430,10 +430,8 @@ def test_settings_of_llm_d() -> None:
 
 HASHES = st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)
 TOLD = st.one_of(
-    st.tuples(HASHES, st.none() | st.integers(0, 40), st.sampled_from(["", "x"])).map(
-        lambda told: stored_map(
-            block_hashes=told[0], parent_block_hash=told[1], token_ids=T8 * len(told[0]), lora_name=told[2]
-        )
+    st.tuples(HASHES, st.sampled_from(["", "x"])).map(
+        lambda told: stored_map(block_hashes=told[0], token_ids=T8 * len(told[0]), lora_name=told[1])
     ),
     HASHES.map(lambda hashes: {"type": "BlockRemoved", "block_hashes": hashes}),
     st.just({"type": "AllBlocksCleared"}),
@@ -457,6 +455,22 @@ def test_a_message_in_parts_comes_to_the_same(messages: list[list[Any]], part: i
             assert any(emptied) == whole.apply("a", read_batch(sent))
             assert parts._masks == whole._masks
             assert parts._caches["a"].blocks == whole._caches["a"].blocks
+
+
+def test_a_long_event_goes_on_where_its_parent_is() -> None:
+    first = stored_map(block_hashes=[1], token_ids=T8)
+    long = stored_map(block_hashes=list(range(2, 1500)), parent_block_hash=1, token_ids=T8 * 1498)
+    whole, parts = PreciseIndex(), PreciseIndex()
+    for index in (whole, parts):
+        index.add("a")
+    sent = frames(first, long)
+    whole.apply("a", read_batch(sent))
+    found = list(read_parts(sent))
+    assert len(found) == 3
+    for batch in found:
+        parts.apply("a", batch)
+    assert len(whole) == 1499
+    assert parts._masks == whole._masks
 
 
 def test_parts_before_a_malformed_one_count() -> None:
