@@ -39,6 +39,7 @@ from headrace.protocol import rpc
 from headrace.protocol.objects import GATEWAY_GROUP
 from headrace.serving.health import Health
 from headrace.serving.lifecycle import Shutdown
+from headrace.serving.memory import give_back_memory
 from headrace.serving.servers import Servers, health_routes, metrics_route
 from headrace.serving.tasks import Supervisor
 from headrace.serving.tls import certificate_of_nobody, mutual_credentials
@@ -88,6 +89,7 @@ class Process:
             tasks.start(self._writer.run(), "status")
             tasks.start(self._events.run(), "warning events")
             tasks.start(self._handshakes.run(), "handshakes")
+            tasks.start(give_back_memory(), "give back memory")
             if options.namespace:
                 tasks.start(self._nudge.run(), "nudge")
             else:
