@@ -146,6 +146,8 @@ class Components:
     def expire(self) -> None:
         """Drop what is too old. Call it about once a second."""
         self.memory.expire(self.pool.clock())
+        if self.precise is not None:
+            self.precise.expire(self.pool.clock())
         self.pool.expire()
         for replica in self.accounts.expire():
             logger.warning("replica %s is silent: its requests are not counted any more", replica)

@@ -164,7 +164,8 @@ class PreciseIndex:
         if facts.tokens is not None:
             self.expect(state.key, _adapter(facts), facts.tokens, facts.now)
 
-    def _expire(self, now: float) -> None:
+    def expire(self, now: float) -> None:
+        """Drop what was expected too long ago."""
         expecting = self._expecting
         while expecting and now - expecting[0][0] >= EXPECTED_SECONDS:
             _, chained, mask = expecting.popleft()
@@ -176,7 +177,7 @@ class PreciseIndex:
 
     def matches(self, adapter: str, tokens: Sequence[int], block_size: int, now: float) -> dict[str, int]:
         """How many of a prompt's first blocks of this size each endpoint has; endpoints with none are left out."""
-        self._expire(now)
+        self.expire(now)
         masks, expected = self._masks, self._expected
         found: dict[str, int] = {}
         alive, length = -1, 0

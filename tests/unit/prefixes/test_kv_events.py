@@ -528,3 +528,16 @@ def test_of_a_long_prompt_the_first_tokens_are_looked_at_and_all_counted(count: 
 )
 def test_what_only_looks_like_tokens_is_text(prompt: bytes) -> None:
     assert given_tokens(Request("r", prompt=prompt)) is None
+
+
+def test_what_is_expected_of_long_prompts_is_dropped_in_time() -> None:
+    index = PreciseIndex()
+    index.add("a")
+    index.apply("a", Batch(0, (BlocksStored((1,), None, tuple(T16), 16),)))
+    index.expect("a", "", [7] * MOST_TOKENS, now=0.0)
+    assert len(index._expected) == MOST_TOKENS // 16
+    index.expire(EXPECTED_SECONDS - 0.1)
+    assert index._expected
+    index.expire(EXPECTED_SECONDS)
+    assert not index._expected
+    assert not index._expecting
