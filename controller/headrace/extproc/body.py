@@ -142,10 +142,13 @@ def model_steps(body: bytes, *, content_encoding: str = "") -> Generator[None, N
         model = _model_of_whole(body)
     else:
         scan = BodyScan(only_model=True)
-        scan.feed(body)
-        while scan.step():
-            yield
-        scan.end()
+        try:
+            scan.feed(body)
+            while scan.step():
+                yield
+            scan.end()
+        finally:
+            scan.close()
         if isinstance(scan.failed, TooComplex):
             raise scan.failed
         model = scan.fields.get("model") if scan.failed is None else None

@@ -53,7 +53,8 @@ def _captured(raw: msgspec.Raw) -> Captured:
 
 
 class BodyScan:
-    """The facts of one body, as far as it has come. Give the pieces to `feed`, call `step` until it is false.
+    """The facts of one body, as far as it has come. Give the pieces to `feed`, call `step` until it is false, and
+    `close` in the end.
 
     `fields` are values as a parsed body has them, as far as `extproc.body` looks at them. `model_places` are where
     values of `model` stand, quotes included. `only_model`: nothing else is wanted."""
@@ -121,8 +122,20 @@ class BodyScan:
         if self.failed is None and not self.complete:
             self._fail(Malformed("it ends too early"))
 
+    def close(self) -> None:
+        """Nothing of it is wanted any more. May be called again."""
+        # The work refers to the scan, and so does the traceback of a failure: both would be kept until the collector
+        # comes.
+        self._work.close()
+        self._drop()
+        if self.failed is not None:
+            self.failed = self.failed.with_traceback(None)
+
     def _fail(self, error: ValueError) -> None:
         self.failed = error if isinstance(error, TooComplex | Malformed) else Malformed(str(error).partition(":")[0])
+        self._drop()
+
+    def _drop(self) -> None:
         self._waiting.clear()
         self._parts.clear()
         self._messages = None

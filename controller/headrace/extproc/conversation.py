@@ -140,6 +140,7 @@ class Conversation:
 
     def close(self) -> None:
         """The stream is over, in whatever way."""
+        self.work.stop()
         self._body.drop()
         if self._response is not None:
             self._response.close()
@@ -288,8 +289,7 @@ class Conversation:
 
     def _refuse(self, refusal: Refusal) -> bytes:
         self._phase = _Phase.REFUSED
-        self.work.stop()
-        self._body.drop()
+        self.close()
         return answers.immediate(refusal, ((http.REQUEST_ID, self.request_id),))
 
     # The response, where the gateway sends it through this stream too.

@@ -72,7 +72,7 @@ class RequestBody:
         most = self._settings.max_parsed_body_bytes
         begins, self.is_long = not self.is_long, True
         if self.size > most and not cut:
-            self._scan = None
+            self._forget_scan()
         elif begins:
             # With this piece.
             self._scan = BodyScan()
@@ -105,9 +105,13 @@ class RequestBody:
             scan, self._scan = self._scan, None
             self._model_places = scan.model_places if scan is not None else []
             beginning = self._pieces[0][:most] if not whole else self._beginning()
-            return long_facts(
-                scan, beginning, path=path, content_encoding=encoding, whole=whole, size=self.size, max_bytes=most
-            )
+            try:
+                return long_facts(
+                    scan, beginning, path=path, content_encoding=encoding, whole=whole, size=self.size, max_bytes=most
+                )
+            finally:
+                if scan is not None:
+                    scan.close()
         return read_body(self.joined(), path=path, content_encoding=encoding, whole=whole, max_bytes=most)
 
     def _beginning(self) -> bytes:
@@ -170,9 +174,14 @@ class RequestBody:
     def drop(self) -> None:
         """Hold nothing any more. May be called again."""
         self._pieces = []
-        self._scan = None
+        self._forget_scan()
         self.size = 0
         self._held.release()
+
+    def _forget_scan(self) -> None:
+        if self._scan is not None:
+            self._scan.close()
+            self._scan = None
 
 
 def replaced(pieces: list[bytes], places: list[tuple[int, int]], value: bytes) -> list[bytes]:
