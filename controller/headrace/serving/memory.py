@@ -7,9 +7,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+from pathlib import Path
 from typing import NoReturn
 
 _EVERY_SECONDS = 20.0
+# Of memory: so much more than there was is a reason to collect, and so much less is worth it.
+_MORE, _WORTH = 1.05, 0.03
+# Rounds: an hour.
+_LONGEST_WAIT = 180
 # Of malloc.h. Each thread of gRPC would have a heap of its own, and what is free in one is of no use to the others.
 _M_ARENA_MAX, _HEAPS = -8, 2
 
@@ -28,10 +33,31 @@ def settle() -> None:
     gc.freeze()
 
 
+def resident(status: Path = Path("/proc/self/status")) -> int:
+    """The process's memory in bytes; 0 where that cannot be known."""
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:")), 0)
+
+
 async def give_back_memory(seconds: float = _EVERY_SECONDS) -> NoReturn:
-    """Have the C library give back what is free in its heaps, now and then: in a thread, without Python's lock."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    """Have the C library give back what is free in its heaps, now and then: in a thread, without Python's lock.
+
+    What Python's collector alone can free waits for it, for long where little is going on. So it is called while there
+    is more memory than there was, the more seldom the less that brings: it holds up others for some milliseconds."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
+    least = resident()
+    rounds, wait = 0, 1
     while True:
         await asyncio.sleep(seconds)
-        if trim is not None:
+        await asyncio.to_thread(trim, 0)
+        now = resident()
+        rounds += 1
+        if now > _MORE * least and rounds >= wait:
+            gc.collect()
             await asyncio.to_thread(trim, 0)
+            brought = now - resident() > _WORTH * now
+            rounds, wait = 0, 1 if brought else min(2 * wait, _LONGEST_WAIT)
+        least = min(least, resident())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from headrace.serving import memory
 
 PROGRAM = """
 import asyncio, ctypes
@@ -45,3 +50,44 @@ def test_what_is_free_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 50 << 20
+
+
+async def test_the_collector_is_called_for_more_memory_and_seldom_where_it_brings_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds = collected = 0
+    memory_then, garbage = 100, 0
+    enough = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal rounds, garbage
+        rounds += 1
+        if rounds == 20:
+            garbage = 300
+        if rounds == 60:
+            enough.set()
+            await asyncio.Event().wait()
+
+    def collect() -> None:
+        nonlocal collected, garbage
+        collected += 1
+        calls.append(rounds)
+        garbage = 0
+
+    calls: list[int] = []
+    monkeypatch.setattr(memory, "resident", lambda: memory_then + garbage + (50 if rounds >= 25 else 0))
+    monkeypatch.setattr(memory.gc, "collect", collect)
+    monkeypatch.setattr(memory.asyncio, "sleep", sleep)
+    task = asyncio.create_task(memory.give_back_memory())
+    await enough.wait()
+    task.cancel()
+    # Not without need; at once for garbage; and then, for what stays, after 1, 2, 4 and so on rounds.
+    assert calls[0] == 20
+    assert calls[1] == 25
+    gaps = [after - before for before, after in itertools.pairwise(calls[1:])]
+    assert gaps == [2, 4, 8, 16]
+
+
+def test_memory_is_known_on_linux(tmp_path: Path) -> None:
+    assert memory.resident() > 1 << 20
+    assert memory.resident(tmp_path / "none") == 0
