@@ -15,12 +15,14 @@ from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode
 from headrace.core.invalid import CannotServe
+from headrace.datalayer.health_watch import TURN_SECONDS, HealthWatch
 from headrace.datalayer.scraper import Scraper
 from headrace.epp import status
 from headrace.epp.composition import Components
 from headrace.epp.config_file import PickerConfig, parse_config, watch_config, watched_config
 from headrace.epp.conformance import with_selection
 from headrace.epp.flow_metrics import FlowControlCollector
+from headrace.epp.health_metrics import HealthCollector
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
@@ -87,10 +89,12 @@ class Process:
             tokenize=self._tokenizer.tokens if self._tokenizer is not None else None,
             replica=(secrets.token_hex(8), options.identity),
             observers=[self._tracer.decided] if self._tracer is not None else [],
+            health_filter=options.health_filter != "off",
         )
         pool, flow = self._parts.pool, self._parts.flow
         registry = self._metrics.registry
         registry.register(PoolCollector(self._metrics.pool_name, pool.store, pool.ledger, self._parts.index))
+        registry.register(HealthCollector(self._parts.health))
         registry.register(FlowControlCollector(self._metrics.flow_control, flow.waiting, flow.saturation))
         self._scraper = Scraper(
             pool.store,
@@ -100,6 +104,7 @@ class Process:
             rng=rng,
             on_page=self._page_read,
             on_scraped=pool.scraped,
+            on_failed=pool.scrape_failed,
             engines=config.engines,
         )
         self._peering = self._peer(rng) if options.peers.wanted else None
@@ -163,6 +168,7 @@ class Process:
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
             tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
+            tasks.start(_watch_health(self._parts.health, self._scraper), "watch health")
             self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
@@ -200,7 +206,10 @@ class Process:
         self._parts.kv_events(key, batch)
 
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
-        return with_selection(config.scheduling) if self._options.conversation.conformance_hooks else config.scheduling
+        found = config.scheduling
+        if self._options.health_filter == "always":
+            found = found.with_health()
+        return with_selection(found) if self._options.conversation.conformance_hooks else found
 
     def _note(self, config: PickerConfig) -> None:
         for note in config.notes:
@@ -289,3 +298,10 @@ class Process:
         await self._shutdown.finish(asyncio.shield(stopping))
         await server.stop(0)
         await stopping
+
+
+async def _watch_health(health: HealthWatch, scraper: Scraper) -> None:
+    while True:
+        await asyncio.sleep(TURN_SECONDS)
+        for key in health.turn():
+            scraper.hasten(key)

@@ -144,7 +144,7 @@ class StreamSession:
             self._response_seen = True
             self._streaming = event.streaming
             if self._tells_of_response:
-                pool.answered(self._entry, event.served, event.status)  # type: ignore[arg-type]
+                pool.answered(self._entry, event.served, event.status, streaming=event.streaming)  # type: ignore[arg-type]
         elif isinstance(event, ResponseEnded):
             if self._entry is not None:
                 if self._totals is not None and self._tells_of_response:

@@ -1,0 +1,224 @@
+"""Feeds the ward of a pool's servers with what the keeper of the pool sees, and tells picks its verdict."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+
+from headrace.datalayer.evidence import Evidence, Origin
+from headrace.datalayer.health import Cause, Health, Page, Server, Ward
+from headrace.datalayer.ledger import InFlight
+from headrace.datalayer.pool_state import PoolObserver, ResponseTotals
+from headrace.datalayer.store import EndpointRecord, EndpointStore
+from headrace.scheduling import EndpointState, Facts
+from headrace.scheduling.health import VERDICT
+
+logger = logging.getLogger(__name__)
+
+# Between two looks at the servers.
+TURN_SECONDS = 0.2
+_FAILED = (500, 503)
+# Pages wanted ahead of others, in one turn.
+_MOST_HASTENED = 20
+
+
+class _Sent:
+    """What was sent to one server and is not over: for each, the prompt tokens that it had to compute then."""
+
+    __slots__ = ("computed", "first_tokens", "open", "unheard")
+
+    def __init__(self) -> None:
+        # In the order they were sent, those whose first token nobody has seen.
+        self.open: dict[InFlight, int] = {}
+        # Those without any header yet.
+        self.unheard: set[InFlight] = set()
+        # Those whose prompts the page says are computed, though no token of theirs was seen; and their tokens.
+        self.computed: dict[InFlight, int] = {}
+        self.first_tokens: float | None = None
+
+
+@dataclass(eq=False)
+class HealthWatch(PoolObserver):
+    """Knows which servers of a pool are to be trusted. `clock` is the store's. `tells`: picks go by it."""
+
+    store: EndpointStore
+    _: KW_ONLY
+    clock: Callable[[], float]
+    tells: bool = True
+    changes: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.ward = Ward(self._changed)
+        self._evidence = Evidence()
+        self._sent: dict[str, _Sent] = {}
+        self._turned_at = self.clock()
+        # Whether the pool has had servers: those that come later are new.
+        self._settled = False
+        self._retried: dict[str, bool] = {}
+
+    # ---- a data producer
+
+    def prepare(self, facts: Facts, states: Sequence[EndpointState]) -> None:
+        """Picks go by the verdict, if there is anything to it."""
+        verdict = self.ward.verdict
+        if verdict and self.tells:
+            facts.attributes[VERDICT] = verdict
+
+    def add(self, key: str) -> None:
+        """An endpoint joins the pool."""
+        self._sent[key] = _Sent()
+        self.ward.join(key, self.clock(), new=self._settled)
+
+    def remove(self, key: str) -> None:
+        """An endpoint leaves it."""
+        self._sent.pop(key, None)
+        self._retried.pop(key, None)
+        self._evidence.forget(key)
+        self.ward.leave(key)
+
+    # ---- requests
+
+    def sent(self, entry: InFlight, origin: Origin, picks: Sequence[str]) -> None:
+        """A request was picked for; `picks` are the endpoints that may serve it, best first."""
+        entry.origin, entry.picks = origin, tuple(picks)
+        sent = self._sent.get(entry.endpoint)
+        if sent is not None and entry.record is not None:
+            sent.open[entry] = entry.record.in_flight_tokens
+            sent.unheard.add(entry)
+
+    def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
+        now, server = self.clock(), entry.endpoint
+        if elsewhere:
+            self._moved(entry)
+            for key in entry.picks:
+                if key == server:
+                    break
+                self._failed(key, entry.origin, now, retried=True)
+        sent = self._sent.get(server)
+        if sent is not None:
+            sent.unheard.discard(entry)
+        if status in _FAILED:
+            self._failed(server, entry.origin, now, retried=False)
+        elif 200 <= status < 300:
+            self._evidence.answered(server, entry.origin, now)
+            # A stream's headers come before its server has looked at it.
+            if not entry.streams or not self._page_is_fresh(entry):
+                self.ward.progressed(server, now)
+
+    def first_token(self, entry: InFlight, seconds: float) -> None:
+        sent = self._sent.get(entry.endpoint)
+        if sent is not None:
+            sent.computed.pop(entry, None)
+            tokens = sent.open.pop(entry, 0)
+            self.ward.computed(entry.endpoint, tokens, seconds)
+        self.ward.progressed(entry.endpoint, self.clock())
+
+    def responded(self, entry: InFlight, response: ResponseTotals, seconds: float, decode: float | None) -> None:
+        if response.size:
+            self.ward.progressed(entry.endpoint, self.clock())
+
+    def finished(self, entry: InFlight, seconds: float) -> None:
+        sent = self._sent.get(entry.endpoint)
+        if sent is None:
+            return
+        heard = entry not in sent.unheard
+        self._drop(sent, entry)
+        # Of a server whose pages do not come, an end is all that is seen of a stream.
+        if heard and entry.streams and not self._page_is_fresh(entry):
+            self.ward.progressed(entry.endpoint, self.clock())
+
+    def unobserved(self, entry: InFlight) -> None:
+        sent = self._sent.get(entry.endpoint)
+        if sent is not None:
+            self._drop(sent, entry)
+
+    def _moved(self, entry: InFlight) -> None:
+        sent = self._sent.get(entry.picked_for)
+        if sent is not None:
+            self._drop(sent, entry)
+
+    def _drop(self, sent: _Sent, entry: InFlight) -> None:
+        sent.open.pop(entry, None)
+        sent.computed.pop(entry, None)
+        sent.unheard.discard(entry)
+
+    def _failed(self, key: str, origin: Origin, now: float, *, retried: bool) -> None:
+        server = self.ward.get(key)
+        if server is None:
+            return
+        self._evidence.failed(key, origin, now)
+        self._retried[key] = retried
+        if server.health is Health.TRIAL:
+            self.ward.failing(key, now, retried=retried)
+
+    def _page_is_fresh(self, entry: InFlight) -> bool:
+        return entry.record is not None and entry.record.fresh
+
+    # ---- pages
+
+    def scraped(self, record: EndpointRecord) -> None:
+        """A page has come."""
+        metrics, key, now = record.metrics, record.endpoint.key, self.clock()
+        sent = self._sent.get(key)
+        if metrics is None or record.scraped_at is None or sent is None:
+            return
+        self._first_tokens(key, sent, metrics.first_tokens, record.scraped_at)
+        gauges = (metrics.running, metrics.waiting, metrics.kv_usage)
+        self.ward.page(key, Page(record.scraped_at, metrics.progress, gauges, metrics.asleep), now)
+
+    def _first_tokens(self, key: str, sent: _Sent, counted: float | None, asked_at: float) -> None:
+        """The page says how many answers have begun: prompts are computed in the order in which they came."""
+        before, sent.first_tokens = sent.first_tokens, counted
+        if before is None or counted is None:
+            return
+        for _ in range(min(len(sent.open), int(max(0.0, counted - before)))):
+            entry = next(iter(sent.open))
+            tokens = sent.open.pop(entry)
+            sent.computed[entry] = entry.tokens
+            self.ward.computed(key, tokens, asked_at - entry.started_at)
+
+    def scrape_failed(self, record: EndpointRecord, refused: bool) -> None:
+        """No page has come. `refused`: nobody listens there."""
+        if refused:
+            self.ward.refuse(record.endpoint.key, self.clock())
+
+    # ---- time
+
+    def turn(self) -> list[str]:
+        """Look at every server; the endpoints whose pages are wanted ahead of others. Call it every TURN_SECONDS."""
+        now = self.clock()
+        seconds, self._turned_at = now - self._turned_at, now
+        wanted = []
+        for record in self.store.records():
+            key = record.endpoint.key
+            sent = self._sent.get(key)
+            if sent is None:
+                continue
+            work = record.in_flight > 0 if record.fresh else bool(sent.unheard)
+            tokens = record.in_flight_tokens - sum(sent.computed.values()) if work else 0
+            if self.ward.turn(key, work, tokens, seconds, now):
+                wanted.append(key)
+        for key in list(self._evidence.accused):
+            if self._evidence.speaks_against(key, now):
+                self.ward.failing(key, now, retried=self._retried.get(key, False))
+            else:
+                self.ward.acquitted(key, now)
+        self._settled = self._settled or bool(self._sent)
+        return wanted[:_MOST_HASTENED]
+
+    def _changed(self, server: Server, before: Health) -> None:
+        if before is Health.OUT:
+            # On trial it is judged by what it does now.
+            self._evidence.forget(server.key)
+        self.changes[server.health.value, server.cause.value] += 1
+        if server.cause is Cause.NEW and server.health is Health.TRIAL:
+            return
+        log = logger.warning if server.health in (Health.SUSPECT, Health.OUT) else logger.info
+        log("endpoint %s is %s: %s", server.key, server.health.value, server.cause.value or "it makes progress")
+        if server.health is Health.SUSPECT and not self.ward.counts()[Health.GOOD] + self.ward.counts()[Health.TRIAL]:
+            causes = Counter(other.cause.value for other in self.ward.servers())
+            logger.error(
+                "every endpoint is suspect or out, so picks do not go by it; most for %s", causes.most_common(1)[0][0]
+            )
