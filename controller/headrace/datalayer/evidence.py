@@ -1,12 +1,12 @@
 """Whether failed answers speak against a server, or against the requests: a pure account of the last seconds.
 
 A failure counts only where another server answered the same flow well. Three flows have to say so; where fewer are seen
-at all, ten failures of prompts with different first blocks. It never counts while the other servers fail alike."""
+at all, ten failures of prompts with different first blocks. None counts while most of the other servers fail alike."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from typing import NamedTuple
 
 WINDOW_SECONDS = 10.0
@@ -34,7 +34,7 @@ class _Failure(NamedTuple):
 class _Tally:
     """Answers of this window and the last one."""
 
-    __slots__ = ("_good", "_bad", "_last_bad", "_last_good", "_window")  # noqa: RUF023
+    __slots__ = ("_bad", "_good", "_last_bad", "_last_good", "_window")
 
     def __init__(self) -> None:
         self._window = -1
@@ -45,10 +45,11 @@ class _Tally:
         self._good += good
         self._bad += not good
 
-    def counts(self, now: float) -> tuple[int, int]:
-        """Good and bad answers of the last one to two windows."""
+    def failed_share(self, now: float) -> float | None:
+        """The share of bad answers in the last one to two windows; None without any answer."""
         self._turn(now)
-        return self._good + self._last_good, self._bad + self._last_bad
+        good, bad = self._good + self._last_good, self._bad + self._last_bad
+        return bad / (good + bad) if good or bad else None
 
     def _turn(self, now: float) -> None:
         window = int(now // WINDOW_SECONDS)
@@ -65,15 +66,9 @@ class Evidence:
     def __init__(self) -> None:
         self._failures: dict[str, deque[_Failure]] = {}
         self._tallies: dict[str, _Tally] = {}
-        self._all = _Tally()
         # By flow, newest last: when each of the servers that answered it last did so, and when it was last seen.
         self._answered: OrderedDict[str, dict[str, float]] = OrderedDict()
         self._seen: dict[str, float] = {}
-
-    @property
-    def accused(self) -> Mapping[str, object]:
-        """The servers that failed lately."""
-        return self._failures
 
     def failed(self, server: str, origin: Origin, now: float) -> None:
         """A server failed to answer."""
@@ -90,18 +85,32 @@ class Evidence:
             del servers[next(iter(servers))]
         self._count(server, True, now)
 
-    def speaks_against(self, server: str, now: float) -> bool:
-        """Whether the failures of the last seconds are this server's own."""
-        failures = self._failures.get(server)
-        if failures is None:
-            return False
+    def verdicts(self, now: float) -> dict[str, bool]:
+        """Of each server that failed lately, whether its failures are its own."""
+        accused = [server for server in list(self._failures) if self._recent(server, now)]
+        if not accused:
+            return {}
+        shares = {server: tally.failed_share(now) for server, tally in self._tallies.items()}
+        known = sorted(share for share in shares.values() if share is not None)
+        found = {}
+        for server in accused:
+            share = shares[server] or 0.0
+            # The others, of those that gave answers, that failed at least half as often.
+            alike = len(known) - bisect_left(known, share / 2) - 1
+            found[server] = alike * 2 <= len(known) - 1 and self._speaks_against(server, now)
+        return found
+
+    def _recent(self, server: str, now: float) -> bool:
+        """Whether it failed within the window."""
+        failures = self._failures[server]
         while failures and failures[0].at < now - WINDOW_SECONDS:
             failures.popleft()
         if not failures:
             del self._failures[server]
-            return False
-        if self._others_fail_alike(server, now):
-            return False
+        return bool(failures)
+
+    def _speaks_against(self, server: str, now: float) -> bool:
+        failures = self._failures[server]
         counted = [failure.origin for failure in failures if self._answered_elsewhere(failure.origin.flow, server, now)]
         if len({origin.flow for origin in counted}) >= FLOWS:
             return True
@@ -123,17 +132,10 @@ class Evidence:
 
     def _count(self, server: str, good: bool, now: float) -> None:
         self._tallies.setdefault(server, _Tally()).add(good, now)
-        self._all.add(good, now)
 
     def _answered_elsewhere(self, flow: str, server: str, now: float) -> bool:
         servers = self._answered.get(flow, {})
         return any(at >= now - WINDOW_SECONDS for other, at in servers.items() if other != server)
-
-    def _others_fail_alike(self, server: str, now: float) -> bool:
-        good, bad = self._tallies[server].counts(now)
-        all_good, all_bad = self._all.counts(now)
-        others = max(0, all_good - good) + max(0, all_bad - bad)
-        return others == 0 or max(0, all_bad - bad) / others >= bad / (good + bad) / 2 > 0
 
     def _flows(self, now: float) -> int:
         """How many flows were seen lately, as far as it matters."""

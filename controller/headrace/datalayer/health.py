@@ -92,12 +92,11 @@ class Server:
     patience: float = 0.0
     pages: int = 0
     idle: float = 0.0
-    # Of its pages: when the last was asked for, the usual time between two, its counters and gauges.
-    page_at: float | None = None
-    page_gap: float = 0.0
+    # Whether a page that was asked for since then has not come.
+    unread: bool = False
+    # Of its pages: counters and gauges.
     counted: float | None = None
     shown: tuple[float | None, ...] = ()
-    asleep: bool = False
     hastened_at: float = float("-inf")
     refused: int = 0
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=16))
@@ -135,6 +134,10 @@ class Ward:
         """Every server."""
         return self._servers.values()
 
+    def suspects(self) -> list[Server]:
+        """Those that are suspect."""
+        return [self._servers[key] for key, allowed in self.verdict.items() if allowed == SUSPECT]
+
     def counts(self) -> Counter[Health]:
         """How many servers there are of each kind."""
         return Counter(server.health for server in self._servers.values())
@@ -157,8 +160,7 @@ class Ward:
         server = self._servers.get(key)
         if server is None:
             return
-        server.waited = server.patience = server.idle = 0.0
-        server.pages = server.refused = 0
+        self._begin_anew(server)
         if server.health is Health.GOOD:
             return
         if server.health is Health.TRIAL:
@@ -175,13 +177,9 @@ class Ward:
         if server is None:
             return
         before, shown = server.counted, server.shown
-        if server.page_at is not None and server.waited:
-            gap = page.asked_at - server.page_at
-            server.page_gap = gap if not server.page_gap else 0.7 * server.page_gap + 0.3 * gap
         # A page that was asked for before the wait began says nothing of it.
-        server.pages += bool(server.waited)
-        server.page_at, server.counted, server.asleep = page.asked_at, page.counted, page.asleep
-        server.refused = 0
+        server.pages += page.asked_at >= now - server.waited if server.waited else 0
+        server.counted, server.refused, server.unread = page.counted, 0, False
         server.shown = (page.counted, *page.gauges)
         if page.asleep:
             if (server.health, server.cause) != (Health.OUT, Cause.ASLEEP):
@@ -198,6 +196,12 @@ class Ward:
         changed = bool(shown) and server.shown != shown
         if server.cause in (Cause.ASLEEP, Cause.REFUSED) or (server.cause is Cause.NO_PROGRESS and changed):
             self._try(server, Cause.RECOVERING, now)
+
+    def silent(self, key: str) -> None:
+        """Its page was asked for, and does not come."""
+        server = self._servers.get(key)
+        if server is not None:
+            server.unread = server.waited > 0
 
     def refuse(self, key: str, now: float) -> None:
         """Nobody listens where its page and its answers come from."""
@@ -243,8 +247,7 @@ class Ward:
         elif server.waited:
             server.idle += seconds
             if server.idle >= _FORGOTTEN_SECONDS:
-                server.waited = server.patience = 0.0
-                server.pages = 0
+                self._begin_anew(server)
         if server.health is Health.GOOD and not server.waited:
             return False
         self._judge(server, work, now)
@@ -254,7 +257,7 @@ class Ward:
         return True
 
     def _judge(self, server: Server, work: bool, now: float) -> None:
-        stalled = work and self._stalled(server, now)
+        stalled = work and self._stalled(server)
         if server.health is Health.GOOD and stalled:
             self._set(server, Health.SUSPECT, Cause.NO_PROGRESS, now)
         elif server.health is Health.TRIAL and stalled:
@@ -265,11 +268,17 @@ class Ward:
         elif server.health is Health.OUT and now - server.since >= self._out_seconds(server):
             self._try(server, Cause.RECOVERING, now)
 
-    def _stalled(self, server: Server, now: float) -> bool:
+    def _stalled(self, server: Server) -> bool:
         # Only a page that counts can tell an engine that stands still from long answers.
-        if server.counted is None or server.page_at is None or server.waited < max(LEAST_SECONDS, server.patience):
+        if server.counted is None or server.waited < max(LEAST_SECONDS, server.patience):
             return False
-        return server.pages >= PAGES or now - server.page_at >= PAGES * max(server.page_gap, 0.2)
+        return server.unread or server.pages >= PAGES
+
+    def _begin_anew(self, server: Server) -> None:
+        """Nothing that went before is held against it."""
+        server.waited = server.patience = server.idle = 0.0
+        server.pages = server.refused = 0
+        server.unread = False
 
     def _rate(self, server: Server) -> float:
         """Prompt tokens a second: the slowest that this server, else one of its pool, has shown lately."""
@@ -296,8 +305,7 @@ class Ward:
 
     def _try(self, server: Server, cause: Cause, now: float) -> None:
         server.allowed, server.rose_at = 1, now
-        server.waited = server.patience = 0.0
-        server.pages = server.refused = 0
+        self._begin_anew(server)
         self._set(server, Health.TRIAL, cause, now)
 
     def _rise(self, server: Server, now: float) -> None:

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from heapq import nsmallest
+from operator import itemgetter
 
 from headrace.datalayer.evidence import Evidence, Origin
 from headrace.datalayer.health import Cause, Health, Page, Server, Ward
@@ -19,24 +21,28 @@ logger = logging.getLogger(__name__)
 
 # Between two looks at the servers.
 TURN_SECONDS = 0.2
+# A page that takes longer does not come, for all that is known: it takes a server milliseconds.
+LATE_SECONDS = 1.0
 _FAILED = (500, 503)
 # Pages wanted ahead of others, in one turn.
 _MOST_HASTENED = 20
 
 
 class _Sent:
-    """What was sent to one server and is not over: for each, the prompt tokens that it had to compute then."""
+    """What was sent to one server and is not over."""
 
-    __slots__ = ("computed", "first_tokens", "open", "unheard")
+    __slots__ = ("computed", "first_tokens", "open", "page_at", "unheard")
 
     def __init__(self) -> None:
-        # In the order they were sent, those whose first token nobody has seen.
+        # In the order they were sent, those whose first token nobody has seen, and the tokens of their prompts.
         self.open: dict[InFlight, int] = {}
         # Those without any header yet.
         self.unheard: set[InFlight] = set()
         # Those whose prompts the page says are computed, though no token of theirs was seen; and their tokens.
         self.computed: dict[InFlight, int] = {}
+        # Of the last page: how many answers had begun, and when it was asked for.
         self.first_tokens: float | None = None
+        self.page_at: float | None = None
 
 
 @dataclass(eq=False)
@@ -85,7 +91,7 @@ class HealthWatch(PoolObserver):
         entry.origin, entry.picks = origin, tuple(picks)
         sent = self._sent.get(entry.endpoint)
         if sent is not None and entry.record is not None:
-            sent.open[entry] = entry.record.in_flight_tokens
+            sent.open[entry] = entry.tokens
             sent.unheard.add(entry)
 
     def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
@@ -110,9 +116,11 @@ class HealthWatch(PoolObserver):
     def first_token(self, entry: InFlight, seconds: float) -> None:
         sent = self._sent.get(entry.endpoint)
         if sent is not None:
+            alone, tokens = len(sent.open) == 1, sent.open.pop(entry, 0)
+            if alone:
+                # Its prompt is all that was computed.
+                self.ward.computed(entry.endpoint, tokens, seconds)
             sent.computed.pop(entry, None)
-            tokens = sent.open.pop(entry, 0)
-            self.ward.computed(entry.endpoint, tokens, seconds)
         self.ward.progressed(entry.endpoint, self.clock())
 
     def responded(self, entry: InFlight, response: ResponseTotals, seconds: float, decode: float | None) -> None:
@@ -170,19 +178,27 @@ class HealthWatch(PoolObserver):
 
     def _first_tokens(self, key: str, sent: _Sent, counted: float | None, asked_at: float) -> None:
         """The page says how many answers have begun: prompts are computed in the order in which they came."""
-        before, sent.first_tokens = sent.first_tokens, counted
-        if before is None or counted is None:
+        before, page_at = sent.first_tokens, sent.page_at
+        sent.first_tokens, sent.page_at = counted, asked_at
+        if before is None or counted is None or not sent.open:
             return
-        for _ in range(min(len(sent.open), int(max(0.0, counted - before)))):
-            entry = next(iter(sent.open))
-            tokens = sent.open.pop(entry)
-            sent.computed[entry] = entry.tokens
-            self.ward.computed(key, tokens, asked_at - entry.started_at)
+        begun = int(max(0.0, counted - before))
+        oldest = next(iter(sent.open)).started_at
+        # Which ones they are it does not say: the short ones, for all that is known.
+        batch = nsmallest(begun, sent.open.items(), key=itemgetter(1)) if begun else []
+        for entry, tokens in batch:
+            sent.computed[entry] = tokens
+            del sent.open[entry]
+        # Told only as exactly as pages come, and by a server that has computed all it was sent.
+        if batch and not sent.open and page_at is not None and asked_at - page_at <= (asked_at - oldest) / 2:
+            self.ward.computed(key, sum(tokens for _, tokens in batch), asked_at - oldest)
 
     def scrape_failed(self, record: EndpointRecord, refused: bool) -> None:
         """No page has come. `refused`: nobody listens there."""
         if refused:
             self.ward.refuse(record.endpoint.key, self.clock())
+        else:
+            self.ward.silent(record.endpoint.key)
 
     # ---- time
 
@@ -196,15 +212,19 @@ class HealthWatch(PoolObserver):
             sent = self._sent.get(key)
             if sent is None:
                 continue
+            if record.asked_at is not None and now - record.asked_at >= LATE_SECONDS:
+                self.ward.silent(key)
             work = record.in_flight > 0 if record.fresh else bool(sent.unheard)
             tokens = record.in_flight_tokens - sum(sent.computed.values()) if work else 0
             if self.ward.turn(key, work, tokens, seconds, now):
                 wanted.append(key)
-        for key in list(self._evidence.accused):
-            if self._evidence.speaks_against(key, now):
+        guilty_of = self._evidence.verdicts(now)
+        for key, guilty in guilty_of.items():
+            if guilty:
                 self.ward.failing(key, now, retried=self._retried.get(key, False))
-            else:
-                self.ward.acquitted(key, now)
+        for server in self.ward.suspects():
+            if not guilty_of.get(server.key):
+                self.ward.acquitted(server.key, now)
         self._settled = self._settled or bool(self._sent)
         return wanted[:_MOST_HASTENED]
 

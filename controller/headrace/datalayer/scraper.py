@@ -177,11 +177,11 @@ class Scraper:
     async def scrape(self, record: EndpointRecord) -> bool:
         """One page of one endpoint, into its record. False if none came."""
         settings = self.settings
-        asked_at = self.clock()
+        asked_at = record.asked_at = self.clock()
         try:
             metrics, note = await self._fetch(record.endpoint)
         except (HttpError, ValueError) as error:
-            text = str(error)[:200]
+            text, record.asked_at = str(error)[:200], None
             if not record.scrape_error:
                 logger.warning("metrics of %s are not readable: %s", record.endpoint.key, text)
             since = record.scraped_at
@@ -191,6 +191,7 @@ class Scraper:
             return False
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
+        record.asked_at = None
         record.scraped(metrics, asked_at, note)
         self.on_scraped(record)
         self.on_page(self.clock() - asked_at, True)
