@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 WINDOW_SECONDS = 10.0
@@ -88,17 +89,26 @@ class Evidence:
     def verdicts(self, now: float) -> dict[str, bool]:
         """Of each server that failed lately, whether its failures are its own."""
         accused = [server for server in list(self._failures) if self._recent(server, now)]
-        if not accused:
-            return {}
-        shares = {server: tally.failed_share(now) for server, tally in self._tallies.items()}
-        known = sorted(share for share in shares.values() if share is not None)
-        found = {}
-        for server in accused:
-            share = shares[server] or 0.0
-            # The others, of those that gave answers, that failed at least half as often.
-            alike = len(known) - bisect_left(known, share / 2) - 1
-            found[server] = alike * 2 <= len(known) - 1 and self._speaks_against(server, now)
-        return found
+        shares = self._shares(now) if accused else []
+        return {server: self._convincing(server, now) and not self._alike(server, shares, now) for server in accused}
+
+    def speaks_against(self, server: str, now: float) -> bool:
+        """The same of one server that has just failed."""
+        return (
+            self._recent(server, now)
+            and self._convincing(server, now)
+            and not self._alike(server, self._shares(now), now)
+        )
+
+    def _shares(self, now: float) -> list[float]:
+        """The shares of failures of all servers that gave answers, sorted."""
+        shares = (tally.failed_share(now) for tally in self._tallies.values())
+        return sorted(share for share in shares if share is not None)
+
+    def _alike(self, server: str, shares: Sequence[float], now: float) -> bool:
+        """Whether most of the others failed at least half as often."""
+        share = self._tallies[server].failed_share(now) or 0.0
+        return (len(shares) - bisect_left(shares, share / 2) - 1) * 2 > len(shares) - 1
 
     def _recent(self, server: str, now: float) -> bool:
         """Whether it failed within the window."""
@@ -109,7 +119,7 @@ class Evidence:
             del self._failures[server]
         return bool(failures)
 
-    def _speaks_against(self, server: str, now: float) -> bool:
+    def _convincing(self, server: str, now: float) -> bool:
         failures = self._failures[server]
         counted = [failure.origin for failure in failures if self._answered_elsewhere(failure.origin.flow, server, now)]
         if len({origin.flow for origin in counted}) >= FLOWS:

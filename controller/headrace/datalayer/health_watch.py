@@ -26,6 +26,8 @@ LATE_SECONDS = 1.0
 _FAILED = (500, 503)
 # Pages wanted ahead of others, in one turn.
 _MOST_HASTENED = 20
+# In a pool of so many, each failure is judged at once.
+_FEW = 64
 
 
 class _Sent:
@@ -63,6 +65,7 @@ class HealthWatch(PoolObserver):
         # Whether the pool has had servers: those that come later are new.
         self._settled = False
         self._retried: dict[str, bool] = {}
+        self._judge_again: dict[str, float] = {}
 
     # ---- a data producer
 
@@ -81,6 +84,7 @@ class HealthWatch(PoolObserver):
         """An endpoint leaves it."""
         self._sent.pop(key, None)
         self._retried.pop(key, None)
+        self._judge_again.pop(key, None)
         self._evidence.forget(key)
         self.ward.leave(key)
 
@@ -158,7 +162,13 @@ class HealthWatch(PoolObserver):
             return
         self._evidence.failed(key, origin, now)
         self._retried[key] = retried
-        if server.health is Health.TRIAL:
+        # On trial one failure is enough. What does not convince is looked at again in a while.
+        guilty = server.health is Health.TRIAL
+        if not guilty and now >= self._judge_again.get(key, 0.0):
+            guilty = self._evidence.speaks_against(key, now)
+            if not guilty and len(self._sent) > _FEW:
+                self._judge_again[key] = now + TURN_SECONDS
+        if guilty:
             self.ward.failing(key, now, retried=retried)
 
     def _page_is_fresh(self, entry: InFlight) -> bool:
