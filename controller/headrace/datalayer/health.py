@@ -87,6 +87,8 @@ class Server:
     rose_at: float = 0.0
     # How often it went out since it was last good.
     outs: int = 0
+    # Whether it went out for its answers: then only good answers bring it back.
+    answers_badly: bool = False
     # Since its last progress: seconds with work, the longest it may take, and pages that showed none.
     waited: float = 0.0
     patience: float = 0.0
@@ -164,12 +166,19 @@ class Ward:
         if server.health is Health.GOOD:
             return
         if server.health is Health.TRIAL:
-            self._rise(server, now)
+            if not server.answers_badly:
+                self._rise(server, now)
         elif server.cause is Cause.NO_PROGRESS:
             if server.health is Health.SUSPECT:
                 self._set(server, Health.GOOD, Cause.NONE, now)
             else:
                 self._try(server, Cause.RECOVERING, now)
+
+    def answered(self, key: str, now: float) -> None:
+        """It gave a good answer, or the beginning of one."""
+        server = self._servers.get(key)
+        if server is not None and server.health is Health.TRIAL and server.answers_badly:
+            self._rise(server, now)
 
     def page(self, key: str, page: Page, now: float) -> None:
         """Its page has come."""
@@ -301,6 +310,7 @@ class Ward:
 
     def _out(self, server: Server, cause: Cause, now: float) -> None:
         server.outs += 1
+        server.answers_badly = cause in _BY_ANSWERS
         self._set(server, Health.OUT, cause, now)
 
     def _try(self, server: Server, cause: Cause, now: float) -> None:

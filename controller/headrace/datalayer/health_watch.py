@@ -26,6 +26,9 @@ LATE_SECONDS = 1.0
 _FAILED = (500, 503)
 # Pages wanted ahead of others, in one turn.
 _MOST_HASTENED = 20
+# A gateway tries the first of a pick's list, and two more.
+_MOST_TRIED = 3
+_PURGE_SECONDS = 5.0
 # In a pool of so many, each failure is judged at once.
 _FEW = 64
 
@@ -66,6 +69,7 @@ class HealthWatch(PoolObserver):
         self._settled = False
         self._retried: dict[str, bool] = {}
         self._judge_again: dict[str, float] = {}
+        self._purge_at = 0.0
 
     # ---- a data producer
 
@@ -92,7 +96,7 @@ class HealthWatch(PoolObserver):
 
     def sent(self, entry: InFlight, origin: Origin, picks: Sequence[str]) -> None:
         """A request was picked for; `picks` are the endpoints that may serve it, best first."""
-        entry.origin, entry.picks = origin, tuple(picks)
+        entry.origin, entry.picks = origin, tuple(picks[:_MOST_TRIED])
         sent = self._sent.get(entry.endpoint)
         if sent is not None and entry.record is not None:
             sent.open[entry] = entry.tokens
@@ -102,9 +106,9 @@ class HealthWatch(PoolObserver):
         now, server = self.clock(), entry.endpoint
         if elsewhere:
             self._moved(entry)
-            for key in entry.picks:
-                if key == server:
-                    break
+            # Where the gateway went outside the list, it says of the first alone that it was not served there.
+            tried = entry.picks.index(server) if server in entry.picks else 1
+            for key in entry.picks[:tried]:
                 self._failed(key, entry.origin, now, retried=True)
         sent = self._sent.get(server)
         if sent is not None:
@@ -113,8 +117,9 @@ class HealthWatch(PoolObserver):
             self._failed(server, entry.origin, now, retried=False)
         elif 200 <= status < 300:
             self._evidence.answered(server, entry.origin, now)
+            self.ward.answered(server, now)
             # A stream's headers come before its server has looked at it.
-            if not entry.streams or not self._page_is_fresh(entry):
+            if not entry.streams or not _page_tells(entry):
                 self.ward.progressed(server, now)
 
     def first_token(self, entry: InFlight, seconds: float) -> None:
@@ -137,8 +142,8 @@ class HealthWatch(PoolObserver):
             return
         heard = entry not in sent.unheard
         self._drop(sent, entry)
-        # Of a server whose pages do not come, an end is all that is seen of a stream.
-        if heard and entry.streams and not self._page_is_fresh(entry):
+        # Of a server whose pages do not tell, an end is all that is seen of a stream.
+        if heard and entry.streams and not _page_tells(entry):
             self.ward.progressed(entry.endpoint, self.clock())
 
     def unobserved(self, entry: InFlight) -> None:
@@ -171,9 +176,6 @@ class HealthWatch(PoolObserver):
         if guilty:
             self.ward.failing(key, now, retried=retried)
 
-    def _page_is_fresh(self, entry: InFlight) -> bool:
-        return entry.record is not None and entry.record.fresh
-
     # ---- pages
 
     def scraped(self, record: EndpointRecord) -> None:
@@ -187,7 +189,7 @@ class HealthWatch(PoolObserver):
         self.ward.page(key, Page(record.scraped_at, metrics.progress, gauges, metrics.asleep), now)
 
     def _first_tokens(self, key: str, sent: _Sent, counted: float | None, asked_at: float) -> None:
-        """The page says how many answers have begun: prompts are computed in the order in which they came."""
+        """The page says how many answers have begun."""
         before, page_at = sent.first_tokens, sent.page_at
         sent.first_tokens, sent.page_at = counted, asked_at
         if before is None or counted is None or not sent.open:
@@ -235,8 +237,17 @@ class HealthWatch(PoolObserver):
         for server in self.ward.suspects():
             if not guilty_of.get(server.key):
                 self.ward.acquitted(server.key, now)
+        if now >= self._purge_at:
+            self._purge_at = now + _PURGE_SECONDS
+            self._purge()
         self._settled = self._settled or bool(self._sent)
         return wanted[:_MOST_HASTENED]
+
+    def _purge(self) -> None:
+        """Forget requests whose end nobody has told: another replica accounts for them now."""
+        for sent in self._sent.values():
+            for entry in [entry for entry in (*sent.open, *sent.computed, *sent.unheard) if entry.over]:
+                self._drop(sent, entry)
 
     def _changed(self, server: Server, before: Health) -> None:
         if before is Health.OUT:
@@ -252,3 +263,9 @@ class HealthWatch(PoolObserver):
             logger.error(
                 "every endpoint is suspect or out, so picks do not go by it; most for %s", causes.most_common(1)[0][0]
             )
+
+
+def _page_tells(entry: InFlight) -> bool:
+    """Whether progress shows on the page of the server that has this request."""
+    record = entry.record
+    return record is not None and record.fresh and record.metrics is not None and record.metrics.progress is not None

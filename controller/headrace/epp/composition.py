@@ -23,6 +23,7 @@ from headrace.prefixes.approximate import PrefixIndex
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.precise import PreciseIndex
 from headrace.prefixes.tokenizer import TokenProducer
+from headrace.protocol import http
 from headrace.replicas.journal import Journal
 from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import SchedulingConfig
@@ -30,6 +31,9 @@ from headrace.scheduling.producer import Producer, Producers
 from headrace.scheduling.tokens import input_tokens, output_tokens
 
 logger = logging.getLogger(__name__)
+
+# Of a prompt too short for a hash of its first block.
+_SHORT = 256
 
 Tokenize = Callable[[Request], Awaitable[tuple[int, ...] | None]]
 
@@ -74,8 +78,8 @@ class _Sent:
 
 def _origin(request: Request, hashes: Sequence[int]) -> Origin:
     """Whose request it is: by its fairness id, else by the address that the gateway has seen it come from."""
-    flow = request.fairness_id or request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    return Origin(flow, hashes[0] if hashes else hash(request.prompt))
+    flow = request.fairness_id or request.headers.get(http.FORWARDED_FOR, "").rpartition(",")[2].strip()
+    return Origin(flow, hashes[0] if hashes else hash(request.prompt[:_SHORT]))
 
 
 class Components:

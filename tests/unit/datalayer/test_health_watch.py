@@ -141,6 +141,62 @@ def test_an_answer_of_another_is_a_failure_of_each_before_it() -> None:
     assert world.health(a) == (Health.OUT, Cause.UNAVAILABLE)
 
 
+def test_an_answer_from_outside_the_list_speaks_against_the_first_alone() -> None:
+    world = World(4)
+    a, b, c, d = world.keys
+    for number in range(3):
+        world.pool.answered(world.send(a, flow=f"flow-{number}", picks=(a, b, c)), d, 200)
+    world.run(TURN_SECONDS)
+    assert world.watch.ward.verdict == {a: 0}
+
+
+def test_only_good_answers_bring_back_a_server_that_answered_badly() -> None:
+    world = World(2)
+    a, b = world.keys
+    for number in range(3):
+        world.pool.answered(world.send(a, flow=f"flow-{number}"), a, 500)
+        world.pool.answered(world.send(b, flow=f"flow-{number}"), b, 200)
+    world.run(30.2)
+    assert world.watch.ward.verdict == {a: 1}
+    for _ in range(20):
+        # What it had before it began to fail goes on, as with vLLM that drains.
+        world.page(a, tokens=10)
+        world.run(TURN_SECONDS)
+    assert world.watch.ward.verdict == {a: 1}
+    for _ in range(5):
+        world.pool.answered(world.send(a), a, 200, streaming=True)
+        world.run(0.6)
+        world.page(a, tokens=10)
+    assert world.watch.ward.verdict == {}
+
+
+def test_a_new_server_whose_page_counts_nothing_is_good_by_its_answers() -> None:
+    world = World(2)
+    more = Endpoint(namespace="", pod_name="new", address="10.9.0.1", port=8000)
+    world.pool.endpoints_changed((*world.endpoints, more), FailureMode.CLOSE)
+    record = world.store.get(more.key)
+    assert record is not None
+    for _ in range(6):
+        record.scraped(ServerMetrics(1, 0, 0.1), world.now)
+        world.pool.scraped(record)
+        entry = world.send(more.key)
+        world.pool.answered(entry, more.key, 200, streaming=True)
+        world.pool.finished(entry)
+        world.run(0.6)
+    assert world.watch.ward.verdict == {}
+
+
+def test_requests_that_another_replica_accounts_for_are_forgotten() -> None:
+    world = World(2)
+    a, _ = world.keys
+    entry = world.send(a)
+    world.ledger.superseded(entry)
+    world.run(6.0)
+    sent = world.watch._sent[a]
+    assert not sent.open
+    assert not sent.unheard
+
+
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_server_that_only_fails_is_out(status: int) -> None:
     world = World(2)
