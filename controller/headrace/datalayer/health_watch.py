@@ -184,9 +184,11 @@ class HealthWatch(PoolObserver):
         sent = self._sent.get(key)
         if metrics is None or record.scraped_at is None or sent is None:
             return
-        self._first_tokens(key, sent, metrics.first_tokens, record.scraped_at)
+        # Of a page that was cut off, what it counts may be missing in part.
+        progress, first_tokens = (None, None) if record.scrape_error else (metrics.progress, metrics.first_tokens)
+        self._first_tokens(key, sent, first_tokens, record.scraped_at)
         gauges = (metrics.running, metrics.waiting, metrics.kv_usage)
-        self.ward.page(key, Page(record.scraped_at, metrics.progress, gauges, metrics.asleep), now)
+        self.ward.page(key, Page(record.scraped_at, progress, gauges, metrics.asleep), now)
 
     def _first_tokens(self, key: str, sent: _Sent, counted: float | None, asked_at: float) -> None:
         """The page says how many answers have begun."""
