@@ -132,18 +132,16 @@ async def test_a_page_that_is_wanted_ahead_of_others_is_asked_for_at_once() -> N
     pages: asyncio.Queue[None] = asyncio.Queue()
 
     async def handler(_: web.Request) -> web.Response:
-        pages.put_nowait(None)
         return web.Response(text="vllm:num_requests_running 1\n")
 
     # Busy or idle, the next page would come in an hour, and the next turn too.
     slow = {"busy_seconds": 3600.0, "idle_seconds": 3600.0, "max_pages_per_second": 1e-3}
     async with scraped(handler, **slow) as (scraper, record, _):
+        scraper.on_scraped = lambda record: pages.put_nowait(None)
         scraper.adjust([record.endpoint])
         async with asyncio.timeout(HANG_SECONDS):
             await pages.get()
             for _ in range(3):
-                while record.asked_at is not None or record.scraped_at is None:
-                    await asyncio.sleep(0.001)
                 scraper.hasten(record.endpoint.key)
                 await pages.get()
         scraper.hasten("nobody")
