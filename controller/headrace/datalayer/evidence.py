@@ -27,6 +27,14 @@ class Origin(NamedTuple):
     first_block: int = 0
 
 
+class Failure(NamedTuple):
+    """An endpoint failed to answer a request. `served`: the one that answered it well in its place, or ""."""
+
+    endpoint: str
+    origin: Origin
+    served: str = ""
+
+
 class _Failure(NamedTuple):
     at: float
     origin: Origin

@@ -9,10 +9,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from heapq import nsmallest
 from operator import itemgetter
 
-from headrace.datalayer.evidence import Evidence, Origin
+from headrace.datalayer.evidence import Evidence, Failure, Origin
 from headrace.datalayer.health import Cause, Health, Page, Server, Ward
 from headrace.datalayer.ledger import InFlight
-from headrace.datalayer.pool_state import PoolObserver, ResponseTotals
+from headrace.datalayer.pool_state import MOST_TRIED, PoolObserver, ResponseTotals
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.scheduling import EndpointState, Facts
 from headrace.scheduling.health import VERDICT
@@ -26,8 +26,6 @@ LATE_SECONDS = 1.0
 _FAILED = (500, 503)
 # Pages wanted ahead of others, in one turn.
 _MOST_HASTENED = 20
-# A gateway tries the first of a pick's list, and two more.
-_MOST_TRIED = 3
 _PURGE_SECONDS = 5.0
 # In a pool of so many, each failure is judged at once.
 _FEW = 64
@@ -52,12 +50,14 @@ class _Sent:
 
 @dataclass(eq=False)
 class HealthWatch(PoolObserver):
-    """Knows which servers of a pool are to be trusted. `clock` is the store's. `tells`: picks go by it."""
+    """Knows which servers of a pool are to be trusted. `clock` is the store's. `tells`: picks go by it.
+    `on_failure` is told of each failure that was seen here."""
 
     store: EndpointStore
     _: KW_ONLY
     clock: Callable[[], float]
     tells: bool = True
+    on_failure: Callable[[Failure], None] = lambda failure: None
     changes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -96,27 +96,28 @@ class HealthWatch(PoolObserver):
 
     def sent(self, entry: InFlight, origin: Origin, picks: Sequence[str]) -> None:
         """A request was picked for; `picks` are the endpoints that may serve it, best first."""
-        entry.origin, entry.picks = origin, tuple(picks[:_MOST_TRIED])
+        entry.origin, entry.picks = origin, tuple(picks[:MOST_TRIED])
         sent = self._sent.get(entry.endpoint)
         if sent is not None and entry.record is not None:
             sent.open[entry] = entry.tokens
             sent.unheard.add(entry)
 
     def answered(self, entry: InFlight, status: int, *, elsewhere: bool = False) -> None:
-        now, server = self.clock(), entry.endpoint
+        now, server, good = self.clock(), entry.endpoint, 200 <= status < 300
+        if good:
+            self._evidence.answered(server, entry.origin, now)
         if elsewhere:
             self._moved(entry)
             # Where the gateway went outside the list, it says of the first alone that it was not served there.
             tried = entry.picks.index(server) if server in entry.picks else 1
             for key in entry.picks[:tried]:
-                self._failed(key, entry.origin, now, retried=True)
+                self._saw(Failure(key, entry.origin, server if good else ""))
         sent = self._sent.get(server)
         if sent is not None:
             sent.unheard.discard(entry)
         if status in _FAILED:
-            self._failed(server, entry.origin, now, retried=False)
-        elif 200 <= status < 300:
-            self._evidence.answered(server, entry.origin, now)
+            self._saw(Failure(server, entry.origin))
+        elif good:
             self.ward.answered(server, now)
             # A stream's headers come before its server has looked at it.
             if not entry.streams or not _page_tells(entry):
@@ -161,11 +162,22 @@ class HealthWatch(PoolObserver):
         sent.computed.pop(entry, None)
         sent.unheard.discard(entry)
 
-    def _failed(self, key: str, origin: Origin, now: float, *, retried: bool) -> None:
+    def told(self, failure: Failure) -> None:
+        """Another replica has seen an endpoint fail to answer."""
+        if self.ward.get(failure.served) is not None:
+            self._evidence.answered(failure.served, failure.origin, self.clock())
+        self._failed(failure)
+
+    def _saw(self, failure: Failure) -> None:
+        self._failed(failure)
+        self.on_failure(failure)
+
+    def _failed(self, failure: Failure) -> None:
+        key, now, retried = failure.endpoint, self.clock(), bool(failure.served)
         server = self.ward.get(key)
         if server is None:
             return
-        self._evidence.failed(key, origin, now)
+        self._evidence.failed(key, failure.origin, now)
         self._retried[key] = retried
         # On trial one failure is enough. What does not convince is looked at again in a while.
         guilty = server.health is Health.TRIAL

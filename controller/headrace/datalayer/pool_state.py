@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from headrace.core import Endpoint, FailureMode, Request
+from headrace.datalayer.evidence import Origin
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.extproc import Usage
 from headrace.scheduling.producer import FollowsEndpoints
 
 logger = logging.getLogger(__name__)
+
+# A gateway tries the first of a pick's list, and two more.
+MOST_TRIED = 3
 
 
 @dataclass(slots=True)
@@ -117,9 +121,12 @@ class PoolState:
             tell(entry, request)
         return entry
 
-    def observed(self, request_id: str, destination: str) -> InFlight | None:
+    def observed(self, request_id: str, destination: str, flow: str = "") -> InFlight | None:
         """An observation stream has begun; the entry it has to end, if it concerns this pool."""
-        return self.ledger.observe(request_id, destination, self.clock())
+        entry = self.ledger.observe(request_id, destination, self.clock())
+        if entry is not None and entry.elsewhere:
+            entry.picks, entry.origin = tuple(destination.split(",")[:MOST_TRIED]), Origin(flow)
+        return entry
 
     def answered(self, entry: InFlight, served: str, status: int, *, streaming: bool = False) -> None:
         """The response's headers were seen. `served`: the endpoint that the gateway says they are from, or ""."""

@@ -18,12 +18,12 @@ from headrace.epp.decisions import DecisionLog
 from headrace.epp.director import Director, Pick, PickObserver
 from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
+from headrace.extproc.metadata import last_forwarded
 from headrace.flowcontrol import FlowControlConfig, FlowController
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.precise import PreciseIndex
 from headrace.prefixes.tokenizer import TokenProducer
-from headrace.protocol import http
 from headrace.replicas.journal import Journal
 from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import SchedulingConfig
@@ -78,7 +78,7 @@ class _Sent:
 
 def _origin(request: Request, hashes: Sequence[int]) -> Origin:
     """Whose request it is: by its fairness id, else by the address that the gateway has seen it come from."""
-    flow = request.fairness_id or request.headers.get(http.FORWARDED_FOR, "").rpartition(",")[2].strip()
+    flow = request.fairness_id or last_forwarded(request.headers)
     return Origin(flow, hashes[0] if hashes else hash(request.prompt[:_SHORT]))
 
 
@@ -124,7 +124,10 @@ class Components:
         self.producers = Producers(built_in, config.plugins.values())
         self.journal = Journal(replica[0], self.index, clock=clock, name=replica[1])
         ledger = Ledger(store, [self.journal])
-        self.accounts = PeerAccounts(store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick)
+        self.health.on_failure = self.journal.failed
+        self.accounts = PeerAccounts(
+            store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick, on_failure=self.health.told
+        )
         self.pool = PoolState(
             store,
             ledger,

@@ -137,7 +137,7 @@ class StreamSession:
     def _note(self, event: Event) -> None:
         pool = self.pool
         if isinstance(event, RequestObserved):
-            self._entry = pool.observed(event.request_id, event.destination)
+            self._entry = pool.observed(event.request_id, event.destination, event.flow)
         elif isinstance(event, ResponseChunk):
             self._note_chunk(event)
         elif isinstance(event, ResponseStarted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from heapq import heappop, heappush
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 import pytest
 
 from headrace.core import Endpoint, FailureMode, Request
-from headrace.datalayer.evidence import Origin
+from headrace.datalayer.evidence import Failure, Origin
 from headrace.datalayer.health import Cause, Health
 from headrace.datalayer.health_watch import TURN_SECONDS, HealthWatch
 from headrace.datalayer.ledger import InFlight, Ledger
@@ -147,6 +148,38 @@ def test_an_answer_from_outside_the_list_speaks_against_the_first_alone() -> Non
     for number in range(3):
         world.pool.answered(world.send(a, flow=f"flow-{number}", picks=(a, b, c)), d, 200)
     world.run(TURN_SECONDS)
+    assert world.watch.ward.verdict == {a: 0}
+
+
+def test_what_several_replicas_have_seen_adds_up() -> None:
+    worlds = [World(4) for _ in range(3)]
+    a, b, *_ = worlds[0].keys
+    for world in worlds:
+        for other in worlds:
+            if other is not world:
+                world.watch.on_failure = _both(world.watch.on_failure, other.watch.told)
+    for number, world in enumerate(worlds):
+        assert world.watch.ward.verdict == {}
+        world.pool.answered(world.send(a, flow=f"flow-{number}", picks=(a, b)), b, 200)
+    # Each has seen one flow alone.
+    assert [world.watch.ward.verdict for world in worlds] == [{a: 0}] * 3
+
+
+def _both(first: Callable[[Failure], None], then: Callable[[Failure], None]) -> Callable[[Failure], None]:
+    def tell(failure: Failure) -> None:
+        first(failure)
+        then(failure)
+
+    return tell
+
+
+def test_what_another_replica_picked_is_evidence_by_what_its_observer_sees() -> None:
+    world = World(4)
+    a, b, *_ = world.keys
+    for number in range(3):
+        entry = world.pool.observed(f"r-{number}", f"{a},{b}", f"flow-{number}")
+        assert entry is not None
+        world.pool.answered(entry, b, 200)
     assert world.watch.ward.verdict == {a: 0}
 
 
