@@ -272,11 +272,20 @@ class HealthWatch(PoolObserver):
             return
         log = logger.warning if server.health in (Health.SUSPECT, Health.OUT) else logger.info
         log("endpoint %s is %s: %s", server.key, server.health.value, server.cause.value or "it makes progress")
-        if server.health is Health.SUSPECT and not self.ward.counts()[Health.GOOD] + self.ward.counts()[Health.TRIAL]:
-            causes = Counter(other.cause.value for other in self.ward.servers())
-            logger.error(
-                "every endpoint is suspect or out, so picks do not go by it; most for %s", causes.most_common(1)[0][0]
-            )
+        alarm = self.alarm() if server.health in (Health.SUSPECT, Health.OUT) else ""
+        if alarm:
+            logger.error("%s", alarm)
+
+    def alarm(self) -> str:
+        """What to tell people where no server is good, nor on trial: how many there are, and what most have in common;
+        "" where one is."""
+        counts = self.ward.counts()
+        if not counts or counts[Health.GOOD] or counts[Health.TRIAL]:
+            return ""
+        causes = Counter(server.cause.value for server in self.ward.servers())
+        (cause, count), *_ = causes.most_common(1)
+        total = sum(causes.values())
+        return f"none of {total} endpoints is healthy, so picks do not go by health; {count} of them: {cause}"
 
 
 def _page_tells(entry: InFlight) -> bool:

@@ -15,7 +15,6 @@ from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode
 from headrace.core.invalid import CannotServe
-from headrace.datalayer.health_watch import TURN_SECONDS, HealthWatch
 from headrace.datalayer.scraper import Scraper
 from headrace.epp import status
 from headrace.epp.composition import Components
@@ -23,6 +22,7 @@ from headrace.epp.config_file import PickerConfig, parse_config, watch_config, w
 from headrace.epp.conformance import with_selection
 from headrace.epp.flow_metrics import FlowControlCollector
 from headrace.epp.health_metrics import HealthCollector
+from headrace.epp.health_task import tell_by_event, watch_health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
@@ -168,7 +168,8 @@ class Process:
             tasks = await stack.enter_async_context(self._tasks)
             tasks.start(self._expire(), "expire")
             tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
-            tasks.start(_watch_health(self._parts.health, self._scraper), "watch health")
+            tell = tell_by_event(lambda: self._client, self._options)
+            tasks.start(watch_health(self._parts.health, self._scraper, tell), "watch health")
             self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
@@ -298,10 +299,3 @@ class Process:
         await self._shutdown.finish(asyncio.shield(stopping))
         await server.stop(0)
         await stopping
-
-
-async def _watch_health(health: HealthWatch, scraper: Scraper) -> None:
-    while True:
-        await asyncio.sleep(TURN_SECONDS)
-        for key in health.turn():
-            scraper.hasten(key)
