@@ -77,7 +77,7 @@ class ModelServer:
 
     def application(self) -> web.Application:
         """The aiohttp application. Its runner must be made with `handler_cancellation=True`: see `_stream`."""
-        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._errors])
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._page.http.count, self._errors])
         app.on_response_prepare.append(self._mark)
         app.add_routes(
             [
