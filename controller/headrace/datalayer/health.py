@@ -140,6 +140,9 @@ class Ward:
         """Those that are suspect."""
         return [self._servers[key] for key, allowed in self.verdict.items() if allowed == SUSPECT]
 
+    def __len__(self) -> int:
+        return len(self._servers)
+
     def counts(self) -> Counter[Health]:
         """How many servers there are of each kind."""
         return Counter(server.health for server in self._servers.values())
@@ -152,8 +155,8 @@ class Ward:
 
     def leave(self, key: str) -> None:
         """A server leaves."""
-        if self._servers.pop(key, None) is not None:
-            self._publish()
+        if self._servers.pop(key, None) is not None and key in self.verdict:
+            self.verdict = {other: allowed for other, allowed in self.verdict.items() if other != key}
 
     # ---- what is seen of a server
 
@@ -326,22 +329,20 @@ class Ward:
             server.outs = 0
             self._set(server, Health.GOOD, Cause.NONE, now)
         else:
-            self._publish()
+            self._publish(server)
 
     def _set(self, server: Server, health: Health, cause: Cause, now: float) -> None:
         before = server.health
         server.health, server.cause, server.since = health, cause, now
-        self._publish()
+        self._publish(server)
         self._on_change(server, before)
 
-    def _publish(self) -> None:
+    def _publish(self, server: Server) -> None:
         """A new verdict, for picks to go by: those before keep theirs."""
-        self.verdict = {
-            server.key: SUSPECT
-            if server.health is Health.SUSPECT
-            else OUT
-            if server.health is Health.OUT
-            else server.allowed
-            for server in self._servers.values()
-            if server.health is not Health.GOOD
-        }
+        verdict = dict(self.verdict)
+        if server.health is Health.GOOD:
+            verdict.pop(server.key, None)
+        else:
+            standing = {Health.SUSPECT: SUSPECT, Health.OUT: OUT}
+            verdict[server.key] = standing.get(server.health, server.allowed)
+        self.verdict = verdict

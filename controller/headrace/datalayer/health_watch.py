@@ -272,15 +272,11 @@ class HealthWatch(PoolObserver):
             return
         log = logger.warning if server.health in (Health.SUSPECT, Health.OUT) else logger.info
         log("endpoint %s is %s: %s", server.key, server.health.value, server.cause.value or "it makes progress")
-        alarm = self.alarm() if server.health in (Health.SUSPECT, Health.OUT) else ""
-        if alarm:
-            logger.error("%s", alarm)
 
     def alarm(self) -> str:
         """What to tell people where no server is good, nor on trial: how many there are, and what most have in common;
         "" where one is."""
-        counts = self.ward.counts()
-        if not counts or counts[Health.GOOD] or counts[Health.TRIAL]:
+        if not self.ward.verdict or len(self.ward.verdict) < len(self.ward) or self.ward.counts()[Health.TRIAL]:
             return ""
         causes = Counter(server.cause.value for server in self.ward.servers())
         (cause, count), *_ = causes.most_common(1)

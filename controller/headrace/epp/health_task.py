@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -10,6 +11,8 @@ from headrace.core.pool import VERSION_OF_GROUP
 from headrace.datalayer.health_watch import TURN_SECONDS, HealthWatch
 from headrace.datalayer.scraper import Scraper
 from headrace.epp.options import Options
+
+logger = logging.getLogger(__name__)
 
 # An Event that is told again and again tells nothing.
 _QUIET_SECONDS = 300.0
@@ -26,6 +29,8 @@ async def watch_health(health: HealthWatch, scraper: Scraper, tell: Tell) -> NoR
         for key in health.turn():
             scraper.hasten(key)
         alarm = health.alarm()
+        if alarm and not before:
+            logger.error("%s", alarm)
         if alarm and not before and health.clock() - told_at >= _QUIET_SECONDS and (telling is None or telling.done()):
             told_at = health.clock()
             telling = asyncio.ensure_future(tell(alarm))
