@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Between two looks at the servers.
 TURN_SECONDS = 0.2
 # A page that takes longer does not come, for all that is known: it takes a server milliseconds.
-LATE_SECONDS = 1.0
+LATE_TURNS = 5
 _FAILED = (500, 503)
 # Pages wanted ahead of others, in one turn.
 _MOST_HASTENED = 20
@@ -34,7 +34,7 @@ _FEW = 64
 class _Sent:
     """What was sent to one server and is not over."""
 
-    __slots__ = ("computed", "first_tokens", "open", "page_at", "unheard")
+    __slots__ = ("asked_at", "computed", "first_tokens", "late_turns", "open", "page_at", "unheard")
 
     def __init__(self) -> None:
         # In the order they were sent, those whose first token nobody has seen, and the tokens of their prompts.
@@ -46,6 +46,9 @@ class _Sent:
         # Of the last page: how many answers had begun, and when it was asked for.
         self.first_tokens: float | None = None
         self.page_at: float | None = None
+        # The page that is asked for, and for how many turns it has not come.
+        self.asked_at: float | None = None
+        self.late_turns = 0
 
 
 @dataclass(eq=False)
@@ -238,8 +241,13 @@ class HealthWatch(PoolObserver):
             sent = self._sent.get(key)
             if sent is None:
                 continue
-            if record.asked_at is not None and now - record.asked_at >= LATE_SECONDS:
-                self.ward.silent(key)
+            if record.asked_at is None or record.asked_at != sent.asked_at:
+                sent.asked_at, sent.late_turns = record.asked_at, 0
+            else:
+                # In turns, not in seconds: time in which the picker itself stood still does not count.
+                sent.late_turns += 1
+                if sent.late_turns >= LATE_TURNS:
+                    self.ward.silent(key)
             work = record.in_flight > 0 if record.fresh else bool(sent.unheard)
             tokens = record.in_flight_tokens - sum(sent.computed.values()) if work else 0
             if self.ward.turn(key, work, tokens, seconds, now):

@@ -151,6 +151,27 @@ def test_an_answer_from_outside_the_list_speaks_against_the_first_alone() -> Non
     assert world.watch.ward.verdict == {a: 0}
 
 
+def test_a_page_that_does_not_come_is_a_sign_in_turns_of_the_picker() -> None:
+    world = World(2)
+    a, b = world.keys
+    for key in world.keys:
+        world.send(key)
+        record = world.store.get(key)
+        assert record is not None
+        record.asked_at = world.now
+    # The picker itself stood still.
+    world.now += 60.0
+    world.run(0.8)
+    assert world.watch.ward.verdict == {}
+    world.page(b, tokens=1)
+    record = world.store.get(b)
+    assert record is not None
+    record.asked_at = None
+    world.run(1.4)
+    assert world.health(a) == (Health.SUSPECT, Cause.NO_PROGRESS)
+    assert world.health(b)[0] is Health.GOOD
+
+
 def test_what_several_replicas_have_seen_adds_up() -> None:
     worlds = [World(4) for _ in range(3)]
     a, b, *_ = worlds[0].keys
