@@ -77,7 +77,10 @@ async def ask_one(port: int, ask: Arrival) -> tuple[float, float]:
         "stream": True,
     }
     body = json.dumps(asked).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: pool\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: pool\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n"
+    )
     began = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     try:

@@ -39,6 +39,11 @@ class Engine:
     block_size: tuple[Series, ...] = ()
     num_blocks: tuple[Series, ...] = ()
     path: str = "/metrics"
+    # What grows while the server works, added up; and how many answers have begun.
+    progress: tuple[Series, ...] = ()
+    first_tokens: tuple[Series, ...] = ()
+    # 0 while the server sleeps.
+    awake: tuple[Series, ...] = ()
     # Further metrics, by the name the configuration gives them.
     custom: tuple[tuple[str, Series], ...] = ()
 
@@ -46,11 +51,16 @@ class Engine:
     def series(self) -> tuple[Series, ...]:
         """Every series that is read for its value."""
         values = (*self.waiting, *self.running, *self.kv_usage, *self.block_size, *self.num_blocks)
-        return (*values, *(series for _, series in self.custom))
+        health = (*self.progress, *self.first_tokens, *self.awake)
+        return (*values, *health, *(series for _, series in self.custom))
 
 
 def _trt(metric: str, kind: str, value: str) -> tuple[Series, ...]:
     return (Series(metric, ((kind, value),)),)
+
+
+def _counters(*names: str) -> tuple[Series, ...]:
+    return tuple(map(Series, names))
 
 
 _TRT_BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
@@ -67,6 +77,11 @@ ENGINES: Mapping[str, Engine] = {
             kv_usage=(Series("vllm:kv_cache_usage_perc"), Series("vllm:gpu_cache_usage_perc")),
             adapters="vllm:lora_requests_info",
             cache_config="vllm:cache_config_info",
+            progress=_counters(
+                "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:request_success_total"
+            ),
+            first_tokens=(Series("vllm:time_to_first_token_seconds_count"),),
+            awake=(Series("vllm:engine_sleep_state", (("sleep_state", "awake"),)),),
         ),
         Engine(
             name="sglang",
@@ -76,6 +91,8 @@ ENGINES: Mapping[str, Engine] = {
             cache_config="sglang:cache_config_info",
             block_size_label="page_size",
             num_blocks_label="num_pages",
+            progress=_counters("sglang:generation_tokens_total", "sglang:prompt_tokens_total"),
+            first_tokens=(Series("sglang:time_to_first_token_seconds_count"),),
         ),
         Engine(
             name="triton-tensorrt-llm",
@@ -198,6 +215,9 @@ class _EngineConfig(Parameters, frozen=True):
             block_size=self.cache_block_size_spec,
             num_blocks=self.cache_num_blocks_spec,
             path=known.path if known is not None else "/metrics",
+            progress=known.progress if known is not None else (),
+            first_tokens=known.first_tokens if known is not None else (),
+            awake=known.awake if known is not None else (),
             custom=tuple((metric.attribute_key, metric.metric_spec[0]) for metric in self.custom_metrics),
         )
 

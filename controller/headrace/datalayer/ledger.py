@@ -16,12 +16,14 @@ from itertools import count, islice
 from typing import Protocol
 
 from headrace.core import NOT_ASKED, Asked, Request
+from headrace.datalayer.evidence import Origin
 from headrace.datalayer.store import ARRIVAL_SECONDS, EndpointRecord, EndpointStore
 
 # How long a pick may go unobserved: an observation stream opens within milliseconds of the pick. Without any observer
 # (a gateway that shows requests only) the end is never told, and this is all that empties the account.
 UNOBSERVED_SECONDS = 5.0
 UNOBSERVED_SECONDS_WITHOUT_OBSERVERS = 60.0
+_NO_ORIGIN = Origin()
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +55,10 @@ class InFlight:
     picked_for: str = ""
     # Whether its owner observes what another replica picked; and that pick's owner and number, once they are known.
     elsewhere: bool = False
+    # Whose request it is, the endpoints that it may go to, best first, and whether its answer is a stream.
+    origin: Origin = _NO_ORIGIN
+    picks: tuple[str, ...] = ()
+    streams: bool = False
     pick: tuple[str, int] | None = None
 
     def describe(self, pick: InFlight) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -39,6 +39,10 @@ class ServerMetrics:
     # Tokens in a KV cache block, and how many blocks there are; 0: unknown.
     block_size: int = 0
     num_blocks: int = 0
+    # A number that grows with what the server does, and how many answers have begun; None where the page does not say.
+    progress: float | None = None
+    first_tokens: float | None = None
+    asleep: bool = False
     # Metrics that the configuration names beyond the usual ones, by its own name for them.
     custom: Mapping[str, float] = field(default_factory=dict, hash=False)
 
@@ -158,6 +162,9 @@ class MetricsReader:
             else int(max(_matching(rows, engine.block_size), default=0)),
             num_blocks=sum(_whole(labels.get(engine.num_blocks_label, "")) for labels in config)
             or (_count(rows, engine.num_blocks) or 0),
+            progress=_sum(rows, *((series,) for series in engine.progress)),
+            first_tokens=_sum(rows, engine.first_tokens),
+            asleep=_sum(rows, engine.awake) == 0.0,
             custom=_custom(rows, engine),
         )
 
@@ -190,6 +197,11 @@ def _has(text: str, series: Series) -> bool:
 def _count(rows: _Rows, candidates: Iterable[Series]) -> int | None:
     values = _matching(rows, candidates)
     return int(min(sum(values), _MOST_REQUESTS)) if values else None
+
+
+def _sum(rows: _Rows, *all_of: Sequence[Series]) -> float | None:
+    values = [value for candidates in all_of for value in _matching(rows, candidates)]
+    return sum(values) if values else None
 
 
 def _share(rows: _Rows, candidates: Iterable[Series]) -> float | None:

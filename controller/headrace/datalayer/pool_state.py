@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from headrace.core import Endpoint, FailureMode, Request
+from headrace.datalayer.evidence import Origin
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.extproc import Usage
 from headrace.scheduling.producer import FollowsEndpoints
 
 logger = logging.getLogger(__name__)
+
+# A gateway tries the first of a pick's list, and two more.
+MOST_TRIED = 3
 
 
 @dataclass(slots=True)
@@ -54,6 +58,12 @@ class PoolObserver:
 
     def unobserved(self, entry: InFlight) -> None:
         """A request was given up: no stream ever told its end."""
+
+    def scraped(self, record: EndpointRecord) -> None:
+        """A server's page has come."""
+
+    def scrape_failed(self, record: EndpointRecord, refused: bool) -> None:
+        """A server's page has not come. `refused`: nobody listens where it was asked for."""
 
 
 @dataclass(eq=False)
@@ -111,12 +121,16 @@ class PoolState:
             tell(entry, request)
         return entry
 
-    def observed(self, request_id: str, destination: str) -> InFlight | None:
+    def observed(self, request_id: str, destination: str, flow: str = "") -> InFlight | None:
         """An observation stream has begun; the entry it has to end, if it concerns this pool."""
-        return self.ledger.observe(request_id, destination, self.clock())
+        entry = self.ledger.observe(request_id, destination, self.clock())
+        if entry is not None and entry.elsewhere:
+            entry.picks, entry.origin = tuple(destination.split(",")[:MOST_TRIED]), Origin(flow)
+        return entry
 
-    def answered(self, entry: InFlight, served: str, status: int) -> None:
+    def answered(self, entry: InFlight, served: str, status: int, *, streaming: bool = False) -> None:
         """The response's headers were seen. `served`: the endpoint that the gateway says they are from, or ""."""
+        entry.streams = streaming
         elsewhere = bool(served) and self.ledger.move(entry, served, self.clock())
         for observer in self.observers:
             observer.answered(entry, status, elsewhere=elsewhere)
@@ -148,12 +162,19 @@ class PoolState:
 
     def scraped(self, record: EndpointRecord) -> None:
         """A server's page has come. What it no longer has, and nobody observes, is over."""
+        for observer in self.observers:
+            observer.scraped(record)
         metrics = record.metrics
         if metrics is None or metrics.running is None or metrics.waiting is None or record.scraped_at is None:
             return
         requests = metrics.running + metrics.waiting
         self._given_up(self.ledger.reconcile(record, requests, record.scraped_at, self.clock()))
         self._load_changed()
+
+    def scrape_failed(self, record: EndpointRecord, refused: bool) -> None:
+        """A server's page has not come. `refused`: nobody listens where it was asked for."""
+        for observer in self.observers:
+            observer.scrape_failed(record, refused)
 
     def expire(self) -> None:
         """End what nobody will tell the end of. Call it about once a second."""

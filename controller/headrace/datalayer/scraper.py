@@ -25,7 +25,8 @@ from headrace.datalayer.exposition import DEFAULT_LIMITS, PageLimits
 from headrace.datalayer.metrics_page import MetricsReader, ServerMetrics
 from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.protocol import http
-from headrace.serving.http_client import HttpClient, HttpError, pieces
+from headrace.serving.http_client import HttpClient, HttpError, Refused, pieces
+from headrace.serving.lifecycle import within
 from headrace.serving.tasks import Supervisor, TaskPerKey
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: 
 @dataclass(eq=False)
 class Scraper:
     """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time. `on_page`
-    is told of each page, how long it took and whether it came; `on_scraped` of each record a page has just come for."""
+    is told of each page, how long it took and whether it came; `on_scraped` of each record a page has just come for,
+    `on_failed` of each it has not, and whether nobody listens there."""
 
     store: EndpointStore
     settings: ScrapeSettings
@@ -95,11 +97,13 @@ class Scraper:
     rng: Random
     on_page: Callable[[float, bool], None] = lambda seconds, ok: None
     on_scraped: Callable[[EndpointRecord], None] = lambda record: None
+    on_failed: Callable[[EndpointRecord, bool], None] = lambda record, refused: None
     engines: EngineSet = field(default_factory=EngineSet)
 
     def __post_init__(self) -> None:
         self._tasks = TaskPerKey(self.tasks, "scrape")
         self._wakes: dict[str, asyncio.Event] = {}
+        self._hurries: dict[str, asyncio.Event] = {}
         self._busy: set[str] = set()
         # When the next page may be asked for, in the event loop's time.
         self._next_turn = 0.0
@@ -110,6 +114,8 @@ class Scraper:
         wanted = {_name(endpoint): endpoint for endpoint in endpoints}
         wakes = self._wakes
         self._wakes = {found.key: wakes.get(found.key) or asyncio.Event() for found in wanted.values()}
+        hurries = self._hurries
+        self._hurries = {found.key: hurries.get(found.key) or asyncio.Event() for found in wanted.values()}
         gone = self._tasks.adjust({name: partial(self._watch, endpoint) for name, endpoint in wanted.items()})
         self._busy.difference_update(gone)
 
@@ -119,16 +125,24 @@ class Scraper:
         if event is not None:
             event.set()
 
+    def hasten(self, key: str) -> None:
+        """The next page of an endpoint is wanted at once, ahead of others."""
+        event = self._hurries.get(key)
+        if event is not None:
+            event.set()
+
     async def close(self) -> None:
         """Close the connections, once the tasks are over."""
         await self._client.close()
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        wake = self._wakes[endpoint.key]
+        wake, hurry = self._wakes[endpoint.key], self._hurries[endpoint.key]
         failures = 0
         name = _name(endpoint)
         while True:
-            await self._turn()
+            if not hurry.is_set():
+                await self._turn()
+            hurry.clear()
             record = self.store.get(endpoint.key)
             if record is None:
                 return
@@ -142,7 +156,7 @@ class Scraper:
             alike = len(self._busy) if busy else len(self._tasks) - len(self._busy)
             seconds = interval(self.settings, busy=busy, endpoints=alike, failures=failures, rng=self.rng)
             if busy or failures:
-                await asyncio.sleep(seconds)
+                await within(hurry, seconds)
                 continue
             try:
                 async with asyncio.timeout(seconds):
@@ -163,19 +177,21 @@ class Scraper:
     async def scrape(self, record: EndpointRecord) -> bool:
         """One page of one endpoint, into its record. False if none came."""
         settings = self.settings
-        asked_at = self.clock()
+        asked_at = record.asked_at = self.clock()
         try:
             metrics, note = await self._fetch(record.endpoint)
         except (HttpError, ValueError) as error:
-            text = str(error)[:200]
+            text, record.asked_at = str(error)[:200], None
             if not record.scrape_error:
                 logger.warning("metrics of %s are not readable: %s", record.endpoint.key, text)
             since = record.scraped_at
             record.scrape_failed(text, stale=since is None or self.clock() - since > settings.stale_seconds)
             self.on_page(self.clock() - asked_at, False)
+            self.on_failed(record, isinstance(error, Refused) and settings.port in (0, record.endpoint.port))
             return False
         if record.scrape_error and not note:
             logger.info("metrics of %s are readable again", record.endpoint.key)
+        record.asked_at = None
         record.scraped(metrics, asked_at, note)
         self.on_scraped(record)
         self.on_page(self.clock() - asked_at, True)

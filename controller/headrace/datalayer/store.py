@@ -45,6 +45,8 @@ class EndpointRecord:
         # When the last good page was asked for, and why the last attempt failed ("" if it did not).
         self.scraped_at: float | None = None
         self.scrape_error = ""
+        # Since when a page has been asked for that has not come yet.
+        self.asked_at: float | None = None
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.in_flight_tokens = 0

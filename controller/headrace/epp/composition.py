@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from random import Random
 
 from headrace.core import Request
+from headrace.datalayer.evidence import Origin
+from headrace.datalayer.health_watch import HealthWatch
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
 from headrace.datalayer.pool_state import PoolObserver, PoolState
@@ -16,6 +18,7 @@ from headrace.epp.decisions import DecisionLog
 from headrace.epp.director import Director, Pick, PickObserver
 from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
+from headrace.extproc.metadata import last_forwarded
 from headrace.flowcontrol import FlowControlConfig, FlowController
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.prefixes.kv_events import Batch
@@ -28,6 +31,9 @@ from headrace.scheduling.producer import Producer, Producers
 from headrace.scheduling.tokens import input_tokens, output_tokens
 
 logger = logging.getLogger(__name__)
+
+# Of a prompt too short for a hash of its first block.
+_SHORT = 256
 
 Tokenize = Callable[[Request], Awaitable[tuple[int, ...] | None]]
 
@@ -54,17 +60,26 @@ class _Admitted(PoolObserver):
 
 @dataclass(eq=False)
 class _Sent:
-    """Tells the scraper and other replicas where requests went."""
+    """Tells the scraper, other replicas and the watch over the servers' health where requests went."""
 
     on_pick: Callable[[str], None]
     journal: Journal
+    health: HealthWatch
 
     def decided(self, pick: Pick) -> None:
         """A pick is over."""
         if pick.entry is not None:
             self.on_pick(pick.entry.endpoint)
+            hashes = pick.facts.prefix_hashes if pick.facts is not None else ()
             if pick.facts is not None:
-                self.journal.sent(pick.entry.endpoint, pick.facts.prefix_hashes)
+                self.journal.sent(pick.entry.endpoint, hashes)
+            self.health.sent(pick.entry, _origin(pick.request, hashes), pick.outcome.picks)
+
+
+def _origin(request: Request, hashes: Sequence[int]) -> Origin:
+    """Whose request it is: by its fairness id, else by the address that the gateway has seen it come from."""
+    flow = request.fairness_id or last_forwarded(request.headers)
+    return Origin(flow, hashes[0] if hashes else hash(request.prompt[:_SHORT]))
 
 
 class Components:
@@ -72,7 +87,8 @@ class Components:
 
     `clock` gives seconds that only go forward. `on_pick` is told the endpoint of each pick, of other replicas' too.
     `kv_events`: servers report their caches; `tokenize` has the tokens of text prompts then. `replica`: our id among
-    replicas, and our name for people. `observers` get every pick that is over."""
+    replicas, and our name for people. `observers` get every pick that is over. `health_filter`: picks may go by
+    the servers' health."""
 
     def __init__(
         self,
@@ -89,6 +105,7 @@ class Components:
         tokenize: Tokenize | None = None,
         replica: tuple[str, str] = ("", ""),
         observers: Sequence[PickObserver] = (),
+        health_filter: bool = True,
     ) -> None:
         store = EndpointStore()
         self.metrics = metrics
@@ -100,21 +117,25 @@ class Components:
         self.memory = PickMemory()
         self.index = PrefixIndex(config.prefix)
         self.precise = PreciseIndex() if kv_events else None
-        built_in: list[Producer] = [store.adapters, self.index, self.memory]
+        self.health = HealthWatch(store, clock=clock, tells=health_filter)
+        built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]
         if self.precise is not None:
             built_in.append(self.precise)
         self.producers = Producers(built_in, config.plugins.values())
         self.journal = Journal(replica[0], self.index, clock=clock, name=replica[1])
         ledger = Ledger(store, [self.journal])
-        self.accounts = PeerAccounts(store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick)
+        self.health.on_failure = self.journal.failed
+        self.accounts = PeerAccounts(
+            store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick, on_failure=self.health.told
+        )
         self.pool = PoolState(
             store,
             ledger,
             clock=clock,
             followers=[self.producers, self.accounts],
-            observers=[metrics, _Admitted(self.flow)],
+            observers=[metrics, _Admitted(self.flow), self.health],
         )
-        sent = _Sent(on_pick, self.journal)
+        sent = _Sent(on_pick, self.journal, self.health)
         self.director = Director(
             config,
             self.pool,

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from headrace.core import Refusal
+from headrace.datalayer.health import SUSPECT
 from headrace.epp.director import Pick
 from headrace.scheduling import Outcome, Profile, explain
+from headrace.scheduling.health import VERDICT
 
 # Of larger pools only the winner's scores are kept: a thousand decisions among a thousand endpoints are 40 MB.
 _MOST_CANDIDATES = 64
 _MOST_TEXT = 256
+_ALL_GOOD: Mapping[str, int] = MappingProxyType({})
 
 
 # Of the request, as they are shown.
@@ -34,6 +39,8 @@ class _Kept(NamedTuple):
     candidate_count: int
     reason: str
     seconds: float
+    # Of the endpoints that were not good then, how many requests they might have at once.
+    verdict: Mapping[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """The record for people."""
@@ -48,6 +55,7 @@ class _Kept(NamedTuple):
             "reason": self.reason or explain(self.profile, outcome),
             "refused": None if refusal is None else {"status": refusal.status, "reason": refusal.reason.value},
             "candidate_count": self.candidate_count,
+            "not_good": {key: _standing(allowed) for key, allowed in islice(self.verdict.items(), _MOST_CANDIDATES)},
             "candidates": [
                 {
                     "endpoint": key,
@@ -94,6 +102,7 @@ class DecisionLog:
                 count,
                 reason,
                 pick.seconds,
+                facts.attributes.get(VERDICT, _ALL_GOOD) if facts is not None else _ALL_GOOD,
             )
         )
 
@@ -107,6 +116,11 @@ class DecisionLog:
             if len(found) >= limit:
                 break
         return found
+
+
+def _standing(allowed: int) -> str:
+    """What an endpoint was taken for."""
+    return f"trial, {allowed} at once" if allowed > 0 else "suspect" if allowed == SUSPECT else "out"
 
 
 def _winner(outcome: Outcome) -> Outcome:

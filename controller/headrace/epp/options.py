@@ -128,6 +128,12 @@ class Options:
         truth,
         "--ha-enable-leader-election",
     )
+    health_filter: str = flag(
+        "named",
+        "whether picks leave out servers that stand still, fail or sleep: off; named, where the configuration names"
+        " health-filter, or there is none; always",
+        choice(("off", "named", "always")),
+    )
     conversation: ConversationSettings = field(default_factory=ConversationSettings)
     scrape: ScrapeSettings = field(default_factory=ScrapeSettings)
     peers: PeerSettings = field(default_factory=PeerSettings)

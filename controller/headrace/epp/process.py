@@ -21,6 +21,8 @@ from headrace.epp.composition import Components
 from headrace.epp.config_file import PickerConfig, parse_config, watch_config, watched_config
 from headrace.epp.conformance import with_selection
 from headrace.epp.flow_metrics import FlowControlCollector
+from headrace.epp.health_metrics import HealthCollector
+from headrace.epp.health_task import tell_by_event, watch_health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
@@ -88,10 +90,12 @@ class Process:
             tokenize=self._tokenizer.tokens if self._tokenizer is not None else None,
             replica=(secrets.token_hex(8), options.identity),
             observers=[self._tracer.decided] if self._tracer is not None else [],
+            health_filter=options.health_filter != "off",
         )
         pool, flow = self._parts.pool, self._parts.flow
         registry = self._metrics.registry
         registry.register(PoolCollector(self._metrics.pool_name, pool.store, pool.ledger, self._parts.index))
+        registry.register(HealthCollector(self._parts.health))
         registry.register(FlowControlCollector(self._metrics.flow_control, flow.waiting, flow.saturation))
         self._scraper = Scraper(
             pool.store,
@@ -101,6 +105,7 @@ class Process:
             rng=rng,
             on_page=self._page_read,
             on_scraped=pool.scraped,
+            on_failed=pool.scrape_failed,
             engines=config.engines,
         )
         self._peering = self._peer(rng) if options.peers.wanted else None
@@ -165,6 +170,8 @@ class Process:
             tasks.start(self._expire(), "expire")
             tasks.start(give_back_memory(), "give back memory")
             tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
+            tell = tell_by_event(lambda: self._client, self._options)
+            tasks.start(watch_health(self._parts.health, self._scraper, tell), "watch health")
             self._follow_pool(tasks)
             if self._peering is not None:
                 tasks.start(self._peering.run(tasks), "follow replicas")
@@ -203,7 +210,10 @@ class Process:
         self._parts.kv_events(key, batch)
 
     def _scheduling(self, config: PickerConfig) -> SchedulingConfig:
-        return with_selection(config.scheduling) if self._options.conversation.conformance_hooks else config.scheduling
+        found = config.scheduling
+        if self._options.health_filter == "always":
+            found = found.with_health()
+        return with_selection(found) if self._options.conversation.conformance_hooks else found
 
     def _note(self, config: PickerConfig) -> None:
         for note in config.notes:

@@ -137,14 +137,14 @@ class StreamSession:
     def _note(self, event: Event) -> None:
         pool = self.pool
         if isinstance(event, RequestObserved):
-            self._entry = pool.observed(event.request_id, event.destination)
+            self._entry = pool.observed(event.request_id, event.destination, event.flow)
         elif isinstance(event, ResponseChunk):
             self._note_chunk(event)
         elif isinstance(event, ResponseStarted):
             self._response_seen = True
             self._streaming = event.streaming
             if self._tells_of_response:
-                pool.answered(self._entry, event.served, event.status)  # type: ignore[arg-type]
+                pool.answered(self._entry, event.served, event.status, streaming=event.streaming)  # type: ignore[arg-type]
         elif isinstance(event, ResponseEnded):
             if self._entry is not None:
                 if self._totals is not None and self._tells_of_response:

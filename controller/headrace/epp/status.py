@@ -76,6 +76,7 @@ def endpoint_list(parts: Components) -> dict[str, Any]:
     listed = []
     for state in pool.store.snapshot():
         record = pool.store.get(state.key)
+        server = parts.health.ward.get(state.key)
         age = None if record is None or record.scraped_at is None else round(now - record.scraped_at, 3)
         listed.append(
             {
@@ -97,6 +98,9 @@ def endpoint_list(parts: Components) -> dict[str, Any]:
                 "metrics_age_seconds": age,
                 "metrics_error": record.scrape_error if record is not None else "",
                 "prefix_blocks": parts.index.entries(state.key),
+                "health": server.health.value if server is not None else "",
+                "health_reason": server.cause.value if server is not None else "",
+                "health_seconds": round(now - server.since, 3) if server is not None else None,
             }
         )
     return {

@@ -33,6 +33,8 @@ class RequestObserved:
 
     request_id: str
     destination: str
+    # Whose it is: its fairness id, else the address that the gateway has seen it come from.
+    flow: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.message import DecodeError
 
 from headrace.extproc.wire import MalformedMessage
@@ -25,6 +27,11 @@ def read_headers(content: bytes) -> tuple[dict[str, str], bool]:
         name = header.key.lower()
         headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers, bool(message.end_of_stream)
+
+
+def last_forwarded(headers: Mapping[str, str]) -> str:
+    """The address from which the gateway itself was reached, as it has added it; "" where it has not."""
+    return headers.get(http.FORWARDED_FOR, "").rpartition(",")[2].strip()
 
 
 def subset_hint(metadata_context: bytes) -> tuple[str, ...] | None:

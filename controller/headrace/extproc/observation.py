@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from headrace.core import Decision, Refusal
 from headrace.extproc.events import Event, RequestObserved
-from headrace.extproc.metadata import read_headers
+from headrace.extproc.metadata import last_forwarded, read_headers
 from headrace.extproc.modes import http_body
 from headrace.extproc.response import ResponseReader
 from headrace.extproc.settings import ConversationSettings
@@ -34,7 +34,9 @@ class Observation:
         if message.kind is Kind.REQUEST_HEADERS:
             headers, _ = read_headers(message.content)
             self._request_id = headers.get(http.REQUEST_ID, "")
-            self.events.append(RequestObserved(self._request_id, headers.get(http.DESTINATION, "")))
+            named = next((headers[name] for name in http.FAIRNESS_ID if headers.get(name)), "")
+            flow = named or last_forwarded(headers)
+            self.events.append(RequestObserved(self._request_id, headers.get(http.DESTINATION, ""), flow))
         elif message.kind is Kind.RESPONSE_HEADERS:
             self._response.headers(message)
         elif message.kind is Kind.RESPONSE_BODY and not self._response.ended:

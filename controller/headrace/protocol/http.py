@@ -30,6 +30,8 @@ SUBSET = "x-gateway-destination-endpoint-subset"
 # They steer the gateway, so a client's own are removed before anyone reads them.
 UNTRUSTED = (DESTINATION, SERVED, SUBSET)
 
+# Its last entry is the address from which the gateway itself was reached.
+FORWARDED_FOR = "x-forwarded-for"
 # A client's inputs: llm-d's name first, which takes precedence, then the reference picker's.
 OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")

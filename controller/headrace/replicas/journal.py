@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
+from headrace.datalayer.evidence import Failure
 from headrace.datalayer.ledger import InFlight
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.replicas import peers_pb2 as messages
@@ -22,6 +23,10 @@ _MOST_PENDING = 50_000
 # How much of the account, or of an endpoint's prefixes, goes into one message: about a millisecond's work.
 _ENTRIES_A_PART = 500
 _BLOCKS_A_PART = 4096
+# Failures between two batches, and characters of a flow's name: further ones say nothing new.
+_MOST_FAILURES = 100
+_MOST_FLOW = 128
+_WORD = (1 << 64) - 1
 
 
 class FellBehind(LookupError):  # noqa: N818
@@ -47,6 +52,7 @@ class Journal:
         self._followers = 0
         self._changes: list[tuple[bool, InFlight, bool]] = []
         self._sent: list[tuple[str, Sequence[int], int]] = []
+        self._failed: list[Failure] = []
         self._batches: deque[tuple[float, bytes]] = deque()
         self._size = 0
 
@@ -72,6 +78,12 @@ class Journal:
         if self._followers and blocks:
             self._sent.append((endpoint, blocks, self.index.settings.block_bytes))
 
+    def failed(self, failure: Failure) -> None:
+        """An endpoint failed to answer a request."""
+        if self._followers and len(self._failed) < _MOST_FAILURES:
+            self._failed.append(failure)
+            self.pending.set()
+
     def _note(self, start: bool, entry: InFlight, end: bool) -> None:
         self._changes.append((start, entry, end))
         self.pending.set()
@@ -92,7 +104,8 @@ class Journal:
         """Make a batch of what has been noted."""
         changes, self._changes = self._changes, []
         sent, self._sent = self._sent, []
-        if not changes and not sent:
+        failed, self._failed = self._failed, []
+        if not (changes or sent or failed):
             return
         self.sequence += 1
         if len(changes) > _MOST_PENDING:
@@ -109,6 +122,10 @@ class Journal:
                 moved.number, moved.endpoint, moved.tokens = entry.number, entry.endpoint, max(0, entry.tokens)
         for endpoint, blocks, block_bytes in sent:
             update.sent.add(endpoint=endpoint, block_bytes=block_bytes, blocks=blocks)
+        for failure in failed:
+            origin = failure.origin
+            told = update.failures.add(endpoint=failure.endpoint, flow=origin.flow[:_MOST_FLOW], served=failure.served)
+            told.first_block = origin.first_block & _WORD
         raw = update.SerializeToString()
         self._batches.append((update.made_at, raw))
         self._size += len(raw)
@@ -167,6 +184,7 @@ class Journal:
         """Keep nothing: who comes, or follows, needs the account as a whole."""
         self._changes.clear()
         self._sent.clear()
+        self._failed.clear()
         self._batches.clear()
         self._size = 0
 

@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from google.protobuf.message import DecodeError
 
 from headrace.core import Asked
+from headrace.datalayer.evidence import Failure, Origin
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.store import EndpointStore
 from headrace.prefixes.approximate import PrefixIndex
@@ -68,7 +69,8 @@ class Peer:
 class PeerAccounts:
     """The other replicas' part of the books. Belongs to the event loop that owns the ledger.
 
-    `me` is our own name among replicas. `on_pick` is told the endpoint of each request that another one has picked."""
+    `me` is our own name among replicas. `on_pick` is told the endpoint of each request that another one has picked,
+    `on_failure` each failed answer that another one has seen."""
 
     store: EndpointStore
     ledger: Ledger
@@ -77,6 +79,7 @@ class PeerAccounts:
     me: str
     clock: Callable[[], float]
     on_pick: Callable[[str], None] = lambda key: None
+    on_failure: Callable[[Failure], None] = lambda failure: None
 
     def __post_init__(self) -> None:
         self._peers: dict[str, Peer] = {}
@@ -113,6 +116,9 @@ class PeerAccounts:
                 self._moved(peer, change.moved, now)
         for sent in update.sent:
             self._sent(sent)
+        for failure in update.failures:
+            origin = Origin(failure.flow, failure.first_block)
+            self.on_failure(Failure(failure.endpoint, origin, failure.served))
 
     def expire(self) -> list[str]:
         """Forget those that are silent; gives their names."""

@@ -17,7 +17,7 @@ class FollowRequest(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., pool: _Optional[str] = ..., prefixes: _Optional[bool] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("replica", "sequence", "reset", "made_at", "changes", "sent", "name")
+    __slots__ = ("replica", "sequence", "reset", "made_at", "changes", "sent", "name", "failures")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Update(_message.Message):
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     replica: str
     sequence: int
     reset: bool
@@ -32,7 +33,20 @@ class Update(_message.Message):
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     sent: _containers.RepeatedCompositeFieldContainer[Sent]
     name: str
-    def __init__(self, replica: _Optional[str] = ..., sequence: _Optional[int] = ..., reset: _Optional[bool] = ..., made_at: _Optional[float] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., sent: _Optional[_Iterable[_Union[Sent, _Mapping]]] = ..., name: _Optional[str] = ...) -> None: ...
+    failures: _containers.RepeatedCompositeFieldContainer[Failure]
+    def __init__(self, replica: _Optional[str] = ..., sequence: _Optional[int] = ..., reset: _Optional[bool] = ..., made_at: _Optional[float] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., sent: _Optional[_Iterable[_Union[Sent, _Mapping]]] = ..., name: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("endpoint", "flow", "first_block", "served")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    FLOW_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    flow: str
+    first_block: int
+    served: str
+    def __init__(self, endpoint: _Optional[str] = ..., flow: _Optional[str] = ..., first_block: _Optional[int] = ..., served: _Optional[str] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("started", "moved", "finished")

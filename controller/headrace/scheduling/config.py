@@ -7,7 +7,7 @@ refer to in what is read here."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from headrace.config.plugins import PluginType, find, joined
 from headrace.core import Request
 from headrace.core.invalid import shown
 from headrace.scheduling.handlers import HeaderProfileHandler, ProfileHandler, SingleProfileHandler
+from headrace.scheduling.health import HealthFilter
 from headrace.scheduling.pickers import MaxScorePicker
 from headrace.scheduling.plugin import Filter, Picker, Scorer
 from headrace.scheduling.plugins import PLUGINS
@@ -81,9 +82,20 @@ class SchedulingConfig:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     plugins: Mapping[str, object] = field(default_factory=dict)
 
+    def with_health(self) -> SchedulingConfig:
+        """The same, with the health filter first in the profiles that do not name one."""
+        profiles = {name: _with_health(profile) for name, profile in self.profiles.items()}
+        return replace(self, profile=_with_health(self.profile), profiles=profiles)
+
     def choose(self, request: Request) -> Profile | None:
         """The profile for a request; None where it asks for one that there is not."""
         return self.handler.choose(request, self.profiles) if self.profiles else self.profile
+
+
+def _with_health(profile: Profile) -> Profile:
+    if any(isinstance(step, HealthFilter) for step in profile.filters):
+        return profile
+    return replace(profile, filters=(HealthFilter(), *profile.filters))
 
 
 TYPES = joined(PLUGINS)

@@ -21,7 +21,7 @@ from headrace.config.decode import (
 from headrace.config.plugins import PluginType, accepted, built_in, plugin, refused
 from headrace.protocol import http
 from headrace.protocol.objects import ROLE_LABEL
-from headrace.scheduling import affinity, filters, handlers, labels, pickers, saturation, scorers
+from headrace.scheduling import affinity, filters, handlers, health, labels, pickers, saturation, scorers
 from headrace.scheduling.prefix import PrefixParameters
 
 
@@ -120,6 +120,7 @@ PLUGINS = (
     plugin(scorers.EndpointAttributeScorer, ignored=("producer",)),
     plugin(filters.EndpointAttributeFilter, ignored=("producer",)),
     plugin(filters.AdapterAffinityFilter),
+    plugin(health.HealthFilter),
     plugin(filters.PrefixCacheAffinityFilter, ignored=_PRODUCERS),
     accepted(
         "slo-headroom-tier-filter",

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
+from headrace.scheduling.health import HealthFilter
 from headrace.scheduling.pickers import MaxScorePicker
 from headrace.scheduling.plugin import Filter, Picker, Scorer, TakesNotes
 from headrace.scheduling.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
@@ -61,10 +62,11 @@ class Outcome(NamedTuple):
 
 
 def default_profile() -> Profile:
-    """The reference picker's default (queue 2, kv-cache 2, prefix 3, max score), with adapters kept where they are."""
+    """The reference picker's default (queue 2, kv-cache 2, prefix 3, max score), without servers that are not to be
+    trusted, and with adapters kept where they are."""
     return Profile(
         name="default",
-        filters=(AdapterAffinityFilter(),),
+        filters=(HealthFilter(), AdapterAffinityFilter()),
         scorers=(
             WeightedScorer(QueueScorer(), 2.0, QueueScorer.type_name),
             WeightedScorer(KvCacheUtilizationScorer(), 2.0, KvCacheUtilizationScorer.type_name),

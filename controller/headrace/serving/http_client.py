@@ -20,6 +20,10 @@ class HttpError(Exception):
     """There is no answer that can be used: nobody answers, or not in time. The message says which."""
 
 
+class Refused(HttpError):  # noqa: N818
+    """Nobody listens there."""
+
+
 class UnusableAnswer(HttpError):  # noqa: N818
     """There is an answer, and it is too long, or compressed."""
 
@@ -69,7 +73,10 @@ class HttpClient:
         except TimeoutError:
             raise HttpError("timed out") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise HttpError(f"{type(error).__name__}: {error}"[:_MESSAGE_CHARACTERS]) from None
+            refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+            raise (Refused if refused else HttpError)(
+                f"{type(error).__name__}: {error}"[:_MESSAGE_CHARACTERS]
+            ) from None
 
     async def read(self, method: str, url: str, *, max_bytes: int, **asked: Any) -> tuple[int, bytes]:
         """Status and body of an answer. `asked` is what `open` takes. Raises HttpError."""

@@ -87,6 +87,9 @@ class StopScanner:
 class AnswerForm:
     """Builds the JSON of one request's answer; `chat` chooses between the two endpoints' forms."""
 
+    # What ends a stream.
+    done = DONE
+
     def __init__(
         self,
         *,

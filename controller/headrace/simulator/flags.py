@@ -13,7 +13,8 @@ from headrace.simulator.adapters import Models
 from headrace.simulator.engine import EngineSettings
 from headrace.simulator.faults import FaultSettings
 from headrace.simulator.generation import ModelBehaviour
-from headrace.simulator.server import ModelServer, ServerSettings
+from headrace.simulator.server import ModelServer
+from headrace.simulator.settings import ServerSettings
 from headrace.simulator.timing import StepCost
 
 DEFAULT_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"

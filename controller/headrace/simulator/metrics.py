@@ -17,6 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from headrace.simulator.engine import Engine, StepReport
+from headrace.simulator.http_metrics import HttpMetrics
 from headrace.simulator.request import FinishReason, Sequence
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
@@ -337,6 +338,7 @@ class MetricsPage:
         PlatformCollector(self._registry)
         ProcessCollector(registry=self._registry)
         self._registry.register(metrics)
+        self.http = HttpMetrics(self._registry)
 
     def render(self) -> bytes:
         """The page as it is now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import random
@@ -10,21 +9,19 @@ import time
 import uuid
 from array import array
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import xxhash
 from aiohttp import web
 
-from headrace.config.flags import flag, number, whole
 from headrace.protocol import http
 from headrace.simulator.adapters import Models, Served
-from headrace.simulator.answers import DONE, SYSTEM_FINGERPRINT, AnswerForm, Usage, embedding
+from headrace.simulator.answers import SYSTEM_FINGERPRINT, AnswerForm, Usage, embedding
 from headrace.simulator.control import control_routes
-from headrace.simulator.engine import Engine, EngineSettings
-from headrace.simulator.faults import Faults, FaultSettings
-from headrace.simulator.generation import Generation, ModelBehaviour, check_length
+from headrace.simulator.engine import Engine
+from headrace.simulator.faults import Faults
+from headrace.simulator.generation import Generation, check_length
 from headrace.simulator.loop import EngineLoop
 from headrace.simulator.metrics import CONTENT_TYPE, EngineMetrics, MetricsPage
 from headrace.simulator.openai import (
@@ -40,7 +37,9 @@ from headrace.simulator.openai import (
     require_json,
     wrong_type,
 )
+from headrace.simulator.other_forms import MessagesForm, ResponsesForm, parse_anthropic, parse_responses
 from headrace.simulator.request import Limits, Sequence
+from headrace.simulator.settings import ServerSettings
 from headrace.simulator.sglang import GenerateForm, SGLangMetrics, parse_generate
 from headrace.simulator.tokens import MAX_TOKEN_ID, Writer, decode, encode, encode_chat, encode_prompt
 
@@ -51,49 +50,6 @@ _MAX_BODY_BYTES = 64 * 1024 * 1024
 _EMBEDDING_DIMENSIONS = 64
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """The server around the engine."""
-
-    pod_name: str = ""
-    """Who answers: header `x-headrace-pod`."""
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    behaviour: ModelBehaviour = field(default_factory=ModelBehaviour)
-    enable_lora: bool = flag(True, "serve LoRA adapters", action=argparse.BooleanOptionalAction)
-    runtime_lora: bool = True
-    """Whether adapters can be loaded and unloaded over HTTP."""
-    load_tracking: bool = flag(
-        False,
-        "count running requests in /load; otherwise it is always 0",
-        names="--enable-server-load-tracking",
-        action="store_true",
-    )
-    """Whether /load counts; it stays 0 otherwise, as vLLM's does."""
-    simulates: str = flag(
-        "vllm",
-        "the engine to be like: sglang has its metrics and /generate, beside the OpenAI API that both have",
-        names="--simulate",
-        choices=("vllm", "sglang"),
-    )
-    """The engine that it is like: vllm, or sglang."""
-    error_rate: float = flag(0.0, "share of requests answered with 500", number(0, 1), metavar="SHARE")
-    """The share of inference requests that is answered with 500, chosen by the seed."""
-    runner: str = flag(
-        "auto",
-        "what the model is: generate (and auto) answers prompts, pooling makes embeddings; the other's routes are 404",
-        choices=("auto", "generate", "pooling"),
-    )
-    vocab_size: int = flag(MAX_TOKEN_ID + 1, "a prompt's token ids are below this, or refused", whole(1))
-    enable_auto_tool_choice: bool = flag(
-        False, "take chats with tools, which are refused without it; none is ever called", action="store_true"
-    )
-    faults: FaultSettings = field(default_factory=FaultSettings)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.error_rate <= 1:
-            raise ValueError(f"--error-rate {self.error_rate}: give a share from 0 to 1")
 
 
 class ModelServer:
@@ -121,7 +77,7 @@ class ModelServer:
 
     def application(self) -> web.Application:
         """The aiohttp application. Its runner must be made with `handler_cancellation=True`: see `_stream`."""
-        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._errors])
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._page.http.count, self._errors])
         app.on_response_prepare.append(self._mark)
         app.add_routes(
             [
@@ -146,6 +102,9 @@ class ModelServer:
                 [
                     web.post("/v1/completions", self._completions),
                     web.post("/v1/chat/completions", self._chat_completions),
+                    web.post("/v1/responses", self._responses),
+                    web.post("/v1/messages", self._messages),
+                    web.post("/v1/messages/count_tokens", self._count_tokens),
                     web.post("/inference/v1/generate", self._scale_out),
                 ]
             )
@@ -212,6 +171,30 @@ class ModelServer:
         wanted = parse_chat(await self._body(request), tools=self.settings.enable_auto_tool_choice)
         return await self._generate(request, wanted)
 
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._by_events(request, parse_responses(await self._body(request)), ResponsesForm, "resp_")
+
+    async def _messages(self, request: web.Request) -> web.StreamResponse:
+        return await self._by_events(request, parse_anthropic(await self._body(request)), MessagesForm, "chatcmpl-")
+
+    async def _by_events(
+        self,
+        request: web.Request,
+        wanted: GenerationRequest,
+        kind: type[ResponsesForm] | type[MessagesForm],
+        prefix: str,
+    ) -> web.StreamResponse:
+        served, created = self._admit(wanted), int(time.time())
+        name = prefix + _request_id(request)
+        form = kind(request_id=name, model=served.name, created=created, limit=wanted.max_tokens)
+        return await self._answer(request, wanted, served, form)
+
+    async def _count_tokens(self, request: web.Request) -> web.StreamResponse:
+        wanted = parse_anthropic(await self._body(request), counting=True)
+        self.models.find(wanted.model)
+        count = len(wanted.prompts[0].tokens)
+        return _json({"input_tokens": count, "context_management": {"original_input_tokens": count}})
+
     async def _scale_out(self, _request: web.Request) -> web.StreamResponse:
         text = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
         raise ApiError(403, text, kind="PermissionDeniedError")
@@ -243,7 +226,7 @@ class ModelServer:
                 self.loop, wanted, adapter=served.adapter, behaviour=self.settings.behaviour, form=form
             ) as generation:
                 if wanted.stream:
-                    return await self._stream(request, generation)
+                    return await self._stream(request, generation, form)
                 await self.faults.engine_takes()
                 generation.start()
                 return web.Response(body=await generation.whole(), content_type="application/json")
@@ -260,7 +243,7 @@ class ModelServer:
             raise ApiError(500, "simulated failure (--error-rate)", kind="InternalServerError")
         return served
 
-    async def _stream(self, request: web.Request, generation: Generation) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, generation: Generation, form: AnswerForm) -> web.StreamResponse:
         """Send the answer as server-sent events.
 
         A client that leaves cancels this handler (`handler_cancellation`), or breaks a write; either way the caller's
@@ -276,7 +259,7 @@ class ModelServer:
                 await response.write(events)
         except ApiError as error:
             await response.write(b"data: %b\n\n" % orjson.dumps(error.body()))
-        await response.write(DONE)
+        await response.write(form.done)
         await response.write_eof()
         return response
 

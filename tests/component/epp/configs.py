@@ -61,6 +61,7 @@ def pool_config(
     keepalive_timeout: str = "300s",
     observe_bodies: bool = False,
     before: Sequence[Mapping[str, Any]] = (),
+    retry: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A listener whose every request goes to the pool `endpoints`, picked by the EPP on `epp_port` (several: any).
 
@@ -68,7 +69,7 @@ def pool_config(
 
     `mode` is the picking filter's processing mode; `observe` adds the observation filter after it, `say_observed` tells
     the picker so in the pick's gRPC metadata, `observe_bodies` shows it the responses' bodies; `before` are HTTP
-    filters that come first."""
+    filters that come first; `retry` is the route's retry policy."""
     metadata = {
         "receiving_namespaces": {"untyped": ["envoy.lb"]},
         "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
@@ -112,7 +113,7 @@ def pool_config(
             }
         )
     filters.append({"name": "router", "typed_config": {"@type": _ROUTER}})
-    route = {"cluster": "pool", "timeout": "0s"}
+    route: dict[str, Any] = {"cluster": "pool", "timeout": "0s", **({"retry_policy": dict(retry)} if retry else {})}
     manager = {
         "@type": _HCM,
         "stat_prefix": "pool",

@@ -32,6 +32,8 @@ def test_a_real_page() -> None:
         models=frozenset({"tiny"}),
         block_size=128,
         num_blocks=16384,
+        progress=3803.0,
+        first_tokens=36.0,
     )
 
 

@@ -128,6 +128,25 @@ async def test_an_idle_server_is_asked_again_when_it_gets_a_request() -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_a_page_that_is_wanted_ahead_of_others_is_asked_for_at_once() -> None:
+    pages: asyncio.Queue[None] = asyncio.Queue()
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(text="vllm:num_requests_running 1\n")
+
+    # Busy or idle, the next page would come in an hour, and the next turn too.
+    slow = {"busy_seconds": 3600.0, "idle_seconds": 3600.0, "max_pages_per_second": 1e-3}
+    async with scraped(handler, **slow) as (scraper, record, _):
+        scraper.on_scraped = lambda record: pages.put_nowait(None)
+        scraper.adjust([record.endpoint])
+        async with asyncio.timeout(HANG_SECONDS):
+            await pages.get()
+            for _ in range(3):
+                scraper.hasten(record.endpoint.key)
+                await pages.get()
+        scraper.hasten("nobody")
+
+
 @pytest.mark.parametrize("status", [404, 500, 302])
 async def test_a_server_without_a_page_is_marked(status: int) -> None:
     async def handler(_: web.Request) -> web.Response:
@@ -153,6 +172,8 @@ async def test_a_page_without_metrics_a_slow_page_and_a_refused_connection() -> 
         assert "none of the metrics" in record.scrape_error
     slow = True
     async with scraped(handler, timeout_seconds=0.2) as (scraper, record, store):
+        told: list[tuple[str, bool]] = []
+        scraper.on_failed = lambda record, refused: told.append((record.endpoint.key, refused))
         assert not await scraper.scrape(record)
         assert record.scrape_error == "timed out"
         held.set()
@@ -161,6 +182,8 @@ async def test_a_page_without_metrics_a_slow_page_and_a_refused_connection() -> 
         assert refused is not None
         assert not await scraper.scrape(refused)
         assert "ClientConnectorError" in refused.scrape_error
+        assert told == [(record.endpoint.key, False), (refused.endpoint.key, True)]
+        assert refused.asked_at is None
 
 
 async def test_a_page_over_the_limit_is_cut_off_and_the_server_marked() -> None:

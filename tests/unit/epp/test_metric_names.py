@@ -96,6 +96,7 @@ async def test_plugins_are_measured_in_one_decision_of_sixteen() -> None:
         if number in (0, 15):
             assert set(counts().values()) == {1.0}
     assert counts() == {
+        ("Filter", "health-filter"): 2.0,
         ("Filter", "adapter-affinity-filter"): 2.0,
         ("Scorer", "queue-scorer"): 2.0,
         ("Scorer", "kv-cache-utilization-scorer"): 2.0,

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from headrace.core import Decision, Refusal, RefusalReason
 from headrace.extproc import BodyMode, ExtProcStream, MalformedMessage, ProtocolViolation, request_body
-from headrace.extproc.events import PickNeeded, RequestRefused, ResponseChunk, ResponseEnded, ResponseStarted
+from headrace.extproc.events import (
+    PickNeeded,
+    RequestObserved,
+    RequestRefused,
+    ResponseChunk,
+    ResponseEnded,
+    ResponseStarted,
+)
 from headrace.extproc.request_body import WHOLE_BYTES
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
@@ -386,6 +393,22 @@ def test_observation_streams_are_never_answered() -> None:
         "ResponseEnded",
     ]
     assert gateway.stream.request_id == "id-1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "flow"),
+    [
+        ({}, ""),
+        ({"x-forwarded-for": "9.9.9.9, 10.0.0.1"}, "10.0.0.1"),
+        ({"x-gateway-inference-fairness-id": "team", "x-forwarded-for": "10.0.0.1"}, "team"),
+    ],
+)
+def test_an_observation_says_whose_request_it_is(headers: dict[str, str], flow: str) -> None:
+    gateway = Gateway()
+    gateway.send(m.request_headers({**REQUEST, DESTINATION: PICK, **headers}, observability_mode=True))
+    (observed,) = gateway.events
+    assert isinstance(observed, RequestObserved)
+    assert (observed.destination, observed.flow) == (PICK, flow)
 
 
 MESSAGES = st.sampled_from(

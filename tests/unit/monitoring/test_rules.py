@@ -12,8 +12,10 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
+from headrace.datalayer.health_watch import HealthWatch
 from headrace.datalayer.ledger import Ledger
 from headrace.datalayer.store import EndpointStore
+from headrace.epp.health_metrics import HealthCollector
 from headrace.epp.metrics import Metrics as PickerMetrics
 from headrace.epp.metrics import PoolCollector
 from headrace.gateway.metrics import Metrics as GatewayMetrics
@@ -88,6 +90,24 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         {'inference_pool_average_kv_cache_utilization{namespace="n",name="llama"}': "0.96x60"},
         {'inference_pool_average_kv_cache_utilization{namespace="n",name="llama"}': "0.9x60"},
         {"namespace": "n", "name": "llama"},
+    ),
+    "HeadraceEndpointOut": (
+        {'headrace_epp_endpoint_health{namespace="n",pod="p",endpoint="e",state="out",reason="asleep"}': "1x60"},
+        {'headrace_epp_endpoint_health{namespace="n",pod="p",endpoint="e",state="trial",reason="new"}': "1x60"},
+        {"namespace": "n", "endpoint": "e", "reason": "asleep"},
+    ),
+    "HeadracePoolSick": (
+        {
+            'headrace_epp_endpoints_by_health{namespace="n",pod="p",state="good"}': "1x60",
+            'headrace_epp_endpoints_by_health{namespace="n",pod="p",state="suspect"}': "1x60",
+            'headrace_epp_endpoints_by_health{namespace="n",pod="p",state="out"}': "1x60",
+        },
+        {
+            'headrace_epp_endpoints_by_health{namespace="n",pod="p",state="good"}': "1x60",
+            'headrace_epp_endpoints_by_health{namespace="n",pod="p",state="trial"}': "3x60",
+            'headrace_epp_endpoints_by_health{namespace="n",pod="p",state="out"}': "1x60",
+        },
+        {"namespace": "n", "pod": "p"},
     ),
     "HeadraceServedElsewhere": (
         {'headrace_epp_served_elsewhere_total{namespace="n",pod="p"}': "0+60x60"},
@@ -266,6 +286,8 @@ def known() -> set[str]:
     store = EndpointStore()
     collector = PoolCollector("pool", store, Ledger(store), PrefixIndex(PrefixSettings()))
     picker.registry.register(collector)
+    health = HealthWatch(store, clock=lambda: 0.0)
+    picker.registry.register(HealthCollector(health))
     families: list[Metric] = [*picker.registry.collect(), *GatewayMetrics().registry.collect()]
     kinds = {family.name: family.type for family in families}
     page = (Path(__file__).resolve().parents[2] / "data/vllm-0.32.0-metrics.txt").read_text()

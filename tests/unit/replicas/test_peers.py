@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from headrace.datalayer.evidence import Failure, Origin
 from headrace.datalayer.ledger import UNOBSERVED_SECONDS, InFlight
 from headrace.datalayer.metrics_page import ServerMetrics
 from headrace.replicas import peers_pb2 as messages
@@ -178,6 +179,33 @@ def test_prefixes_are_told_and_a_new_replica_learns_all() -> None:
     update.sent.add(endpoint=KEYS[2], block_bytes=1, blocks=[9])
     new.peers.receive(update)
     assert new.index.matches([9]) == {}
+
+
+def test_failures_are_told_once_and_only_to_those_who_follow() -> None:
+    fleet = Fleet.of(2)
+    a, b = fleet.replicas
+    heard: list[Failure] = []
+    b.peers.on_failure = heard.append
+    failures = [Failure(KEYS[0], Origin("flow", 7), KEYS[1]), Failure(KEYS[2], Origin("x" * 500, -1))]
+    for failure in failures:
+        a.journal.failed(failure)
+    fleet.settle()
+    assert heard == [failures[0], Failure(KEYS[2], Origin("x" * 128, (1 << 64) - 1))]
+    heard.clear()
+    for _ in range(5000):
+        a.journal.failed(failures[0])
+    fleet.settle()
+    assert len(heard) == 100
+    # Of the account as a whole they are no part.
+    heard.clear()
+    a.journal.failed(failures[0])
+    b.cut_off(a)
+    b.follow(a)
+    fleet.settle()
+    assert heard == []
+    alone = Replica("alone", fleet.clock)
+    alone.journal.failed(failures[0])
+    assert not alone.journal.pending.is_set()
 
 
 def test_pages_that_counted_a_replicas_requests_are_not_corrected_by_them_again() -> None:

@@ -46,7 +46,7 @@ def statuses(found: Sequence[PoolStatus], *, endpoints: bool) -> str:
 
 def endpoint_table(view: Mapping[str, Any]) -> str:
     """What a picker knows of its endpoints."""
-    rows = [("ENDPOINT", "POD", "RUNNING", "WAITING", "IN FLIGHT", "KV CACHE", "METRICS AGE", "ADAPTERS")]
+    rows = [("ENDPOINT", "POD", "HEALTH", "RUNNING", "WAITING", "IN FLIGHT", "KV CACHE", "METRICS AGE", "ADAPTERS")]
     for entry in view.get("endpoints") or []:
         age = entry.get("metrics_age_seconds")
         shown = "never" if age is None else f"{age:.1f}s"
@@ -54,6 +54,7 @@ def endpoint_table(view: Mapping[str, Any]) -> str:
             (
                 str(entry.get("endpoint")),
                 str(entry.get("pod")),
+                _health(entry),
                 str(entry.get("running")),
                 str(entry.get("waiting")),
                 str(entry.get("in_flight")),
@@ -63,6 +64,11 @@ def endpoint_table(view: Mapping[str, Any]) -> str:
             )
         )
     return table(rows)
+
+
+def _health(entry: Mapping[str, Any]) -> str:
+    reason = entry.get("health_reason")
+    return f"{entry.get('health') or '?'}{f' ({reason})' if reason else ''}"
 
 
 def decision(found: Mapping[str, Any]) -> str:
@@ -88,6 +94,8 @@ def decision(found: Mapping[str, Any]) -> str:
     if found.get("fallbacks"):
         facts.append(("fallbacks", ", ".join(found["fallbacks"])))
     facts.append(("because", found.get("reason")))
+    not_good = found.get("not_good") or {}
+    facts.append(("not good", "; ".join(f"{endpoint} {standing}" for endpoint, standing in not_good.items())))
     facts.append(("took", f"{1e3 * float(found.get('decision_seconds') or 0):.2f} ms"))
     lines += [f"{name:<10} {value}" for name, value in facts if value]
     candidates = sorted(found.get("candidates") or [], key=lambda c: -float(c.get("total") or 0))

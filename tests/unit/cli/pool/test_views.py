@@ -22,6 +22,8 @@ VIEW = {
             "metrics_age_seconds": 0.21,
             "metrics_fresh": True,
             "running_adapters": ["x", "y"],
+            "health": "out",
+            "health_reason": "asleep",
         },
         {"endpoint": "10.0.0.2:8000", "pod": "b", "metrics_age_seconds": None, "metrics_fresh": False},
     ]
@@ -86,7 +88,7 @@ def test_what_is_wrong_comes_last() -> None:
 
 def test_the_endpoints() -> None:
     lines = views.statuses([status()], endpoints=True).splitlines()
-    assert lines[4].split() == ["10.0.0.1:8000", "a", "3", "1", "4", "50%", "0.2s", "x,", "y"]
+    assert lines[4].split() == ["10.0.0.1:8000", "a", "out", "(asleep)", "3", "1", "4", "50%", "0.2s", "x,", "y"]
     assert "never (stale)" in lines[5]
 
 
