@@ -36,6 +36,8 @@ class Limits:
     source: str
     # Requests' bodies: the rest of the process, and copies on their way out, have to fit beside them.
     bodies: Budget
+    # Messages of gateways that are not complete, and answers that gateways have not taken: twice this is never held.
+    messages: int
     # What is kept of servers' metrics pages while they are read.
     pages: Budget
     # Messages of KV cache events that wait to be read.
@@ -48,6 +50,7 @@ def limits(memory: int, source: str = "") -> Limits:
         memory=memory,
         source=source,
         bodies=shared(memory // 4),
+        messages=memory // 16,
         pages=Budget(item_bytes=512 << 10, total_bytes=max(1 << 20, memory // 16)),
         kv_messages=Budget(item_bytes=1 << 20, total_bytes=max(1 << 20, memory // 16)),
     )

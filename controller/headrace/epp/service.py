@@ -15,7 +15,7 @@ import grpc.aio
 from headrace.core import Refusal, RefusalReason
 from headrace.datalayer.ledger import InFlight
 from headrace.datalayer.pool_state import PoolState, ResponseTotals
-from headrace.epp.director import Director
+from headrace.epp.director import Director, Pick
 from headrace.epp.metrics import Metrics
 from headrace.extproc import ConversationSettings, ExtProcStream, MalformedMessage, ProtocolViolation
 from headrace.extproc.events import (
@@ -45,6 +45,8 @@ class StreamSession:
             pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
         self._entry: InFlight | None = None
+        # What is to be picked for, when what has to be waited for is there.
+        self._needed: PickNeeded | None = None
         self._covers_response = False
         self._response_seen = False
         self._streaming = False
@@ -75,6 +77,11 @@ class StreamSession:
         return self.observed or self.pool.ledger.observers_seen
 
     @property
+    def collecting(self) -> bool:
+        """Whether the rest of a request's body is waited for."""
+        return self._stream.collecting
+
+    @property
     def patience(self) -> float | None:
         """Seconds to wait for the next message, then `body_is_late`; None: as long as it takes."""
         if not self._stream.collecting:
@@ -95,22 +102,68 @@ class StreamSession:
         """The answers so far are sent: the request's body that they carry is not held any more."""
         self._stream.sent()
 
-    async def feed(self, raw: bytes) -> list[bytes]:
-        """The answers to one message; waits where a decision waits. Call `sent` when they are sent.
+    def feed(self, raw: bytes) -> list[bytes]:
+        """The answers to one message that there are at once. While it is `waiting` or `busy`, `finish` has the
+        others: no further message before that. Call `sent` when they are sent.
 
-        Raises MalformedMessage or ProtocolViolation."""
-        stream = self._stream
-        answers = stream.feed(raw)
-        while (events := stream.take_events()) or stream.busy:
+        Raises MalformedMessage or ProtocolViolation, as the other two do."""
+        return self._handle(self._stream.feed(raw))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the pick has to wait for something: then `decided` has the next answers."""
+        return self._needed is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is left that is done in steps: then `go_on` has the next answers, after a turn for others."""
+        return self._stream.busy
+
+    def go_on(self) -> list[bytes]:
+        """The answers of the next step."""
+        return self._handle(self._stream.go_on())
+
+    async def decided(self) -> list[bytes]:
+        """The answers when the pick is decided."""
+        needed, self._needed = self._needed, None
+        assert needed is not None
+        pick = await self.director.decide(needed)
+        return self._handle(self._resume(needed, pick))
+
+    async def finish(self, answers: list[bytes]) -> list[bytes]:
+        """The answers so far, with all that follow before the next message."""
+        while self.waiting or self.busy:
+            if self.waiting:
+                answers += await self.decided()
+            else:
+                await asyncio.sleep(0)
+                answers += self.go_on()
+        return answers
+
+    def _handle(self, answers: list[bytes]) -> list[bytes]:
+        """Handle what the conversation tells; gives the answers with those that come of it."""
+        while events := self._stream.take_events():
             for event in events:
                 if isinstance(event, PickNeeded):
-                    answers += await self._pick(event)
+                    pick = self.director.decide_at_once(event)
+                    if pick is None:
+                        self._needed = event
+                    else:
+                        answers += self._resume(event, pick)
                 else:
                     self._note(event)
-            if stream.busy:
-                await asyncio.sleep(0)
-                answers += stream.go_on()
         return answers
+
+    def _resume(self, needed: PickNeeded, pick: Pick) -> list[bytes]:
+        self._entry = pick.entry
+        self._covers_response = needed.covers_response
+        assert pick.answer is not None
+        try:
+            return self._stream.resume(pick.answer)
+        except BaseException:
+            if pick.entry is not None:
+                self.pool.finished(pick.entry)
+            raise
 
     def end(self) -> None:
         """The stream is over, in whatever way."""
@@ -121,18 +174,6 @@ class StreamSession:
         # A stream that does not see the response ends before it: then an observer, or the clock, ends the request.
         if self._stream.observing or self._covers_response or (self._response_seen and not entry.observed):
             self.pool.finished(entry)
-
-    async def _pick(self, event: PickNeeded) -> list[bytes]:
-        pick = await self.director.decide(event)
-        self._entry = pick.entry
-        self._covers_response = event.covers_response
-        assert pick.answer is not None
-        try:
-            return self._stream.resume(pick.answer)
-        except BaseException:
-            if pick.entry is not None:
-                self.pool.finished(pick.entry)
-            raise
 
     def _note(self, event: Event) -> None:
         pool = self.pool
@@ -185,10 +226,36 @@ class ExtProcService:
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._process)
         return grpc.method_handlers_generic_handler(rpc.EXT_PROC_SERVICE, {"Process": method})
 
+    def session(self, *, observed: bool) -> StreamSession:
+        """What a new stream is driven with: `stream_begun` after its first message, `stream_ended` in the end."""
+        return StreamSession(self.director, self.pool, self.settings, observed=observed)
+
+    def stream_begun(self, session: StreamSession) -> str:
+        """Count a stream; gives its kind."""
+        kind = "observe" if session.observing else "pick"
+        self.metrics.streams.labels(kind).inc()
+        return kind
+
+    def stream_ended(self, session: StreamSession, kind: str) -> None:
+        """A stream is over, in whatever way. `kind` is "" where it did not begin."""
+        if kind:
+            self.metrics.streams.labels(kind).dec()
+        session.end()
+
+    def failed(self, session: StreamSession, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """Count and log what the session raised. Gives the status that the stream is to end with."""
+        told = {"request_id": session.request_id}
+        if isinstance(error, MalformedMessage | ProtocolViolation):
+            self.metrics.stream_errors.labels("protocol").inc()
+            logger.warning("the gateway broke the protocol: %s", error, extra=told)
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        self.metrics.stream_errors.labels("fault").inc()
+        logger.error("a stream failed: a fault in the picker", extra=told, exc_info=error)
+        return grpc.StatusCode.INTERNAL, "a fault in the endpoint picker; its log has the details"
+
     async def _process(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         observed = any(name == rpc.OBSERVED and value == "true" for name, value in context.invocation_metadata() or ())
-        session = StreamSession(self.director, self.pool, self.settings, observed=observed)
-        metrics = self.metrics
+        session = self.session(observed=observed)
         kind = ""
         try:
             while True:
@@ -196,31 +263,22 @@ class ExtProcService:
                 if raw is None:
                     answers = session.body_is_late()
                 elif isinstance(raw, bytes):
-                    answers = await session.feed(raw)
+                    answers = await session.finish(session.feed(raw))
                 else:  # grpc.aio.EOF
                     return
                 if not kind:
-                    kind = "observe" if session.observing else "pick"
-                    metrics.streams.labels(kind).inc()
+                    kind = self.stream_begun(session)
                 for answer in answers:
                     await context.write(answer)
                 session.sent()
                 if session.complete or raw is None:
                     return
-        except (MalformedMessage, ProtocolViolation) as error:
-            metrics.stream_errors.labels("protocol").inc()
-            logger.warning("the gateway broke the protocol: %s", error, extra={"request_id": session.request_id})
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except grpc.aio.AbortError:
             raise
-        except Exception:  # one stream's fault stays that stream's
-            metrics.stream_errors.labels("fault").inc()
-            logger.exception("a stream failed: a fault in the picker", extra={"request_id": session.request_id})
-            await context.abort(grpc.StatusCode.INTERNAL, "a fault in the endpoint picker; its log has the details")
+        except Exception as error:  # noqa: BLE001 (logged there; one stream's fault stays that stream's)
+            await context.abort(*self.failed(session, error))
         finally:
-            if kind:
-                metrics.streams.labels(kind).dec()
-            session.end()
+            self.stream_ended(session, kind)
 
 
 async def _read(context: grpc.aio.ServicerContext[bytes, bytes], seconds: float | None) -> object:

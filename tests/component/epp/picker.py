@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +16,10 @@ from typing import Any
 import aiohttp
 
 from ...hang import HANG_SECONDS
+
+
+# Empty for the default; to run all of the tests over another: HEADRACE_TEST_TRANSPORT=grpcio.
+TRANSPORT_FLAGS = tuple(f"--extproc-transport={name}" for name in (os.environ.get("HEADRACE_TEST_TRANSPORT"),) if name)
 
 
 @dataclass
@@ -96,6 +101,7 @@ async def start_picker(
             *("--drain-delay=0s", "--secure-serving=false"),
             # A machine that does a lot else is no reason to know nothing of a server.
             "--metrics-staleness-threshold=10m",
+            *TRANSPORT_FLAGS,
             *flags,
             stderr=asyncio.subprocess.PIPE,
             stdout=stream,

@@ -1,4 +1,4 @@
-"""The bytes that all connections may hold for streams whose messages, or answers, are not complete."""
+"""The bytes that all connections may hold of messages that are not complete, or wait to be taken, by either side."""
 
 from __future__ import annotations
 

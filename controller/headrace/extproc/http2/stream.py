@@ -17,16 +17,16 @@ _UNCOUNTED_BYTES = 64 << 10
 
 
 class Call(Protocol):
-    """The application's side of a stream. No method may raise, or wait. `held`: bytes of messages it still needs."""
-
-    @property
-    def held(self) -> int: ...
+    """The application's side of a stream. No method may raise, or wait."""
 
     def message(self, message: bytes) -> None:
         """The next message. Answer it with `send` and `finish`, now or later; `pause` where none may follow now."""
 
     def half_closed(self) -> None:
         """No message follows."""
+
+    def sent(self) -> None:
+        """What could not be sent at once is sent. Not called where all went at once."""
 
     def ended(self) -> None:
         """The stream is over, in whatever way. The last call, and there is just one."""
@@ -128,12 +128,17 @@ class Stream(Outlet):
         """Send what was not sent in answer to a call of this stream's `Call`."""
         self._owner.flush()
 
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits for the peer that nothing should be added, before `Call.sent`."""
+        return self.unsent_bytes > self._owner.limits.max_unsent_bytes
+
     # For the connection.
 
     @property
     def _ready(self) -> bool:
         """Whether a message can be handled now: nothing waits for the application, nor too much for the peer."""
-        return not self._paused and self.unsent_bytes <= self._owner.limits.max_unsent_bytes
+        return not self._paused and not self.congested
 
     def data(self, data: bytes, start: int, end: int, length: int) -> bool:
         """Content of a DATA frame, which was `length` with padding. Gives whether it completed a message.
@@ -226,7 +231,7 @@ class Stream(Outlet):
         """Tell the budget what is held."""
         if self.call is None:
             return
-        held = self.call.held + self._inbox_bytes + self.unsent_bytes
+        held = self._inbox_bytes + self.unsent_bytes
         if self._reader is not None:
             held += self._reader.held
         if held and self.remote_open:

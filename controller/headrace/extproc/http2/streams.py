@@ -127,7 +127,8 @@ class Streams:
                 continue
             if stream.finished:
                 self.over(stream)
-            else:
+            elif stream.call is not None:
+                stream.call.sent()
                 stream.go_on()
 
     def windows_grown(self) -> None:

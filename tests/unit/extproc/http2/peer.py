@@ -71,7 +71,7 @@ class NotedCall:
     path: str
     stream: Stream
     events: list[Any] = field(default_factory=list)
-    held: int = 0
+    sent_late: int = 0
 
     def message(self, message: bytes) -> None:
         self.events.append(message)
@@ -83,6 +83,9 @@ class NotedCall:
     def half_closed(self) -> None:
         self.events.append("half-closed")
         self.stream.finish()
+
+    def sent(self) -> None:
+        self.sent_late += 1
 
     def ended(self) -> None:
         self.events.append("ended")
