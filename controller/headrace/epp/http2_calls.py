@@ -95,9 +95,10 @@ class ExtProcCall:
     def give_up_if_late(self) -> bool:
         """Answer a request whose body does not come in time. Gives whether the next call is to be looked at."""
         session = self._session
-        if session.busy:
+        patience = session.patience
+        if patience is None or session.busy:
             return True
-        if session.patience:
+        if patience > 0:
             return False
         for answer in session.body_is_late():
             self._stream.send(answer)
@@ -112,6 +113,7 @@ class ExtProcCall:
             self._kind = self._service.stream_begun(session)
         for answer in answers:
             stream.send(answer)
+        self._note_collecting(session.collecting)
         if session.waiting:
             stream.pause()
             self._task = asyncio.create_task(self._decide())
@@ -125,11 +127,15 @@ class ExtProcCall:
             session.sent()
             if session.complete:
                 stream.finish()
-            elif session.collecting:
-                if self not in self._calls.collecting and session.patience is not None:
-                    self._calls.collecting[self] = None
-            elif self._calls.collecting:
-                self._calls.collecting.pop(self, None)
+
+    def _note_collecting(self, collecting: bool) -> None:
+        waiting = self._calls.collecting
+        if not collecting:
+            waiting.pop(self, None)
+        elif self not in waiting:
+            # Its time begins now.
+            _ = self._session.patience
+            waiting[self] = None
 
     def _step(self) -> None:
         self._step_due = False

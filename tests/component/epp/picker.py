@@ -17,9 +17,9 @@ import aiohttp
 
 from ...hang import HANG_SECONDS
 
-
-# Empty for the default; to run all of the tests over another: HEADRACE_TEST_TRANSPORT=grpcio.
-TRANSPORT_FLAGS = tuple(f"--extproc-transport={name}" for name in (os.environ.get("HEADRACE_TEST_TRANSPORT"),) if name)
+# The transport of pickers that are not given one. Fixture `transport` sets it; to run everything over one of them:
+# HEADRACE_TEST_TRANSPORT=grpcio.
+transport = os.environ.get("HEADRACE_TEST_TRANSPORT", "http2")
 
 
 @dataclass
@@ -101,7 +101,7 @@ async def start_picker(
             *("--drain-delay=0s", "--secure-serving=false"),
             # A machine that does a lot else is no reason to know nothing of a server.
             "--metrics-staleness-threshold=10m",
-            *TRANSPORT_FLAGS,
+            f"--extproc-transport={transport}",
             *flags,
             stderr=asyncio.subprocess.PIPE,
             stdout=stream,
