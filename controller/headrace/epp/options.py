@@ -103,7 +103,7 @@ class Options:
     grpc_health_port: int = flag(9003, "gRPC health", port)
     metrics_port: int = flag(9090, "/metrics, /healthz, /readyz, /debug", port)
     extproc_transport: str = flag(
-        "grpcio",
+        "http2",
         "what serves the ext_proc port: http2, our own server made for it, or grpcio, gRPC's",
         choice(("http2", "grpcio")),
     )

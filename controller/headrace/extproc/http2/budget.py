@@ -18,7 +18,7 @@ class ByteBudget:
     """While more than `total` bytes are held, streams wait in the order in which they ask for more. One at a time goes
     on nevertheless, or bodies that fill the budget together would all wait for each other.
 
-    Twice the total is never held: `full` says that a stream has to be ended for it."""
+    Twice the total is held by that one only: any other stream that would add to it has to be ended."""
 
     def __init__(self, total: int) -> None:
         self.held = 0
@@ -26,10 +26,9 @@ class ByteBudget:
         self._first: Claimant | None = None
         self._waiting: dict[Claimant, None] = {}
 
-    @property
-    def full(self) -> bool:
-        """Whether nothing more can be held."""
-        return self.held >= 2 * self._total
+    def refuses(self, claimant: Claimant) -> bool:
+        """Whether the claimant may not hold more than it did."""
+        return self.held >= 2 * self._total and claimant is not self._first
 
     def hold(self, claimant: Claimant, size: int) -> None:
         """The claimant holds so many bytes now; 0 ends its part."""

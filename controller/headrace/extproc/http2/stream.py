@@ -161,7 +161,7 @@ class Stream(Outlet):
         if self._received > _UNCOUNTED_BYTES:
             before = self.held
             self._account()
-            if self.held > before and self._owner.budget.full:
+            if self.held > before and self._owner.budget.refuses(self):
                 raise grpc.RpcFault(grpc.RESOURCE_EXHAUSTED, "too much is held for other streams")
             self._credit()
         return complete

@@ -193,7 +193,6 @@ def test_one_at_a_time_goes_on_when_the_budget_is_used() -> None:
     assert [budget.grants(claimant) for claimant in claimants] == [True, False, False]
     budget.hold(a, 90)
     assert budget.grants(a)
-    assert not budget.full
     budget.step_back(a)
     assert [one.grants for one in claimants] == [0, 1, 0]
     budget.rotate()
@@ -207,13 +206,16 @@ def test_one_at_a_time_goes_on_when_the_budget_is_used() -> None:
     assert budget.grants(a)
 
 
-def test_the_budget_is_full_at_twice_its_size() -> None:
+def test_twice_the_budget_is_for_the_first_alone() -> None:
     budget = ByteBudget(100)
-    claimant = Claimant()
-    budget.hold(claimant, 199)
-    assert not budget.full
-    budget.hold(claimant, 200)
-    assert budget.full
+    first, other = Claimant(), Claimant()
+    budget.hold(first, 150)
+    assert budget.grants(first)
+    budget.hold(other, 49)
+    assert not budget.refuses(other)
+    budget.hold(other, 50)
+    assert budget.refuses(other)
+    assert not budget.refuses(first)
 
 
 def test_a_flood_leaves_nothing_behind() -> None:
