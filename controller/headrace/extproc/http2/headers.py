@@ -1,8 +1,8 @@
 """Header blocks of requests: HPACK, and what HTTP/2 and gRPC ask of the headers.
 
 A gateway writes the same few blocks again and again. We allow it no table (SETTINGS_HEADER_TABLE_SIZE 0), so that equal
-bytes mean equal headers: what a block says is kept by its bytes. Not before the peer has acknowledged that: until then
-it may write blocks that refer to earlier ones.
+bytes mean equal headers: what a block says is kept by its bytes. Not before the peer has acknowledged that and given its
+table up: until then it may write blocks that refer to earlier ones. A peer that never does is served all the same.
 Source: RFC 7541; RFC 9113, section 8; grpc/doc/PROTOCOL-HTTP2.md."""
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from headrace.extproc.http2.grpc import timeout_seconds
 
 _MOST_KEPT = 256
 _MOST_KEPT_BYTES = 1024
+# How a change of the table's size begins (RFC 7541, 6.3), and the size that it has before.
+_SIZE_UPDATE = 0x20
+_FIRST_TABLE_SIZE = 4096
 
 _CONNECTION_SPECIFIC = frozenset(("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"))
 _PSEUDO = frozenset((":method", ":scheme", ":path", ":authority"))
@@ -45,25 +48,24 @@ class RequestHeaders(NamedTuple):
 class HeaderReader:
     """Decodes the header blocks of one connection, in their order. `max_bytes` bounds a block's decoded size."""
 
-    __slots__ = ("_decoder", "_kept", "acknowledged")
+    __slots__ = ("_acknowledged", "_decoder", "_kept", "_without_table")
 
     def __init__(self, max_bytes: int) -> None:
         self._decoder = Decoder(max_header_list_size=max_bytes)
         # None for trailers, which nobody reads.
         self._kept: dict[bytes, RequestHeaders] = {}
-        self.acknowledged = False
+        self._acknowledged = self._without_table = False
 
     def acknowledge(self) -> None:
-        """The peer has acknowledged that it has no table."""
-        self.acknowledged = True
-        self._decoder.max_allowed_table_size = 0
+        """The peer has acknowledged that it is allowed no table."""
+        self._acknowledged = True
 
     def request(self, block: bytes) -> RequestHeaders:
         """The headers of a request. Raises ConnectionFault for what HPACK forbids, StreamFault for what HTTP does."""
         found = self._kept.get(block)
         if found is None:
             found = _request(self._decode(block))
-            if self.acknowledged and self._decoder.header_table_size == 0 and len(block) <= _MOST_KEPT_BYTES:
+            if self._without_table and len(block) <= _MOST_KEPT_BYTES:
                 if len(self._kept) >= _MOST_KEPT:
                     self._kept.clear()
                 self._kept[block] = found
@@ -81,12 +83,19 @@ class HeaderReader:
         self._decode(block)
 
     def _decode(self, block: bytes) -> Sequence[tuple[str, str]]:
+        if self._acknowledged and not self._without_table:
+            # A peer that does not change its table is let be; what it changes it to must be what it has acknowledged.
+            self._decoder.max_allowed_table_size = 0 if block and block[0] & 0xE0 == _SIZE_UPDATE else _FIRST_TABLE_SIZE
         try:
             decoded = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError as error:
             raise ConnectionFault(ENHANCE_YOUR_CALM, str(error)) from None
         except HPACKError as error:
             raise ConnectionFault(COMPRESSION_ERROR, f"a header block that cannot be read: {error}") from None
+        if self._acknowledged and not self._without_table and self._decoder.header_table_size == 0:
+            # For good: it may not have one again.
+            self._without_table = True
+            self._decoder.max_allowed_table_size = 0
         # What is not ASCII means nothing to us, and must not be an error of HPACK.
         return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in decoded]
 

@@ -136,13 +136,25 @@ def test_headers_are_kept_only_when_the_peer_has_acknowledged_that_it_has_no_tab
     assert reader.request(plain) is reader.request(bytes(bytearray(plain)))
 
 
-def test_a_peer_that_keeps_its_table_is_told() -> None:
+def test_a_peer_that_keeps_its_table_is_served_and_nothing_of_it_is_kept() -> None:
     reader = HeaderReader(16_384)
     encoder = Encoder()
-    reader.request(bytes(encoder.encode(REQUEST)))
     reader.acknowledge()
+    for value in ("1", "1", "2", "2", "1"):
+        assert reader.request(bytes(encoder.encode(request(("x-a", value))))).metadata["x-a"] == value
+    # The same bytes mean what the table says.
+    assert bytes(encoder.encode(request(("x-a", "2")))) != bytes(encoder.encode(request(("x-a", "1"))))
+    assert reader._kept == {}
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_table_may_not_be_more_than_was_allowed(given_up: bool) -> None:
+    reader = HeaderReader(16_384)
+    reader.acknowledge()
+    if given_up:
+        reader.request(block(REQUEST))
     with pytest.raises(ConnectionFault) as caught:
-        reader.request(bytes(encoder.encode(REQUEST)))
+        reader.request(b"\x3f\x01" + block(REQUEST))
     assert caught.value.code == frames.COMPRESSION_ERROR
 
 
