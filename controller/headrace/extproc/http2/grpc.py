@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from struct import Struct
 
-from headrace.extproc.http2.frames import END_HEADERS, END_STREAM, HEADERS, frame
-
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND = range(6)
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
 
@@ -121,10 +119,9 @@ def trailers_only(status: int, message: str = "") -> bytes:
     return RESPONSE_HEADERS + trailers(status, message)
 
 
-def http_error(stream_id: int, status: int) -> bytes:
-    """The whole answer to a request that is not gRPC."""
-    block = literal(b":status", str(status).encode())
-    return frame(HEADERS, END_STREAM | END_HEADERS, stream_id, block)
+def http_error(status: int) -> bytes:
+    """The header block of an answer to a request that is not gRPC."""
+    return literal(b":status", str(status).encode()) + literal(b"content-type", b"text/plain")
 
 
 def _percent_encoded(message: str) -> bytes:

@@ -1,8 +1,8 @@
 """Header blocks of requests: HPACK, and what HTTP/2 and gRPC ask of the headers.
 
 A gateway writes the same few blocks again and again. We allow it no table (SETTINGS_HEADER_TABLE_SIZE 0), so that equal
-bytes mean equal headers: what a block says is kept by its bytes. Not before the peer has acknowledged that and given its
-table up: until then it may write blocks that refer to earlier ones. A peer that never does is served all the same.
+bytes mean equal headers: what a block says is kept by its bytes. Not before the peer has acknowledged that, and given
+its table up: until then it may write blocks that refer to earlier ones. A peer that never does is served all the same.
 Source: RFC 7541; RFC 9113, section 8; grpc/doc/PROTOCOL-HTTP2.md."""
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from headrace.extproc.http2.grpc import timeout_seconds
 
 _MOST_KEPT = 256
 _MOST_KEPT_BYTES = 1024
-# How a change of the table's size begins (RFC 7541, 6.3), and the size that it has before.
-_SIZE_UPDATE = 0x20
-_FIRST_TABLE_SIZE = 4096
 
 _CONNECTION_SPECIFIC = frozenset(("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"))
 _PSEUDO = frozenset((":method", ":scheme", ":path", ":authority"))
@@ -83,9 +80,6 @@ class HeaderReader:
         self._decode(block)
 
     def _decode(self, block: bytes) -> Sequence[tuple[str, str]]:
-        if self._acknowledged and not self._without_table:
-            # A peer that does not change its table is let be; what it changes it to must be what it has acknowledged.
-            self._decoder.max_allowed_table_size = 0 if block and block[0] & 0xE0 == _SIZE_UPDATE else _FIRST_TABLE_SIZE
         try:
             decoded = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError as error:

@@ -23,12 +23,13 @@ _DATA_MESSAGE = Struct(">BHBBIBI")
 _HEADERS_HEAD = HEADER.pack(0, len(grpc.RESPONSE_HEADERS), HEADERS, END_HEADERS, 0)[:5]
 _OK = grpc.trailers(grpc.OK)
 _ID = Struct(">I")
+_ONLY_GRPC = b"only gRPC is served here\n"
 
 
 class Outlet:
     """One stream's side of what is sent."""
 
-    __slots__ = ("headers_sent", "id", "trailers", "unsent", "unsent_bytes", "used")
+    __slots__ = ("headers_sent", "id", "last_frame", "unsent", "unsent_bytes", "used")
 
     def __init__(self, stream_id: int) -> None:
         self.id = stream_id
@@ -37,8 +38,8 @@ class Outlet:
         self.used = 0
         self.unsent: deque[memoryview] | None = None
         self.unsent_bytes = 0
-        # The header block that ends the stream once all is sent.
-        self.trailers: bytes | None = None
+        # The frame that ends the stream once all is sent.
+        self.last_frame: bytes | None = None
 
 
 S = TypeVar("S", bound=Outlet)
@@ -90,16 +91,26 @@ class Sender(Generic[S]):
             block = grpc.trailers_only(status, text)
         else:
             block = grpc.trailers(status, text) if status or text else _OK
+        last = frame(HEADERS, END_STREAM | END_HEADERS, outlet.id, block)
         if outlet.unsent is not None:
-            outlet.trailers = block
+            outlet.last_frame = last
             return False
-        self.output.append(frame(HEADERS, END_STREAM | END_HEADERS, outlet.id, block))
+        self.output.append(last)
         return True
+
+    def refuse(self, outlet: S, status: int) -> bool:
+        """Answer a request that is not gRPC. Gives whether the stream has ended."""
+        self.output.append(frame(HEADERS, END_HEADERS, outlet.id, grpc.http_error(status)))
+        outlet.unsent = deque((memoryview(_ONLY_GRPC),))
+        outlet.unsent_bytes = len(_ONLY_GRPC)
+        outlet.last_frame = frame(DATA, END_STREAM, outlet.id)
+        self._push(outlet)
+        return outlet.unsent is None
 
     def forget(self, outlet: S) -> None:
         """The stream is over: what waits is not sent."""
         self._queue.pop(outlet.id, None)
-        outlet.unsent = outlet.trailers = None
+        outlet.unsent = outlet.last_frame = None
         outlet.unsent_bytes = 0
 
     def allowed(self, stream: S) -> list[S]:
@@ -144,6 +155,6 @@ class Sender(Generic[S]):
             outlet.unsent_bytes -= size
         outlet.unsent = None
         self._queue.pop(outlet.id, None)
-        if outlet.trailers is not None:
-            self.output.append(frame(HEADERS, END_STREAM | END_HEADERS, outlet.id, outlet.trailers))
-            outlet.trailers = None
+        if outlet.last_frame is not None:
+            self.output.append(outlet.last_frame)
+            outlet.last_frame = None

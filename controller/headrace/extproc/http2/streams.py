@@ -117,8 +117,9 @@ class Streams:
             return
         refusal = self._refusals.get(stream.id)
         if refusal is not None:
-            self.sender.output.append(grpc.http_error(stream.id, refusal))
-            self.over(stream)
+            stream.finished = True
+            if self.sender.refuse(stream, refusal):
+                self.over(stream)
 
     def sent(self, moved: list[Stream]) -> None:
         """These streams could send some of what they had to: the end of some, and others can be heard again."""

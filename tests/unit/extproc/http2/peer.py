@@ -161,6 +161,8 @@ def answers(output: bytes) -> dict[int, Answer]:
     found = {}
     for stream_id in {*blocks, *contents, *resets}:
         of = blocks.get(stream_id, [])
+        if of and of[0].get(":status") != "200":
+            continue  # no gRPC
         trailers = of[-1] if of and "grpc-status" in of[-1] else {}
         content = split(contents.get(stream_id, b""))
         found[stream_id] = Answer(of[0] if of else {}, content, trailers, resets.get(stream_id))

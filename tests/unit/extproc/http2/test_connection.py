@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 import pytest
+from hpack import Decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +91,8 @@ def test_a_conversation() -> None:
     assert 5 not in found
     assert found[7].trailers["grpc-status"] == str(grpc.UNIMPLEMENTED)
     assert found[7].reset == frames.NO_ERROR
-    assert found[9] == Answer({":status": "415"}, [], {})
+    refused = [payload for kind, _, stream_id, payload in written(server.output) if stream_id == 9]
+    assert (dict(Decoder().decode(refused[0]))[":status"], refused[1:]) == ("415", [b"only gRPC is served here\n", b""])
     assert found[11] == Answer({**plain, **OK}, [], {**plain, **OK})
     assert server.connection.stream_count == 0
     assert server.budget.held == 0
