@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NoReturn
 
-from headrace.epp.service import ExtProcService
+from headrace.epp.service import ExtProcService, Next
 from headrace.extproc.http2 import Call, RequestHeaders, Stream, grpc
 from headrace.protocol import rpc
 from headrace.serving.health import Health
@@ -54,7 +54,7 @@ class Calls:
 class ExtProcCall:
     """A stream of `envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    __slots__ = ("_calls", "_kind", "_over", "_service", "_session", "_step_due", "_stream", "_task")
+    __slots__ = ("_calls", "_kind", "_next", "_over", "_service", "_session", "_step_due", "_stream", "_task")
 
     def __init__(self, calls: Calls, service: ExtProcService, observed: bool, stream: Stream) -> None:
         self._calls = calls
@@ -64,6 +64,7 @@ class ExtProcCall:
         self._kind = ""
         self._task: asyncio.Task[None] | None = None
         self._step_due = False
+        self._next = Next.MESSAGE
         self._over = False
 
     def message(self, message: bytes) -> None:
@@ -79,7 +80,7 @@ class ExtProcCall:
 
     def sent(self) -> None:
         """The gateway has taken what waited: the next step may have waited for that."""
-        if self._session.busy and self._task is None and not self._step_due:
+        if self._next is Next.STEP and not self._step_due:
             self._step()
 
     def ended(self) -> None:
@@ -95,10 +96,9 @@ class ExtProcCall:
     def give_up_if_late(self) -> bool:
         """Answer a request whose body does not come in time. Gives whether the next call is to be looked at."""
         session = self._session
-        patience = session.patience
-        if patience is None or session.busy:
+        if self._next is not Next.BODY:
             return True
-        if patience > 0:
+        if session.patience:
             return False
         for answer in session.body_is_late():
             self._stream.send(answer)
@@ -107,35 +107,34 @@ class ExtProcCall:
         return True
 
     def _answer(self, answers: list[bytes]) -> None:
-        """Send answers, and see what has to come before the next message. Raises what the session raises."""
+        """Send answers, and see what has to come next. Raises what the session raises."""
         session, stream = self._session, self._stream
         if not self._kind:
             self._kind = self._service.stream_begun(session)
         for answer in answers:
             stream.send(answer)
-        self._note_collecting(session.collecting)
-        if session.waiting:
+        following = self._next = session.next
+        collecting = self._calls.collecting
+        if following is Next.BODY:
+            if self not in collecting:
+                collecting[self] = None
+                # Its time begins now.
+                _ = session.patience
+        elif following is not Next.STEP and self in collecting:
+            del collecting[self]
+        if following is Next.DECISION:
             stream.pause()
             self._task = asyncio.create_task(self._decide())
             self._calls.keep(self._task)
-        elif session.busy:
+        elif following is Next.STEP:
             stream.pause()
             if not stream.congested:
                 self._step_due = True
                 asyncio.get_running_loop().call_soon(self._step)
         else:
             session.sent()
-            if session.complete:
+            if following is Next.END:
                 stream.finish()
-
-    def _note_collecting(self, collecting: bool) -> None:
-        waiting = self._calls.collecting
-        if not collecting:
-            waiting.pop(self, None)
-        elif self not in waiting:
-            # Its time begins now.
-            _ = self._session.patience
-            waiting[self] = None
 
     def _step(self) -> None:
         self._step_due = False
@@ -159,7 +158,7 @@ class ExtProcCall:
             self._answer(answers())
         except Exception as error:  # noqa: BLE001 (logged there)
             self._fail(error)
-        if not self._over and not self._session.waiting and not self._session.busy:
+        if not self._over and self._next not in (Next.DECISION, Next.STEP):
             self._stream.resume()
         self._stream.flush()
 

@@ -108,7 +108,7 @@ class Metrics(MetricSet, PoolObserver):
         "Bytes of a prompt expected in the picked endpoint's cache.",
         buckets=_BYTES,
     )
-    streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind")
+    streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind").by_series()
     _held_bodies = gauge(
         f"{_OWN}_held_body_bytes", "Bytes of request bodies that are held; beyond the limit requests are refused."
     )

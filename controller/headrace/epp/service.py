@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import grpc
 import grpc.aio
@@ -30,6 +31,21 @@ from headrace.extproc.events import (
 from headrace.protocol import rpc
 
 logger = logging.getLogger(__name__)
+
+
+class Next(Enum):
+    """What has to come next on a stream."""
+
+    # A pick that has to wait: `decided` has the answers.
+    DECISION = auto()
+    # Work in steps: `go_on` has the answers of the next, after a turn for others.
+    STEP = auto()
+    # The rest of a request's body, within the time that it is given.
+    BODY = auto()
+    # Whatever the gateway has to say.
+    MESSAGE = auto()
+    # The end: nothing is left to do.
+    END = auto()
 
 
 class StreamSession:
@@ -66,20 +82,26 @@ class StreamSession:
         return self._stream.request_id
 
     @property
-    def complete(self) -> bool:
+    def next(self) -> Next:
+        """What has to come after the answers so far. At BODY, MESSAGE and END all of them were given."""
+        if self._needed is not None:
+            return Next.DECISION
+        stream = self._stream
+        if stream.busy:
+            return Next.STEP
+        if stream.collecting:
+            return Next.BODY
+        return Next.END if self._complete(stream) else Next.MESSAGE
+
+    def _complete(self, stream: ExtProcStream) -> bool:
         """Whether the stream has nothing left to do and should end now.
 
         In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
         and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its stream;
         the gateway takes that as "no more processing"."""
-        if self._covers_response or not self._stream.request_done:
+        if self._covers_response or not stream.request_done:
             return False
         return self.observed or self.pool.ledger.observers_seen
-
-    @property
-    def collecting(self) -> bool:
-        """Whether the rest of a request's body is waited for."""
-        return self._stream.collecting
 
     @property
     def patience(self) -> float | None:
@@ -103,21 +125,11 @@ class StreamSession:
         self._stream.sent()
 
     def feed(self, raw: bytes) -> list[bytes]:
-        """The answers to one message that there are at once. While it is `waiting` or `busy`, `finish` has the
-        others: no further message before that. Call `sent` when they are sent.
+        """The answers to one message that there are at once. `next` says what else has to come before another message.
+        Call `sent` when all are sent.
 
         Raises MalformedMessage or ProtocolViolation, as the other two do."""
         return self._handle(self._stream.feed(raw))
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the pick has to wait for something: then `decided` has the next answers."""
-        return self._needed is not None
-
-    @property
-    def busy(self) -> bool:
-        """Whether work is left that is done in steps: then `go_on` has the next answers, after a turn for others."""
-        return self._stream.busy
 
     def go_on(self) -> list[bytes]:
         """The answers of the next step."""
@@ -132,8 +144,8 @@ class StreamSession:
 
     async def finish(self, answers: list[bytes]) -> list[bytes]:
         """The answers so far, with all that follow before the next message."""
-        while self.waiting or self.busy:
-            if self.waiting:
+        while (following := self.next) in _OURS:
+            if following is Next.DECISION:
                 answers += await self.decided()
             else:
                 await asyncio.sleep(0)
@@ -212,6 +224,10 @@ class StreamSession:
                 self.pool.first_token(self._entry)
 
 
+# What has to come next is ours to do.
+_OURS = (Next.DECISION, Next.STEP)
+
+
 @dataclass(eq=False)
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
@@ -233,13 +249,13 @@ class ExtProcService:
     def stream_begun(self, session: StreamSession) -> str:
         """Count a stream; gives its kind."""
         kind = "observe" if session.observing else "pick"
-        self.metrics.streams.labels(kind).inc()
+        self.metrics.streams[(kind,)].inc()
         return kind
 
     def stream_ended(self, session: StreamSession, kind: str) -> None:
         """A stream is over, in whatever way. `kind` is "" where it did not begin."""
         if kind:
-            self.metrics.streams.labels(kind).dec()
+            self.metrics.streams[(kind,)].dec()
         session.end()
 
     def failed(self, session: StreamSession, error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -271,7 +287,7 @@ class ExtProcService:
                 for answer in answers:
                     await context.write(answer)
                 session.sent()
-                if session.complete or raw is None:
+                if session.next is Next.END or raw is None:
                     return
         except grpc.aio.AbortError:
             raise
