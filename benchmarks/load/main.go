@@ -196,6 +196,22 @@ func read(path string) [][]byte {
 	return requests
 }
 
+// readFrames reads all the time: a client that does not read while it writes may wait for a server that waits for it.
+func readFrames(connection net.Conn, frames chan<- []byte) {
+	in := bufio.NewReaderSize(connection, 1<<20)
+	for {
+		head, err := in.Peek(9)
+		if err != nil {
+			log.Fatal(err)
+		}
+		one := make([]byte, 9+binary.BigEndian.Uint32(head)>>8)
+		if _, err := io.ReadFull(in, one); err != nil {
+			log.Fatal(err)
+		}
+		frames <- one
+	}
+}
+
 func main() {
 	address := flag.String("address", "127.0.0.1:9002", "the server")
 	file := flag.String("file", "", "the requests")
@@ -226,27 +242,17 @@ func main() {
 	for range *streams {
 		c.begin()
 	}
-	in := bufio.NewReaderSize(connection, 1<<20)
-	var head [9]byte
-	payload := make([]byte, 1<<24)
+	frames := make(chan []byte, 1024)
+	go readFrames(connection, frames)
 	received := 0
 	for len(c.streams) > 0 {
-		if in.Buffered() < 9 {
+		if len(frames) == 0 {
 			c.out.Flush()
 		}
-		if _, err := io.ReadFull(in, head[:]); err != nil {
-			log.Fatal(err)
-		}
-		size := binary.BigEndian.Uint32(head[:]) >> 8
-		if uint32(in.Buffered()) < size {
-			c.out.Flush()
-		}
-		if _, err := io.ReadFull(in, payload[:size]); err != nil {
-			log.Fatal(err)
-		}
-		id := binary.BigEndian.Uint32(head[5:]) & greatestWindow
-		c.handle(head[3], head[4], id, payload[:size])
-		if received += int(size); received > 1<<28 {
+		one := <-frames
+		payload := one[9:]
+		c.handle(one[3], one[4], binary.BigEndian.Uint32(one[5:])&greatestWindow, payload)
+		if received += len(payload); received > 1<<28 {
 			c.number(windowUpdate, 0, uint32(received))
 			received = 0
 		}

@@ -25,6 +25,11 @@ _ANNOUNCE_SECONDS = 1.0
 _SLOW_SECONDS = 0.05
 _HANDSHAKE_SECONDS = 10.0
 _BACKLOG = 1024
+_LARGE_READ_BYTES = 64 << 10
+# Of one connection: then its peer is not heard until it takes some of it.
+_MOST_UNWRITTEN_BYTES = 4 << 20
+# How long a peer may leave what it is sent without a sign.
+_PEER_TIMEOUT_MS = 60_000
 
 
 class Http2Server:
@@ -127,7 +132,7 @@ class _Peer(asyncio.Protocol):
         )
         self._transport: asyncio.Transport
         self._flush_due = False
-        # Reading stops while frames are left of the last read, and while the peer does not take what is written.
+        # Reading stops until others have had their turn, and while the peer does not take what is written.
         self._behind = False
         self._choked = False
         self._timer: asyncio.TimerHandle | None = None
@@ -138,6 +143,7 @@ class _Peer(asyncio.Protocol):
         """Greet."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none of its subclasses
         _keep_alive(transport.get_extra_info("socket"))
+        self._transport.set_write_buffer_limits(high=_MOST_UNWRITTEN_BYTES)
         self._server.peers.add(self)
         if self._server.stopping:
             self.close()
@@ -150,10 +156,12 @@ class _Peer(asyncio.Protocol):
         try:
             connection.receive(data, self._server.clock())
             self._write()
-            if connection.more != self._behind:
-                self._behind = connection.more
+            # After a large read there is more to read: the event loop would do so at once, many times.
+            behind = connection.more or len(data) >= _LARGE_READ_BYTES
+            if behind != self._behind:
+                self._behind = behind
                 self._adjust_reading()
-            if connection.more:
+            if behind:
                 self._loop.call_soon(self._go_on)
             elif connection.next_deadline is not None:
                 self._set_timer()
@@ -203,8 +211,10 @@ class _Peer(asyncio.Protocol):
             # It does not take the last that it is told.
             self._transport.abort()
             return
-        self._connection.sweep()
-        self._write()
+        # What was not read cannot be complete.
+        if not self._behind and not self._choked:
+            self._connection.sweep()
+            self._write()
 
     def _go_on(self) -> None:
         if not self._connection.closed:
@@ -265,3 +275,4 @@ def _keep_alive(sock: socket.socket | None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PEER_TIMEOUT_MS)

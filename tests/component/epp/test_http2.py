@@ -192,6 +192,10 @@ async def test_who_does_not_read_is_not_heard() -> None:
         [peer] = server.peers
         held = peer._transport.get_write_buffer_size()
         assert held < 8 << 20
+        # It is not blamed for what it was not let say.
+        peer.sweep()
+        peer.sweep()
+        assert not peer._connection.closed
         sending.cancel()
         writer.transport.abort()
 
