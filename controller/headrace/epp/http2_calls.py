@@ -100,9 +100,12 @@ class ExtProcCall:
             return True
         if session.patience:
             return False
-        for answer in session.body_is_late():
-            self._stream.send(answer)
-        self._stream.finish()
+        try:
+            for answer in session.body_is_late():
+                self._stream.send(answer)
+            self._stream.finish()
+        except Exception as error:  # noqa: BLE001 (logged there)
+            self._fail(error)
         self._stream.flush()
         return True
 
@@ -167,7 +170,10 @@ class ExtProcCall:
         self._stream.finish(status.value[0], text)
 
     def _end(self) -> None:
-        self._service.stream_ended(self._session, self._kind)
+        try:
+            self._service.stream_ended(self._session, self._kind)
+        except Exception as error:  # noqa: BLE001 (logged there; the other streams of a connection end too)
+            self._service.failed(self._session, error)
 
 
 class CheckCall:

@@ -165,9 +165,8 @@ class _Peer(asyncio.Protocol):
                 self._loop.call_soon(self._go_on)
             elif connection.next_deadline is not None:
                 self._set_timer()
-        except Exception:  # a fault of ours costs this connection, which gateways open anew
-            logger.exception("a connection failed: a fault in the picker")
-            self.close()
+        except Exception:  # noqa: BLE001 (logged there)
+            self._failed()
         if time.thread_time() - began > _SLOW_SECONDS:
             self._server.on_slow()
 
@@ -213,8 +212,16 @@ class _Peer(asyncio.Protocol):
             return
         # What was not read cannot be complete.
         if not self._behind and not self._choked:
-            self._connection.sweep()
-            self._write()
+            try:
+                self._connection.sweep()
+                self._write()
+            except Exception:  # noqa: BLE001 (logged there)
+                self._failed()
+
+    def _failed(self) -> None:
+        """An exception is being handled. A fault of ours costs this connection, which gateways open anew."""
+        logger.exception("a connection failed: a fault in the picker")
+        self.close()
 
     def _go_on(self) -> None:
         if not self._connection.closed:

@@ -265,6 +265,25 @@ def test_a_gateway_that_breaks_the_protocol_and_a_fault_of_ours(monkeypatch: pyt
     gateway.nothing_is_left()
 
 
+def test_a_fault_at_the_end_of_one_stream_leaves_the_others_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = Gateway()
+    for number in (1, 3, 5):
+        gateway.begin(number, *ASKED)
+    finished = gateway.picker.pool.finished
+    failed: list[object] = []
+
+    def fail_once(entry: Any) -> None:
+        finished(entry)
+        if not failed:
+            failed.append(entry)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(gateway.picker.pool, "finished", fail_once)
+    gateway.connection.lost()
+    assert len(failed) == 1
+    gateway.nothing_is_left()
+
+
 def test_health() -> None:
     gateway = Gateway()
     check, watch = f"/{rpc.HEALTH_SERVICE}/Check", f"/{rpc.HEALTH_SERVICE}/Watch"

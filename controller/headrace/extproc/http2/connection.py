@@ -227,7 +227,8 @@ class Connection:
         if stream is None:
             if not self._streams.ended_early(stream_id):
                 raise StreamFault(STREAM_CLOSED, "DATA on a stream that is over")
-            self._control.spend(limits.SMALL_FRAME)
+            if length < _SMALL_BYTES:
+                self._control.spend(limits.SMALL_FRAME)
             return
         if not stream.remote_open:
             raise StreamFault(STREAM_CLOSED, "DATA after the end of the stream")
