@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from struct import Struct
 
+from headrace.protocol import http, rpc
+
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND = range(6)
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
 
@@ -28,7 +30,7 @@ def timeout_seconds(text: str) -> float:
     """A `grpc-timeout`. Raises ValueError."""
     digits, unit = text[:-1], text[-1:]
     if unit not in _SECONDS or not digits.isascii() or not digits.isdigit() or len(digits) > 8:
-        raise ValueError("not a grpc-timeout")
+        raise ValueError(f"not a {rpc.TIMEOUT}")
     return int(digits) * _SECONDS[unit]
 
 
@@ -98,17 +100,17 @@ def _string(text: bytes) -> bytes:
 
 
 _STATUS_200 = b"\x88"
-_CONTENT_TYPE = literal(b"content-type", b"application/grpc")
-_ACCEPT_ENCODING = literal(b"grpc-accept-encoding", b"identity")
+_CONTENT_TYPE = literal(http.CONTENT_TYPE.encode(), rpc.CONTENT_TYPE.encode())
+_ACCEPT_ENCODING = literal(rpc.ACCEPT_ENCODING.encode(), b"identity")
 
 RESPONSE_HEADERS = _STATUS_200 + _CONTENT_TYPE
 
 
 def trailers(status: int, message: str = "") -> bytes:
     """The header block that ends a stream which has been answered."""
-    block = literal(b"grpc-status", str(status).encode())
+    block = literal(rpc.STATUS.encode(), str(status).encode())
     if message:
-        block += literal(b"grpc-message", _percent_encoded(message))
+        block += literal(rpc.MESSAGE.encode(), _percent_encoded(message))
     if status == UNIMPLEMENTED:
         block += _ACCEPT_ENCODING
     return block
@@ -121,7 +123,7 @@ def trailers_only(status: int, message: str = "") -> bytes:
 
 def http_error(status: int) -> bytes:
     """The header block of an answer to a request that is not gRPC."""
-    return literal(b":status", str(status).encode()) + literal(b"content-type", b"text/plain")
+    return literal(http.STATUS.encode(), str(status).encode()) + literal(http.CONTENT_TYPE.encode(), b"text/plain")
 
 
 def _percent_encoded(message: str) -> bytes:

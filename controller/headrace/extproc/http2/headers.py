@@ -20,13 +20,16 @@ from headrace.extproc.http2.frames import (
     StreamFault,
 )
 from headrace.extproc.http2.grpc import timeout_seconds
+from headrace.protocol import http, rpc
 
 _MOST_KEPT = 256
 _MOST_KEPT_BYTES = 1024
 
+# Of HTTP/1.
 _CONNECTION_SPECIFIC = frozenset(("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"))
-_PSEUDO = frozenset((":method", ":scheme", ":path", ":authority"))
-_REQUIRED = frozenset((":method", ":scheme", ":path"))
+_REQUIRED = frozenset((http.METHOD, http.SCHEME, http.PATH))
+_PSEUDO = _REQUIRED | {http.HOST_NAMED}
+_TYPES = (f"{rpc.CONTENT_TYPE}+", f"{rpc.CONTENT_TYPE};")
 
 
 class RequestHeaders(NamedTuple):
@@ -105,17 +108,17 @@ def _request(fields: Sequence[tuple[str, str]]) -> RequestHeaders:
         else:
             regular = True
             _check_name(name)
-            if name == "te" and value != "trailers":
-                raise StreamFault(PROTOCOL_ERROR, "header 'te' must be 'trailers'")
+            if name == http.TE and value != "trailers":
+                raise StreamFault(PROTOCOL_ERROR, f"header {http.TE!r} must be 'trailers'")
         metadata[name] = value
-    if not metadata.keys() >= _REQUIRED or not metadata[":path"]:
+    if not metadata.keys() >= _REQUIRED or not metadata[http.PATH]:
         raise StreamFault(PROTOCOL_ERROR, "a request without method, scheme or path")
     refusal = 0
-    if metadata[":method"] != "POST":
+    if metadata[http.METHOD] != "POST":
         refusal = 405
-    elif not _is_grpc(metadata.get("content-type", "")):
+    elif not _is_grpc(metadata.get(http.CONTENT_TYPE, "")):
         refusal = 415
-    return RequestHeaders(metadata[":path"], metadata, _timeout(metadata), _content_length(metadata), refusal)
+    return RequestHeaders(metadata[http.PATH], metadata, _timeout(metadata), _content_length(metadata), refusal)
 
 
 def _check_name(name: str) -> None:
@@ -124,23 +127,23 @@ def _check_name(name: str) -> None:
 
 
 def _is_grpc(content_type: str) -> bool:
-    return content_type == "application/grpc" or content_type.startswith(("application/grpc+", "application/grpc;"))
+    return content_type == rpc.CONTENT_TYPE or content_type.startswith(_TYPES)
 
 
 def _timeout(metadata: Mapping[str, str]) -> float | None:
-    text = metadata.get("grpc-timeout")
+    text = metadata.get(rpc.TIMEOUT)
     if text is None:
         return None
     try:
         return timeout_seconds(text)
     except ValueError:
-        raise StreamFault(PROTOCOL_ERROR, f"grpc-timeout: {text[:50]!r} is no time") from None
+        raise StreamFault(PROTOCOL_ERROR, f"{rpc.TIMEOUT}: {text[:50]!r} is no time") from None
 
 
 def _content_length(metadata: Mapping[str, str]) -> int:
-    text = metadata.get("content-length", "-1")
+    text = metadata.get(http.CONTENT_LENGTH, "-1")
     if text == "-1":
         return -1
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise StreamFault(PROTOCOL_ERROR, "content-length is no number")
+        raise StreamFault(PROTOCOL_ERROR, f"{http.CONTENT_LENGTH} is no number")
     return int(text)

@@ -11,6 +11,7 @@ from headrace.extproc.http2.frames import FLOW_CONTROL_ERROR, PROTOCOL_ERROR, St
 from headrace.extproc.http2.headers import RequestHeaders
 from headrace.extproc.http2.limits import Limits
 from headrace.extproc.http2.sending import Outlet, Sender
+from headrace.protocol import http
 
 # Streams that were sent less are not in the budget: this much every stream has by the protocol's own default.
 _UNCOUNTED_BYTES = 64 << 10
@@ -169,7 +170,7 @@ class Stream(Outlet):
     def end_of_data(self) -> None:
         """The peer has half-closed. Raises StreamFault and RpcFault."""
         if self.content_length not in (-1, self._received):
-            raise StreamFault(PROTOCOL_ERROR, "content-length is not the length of the content")
+            raise StreamFault(PROTOCOL_ERROR, f"{http.CONTENT_LENGTH} is not the length of the content")
         if self._reader is not None and self._reader.held:
             raise grpc.RpcFault(grpc.INTERNAL, "the stream ends inside a message")
         if self._inbox or self._paused:
