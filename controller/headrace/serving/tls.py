@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -126,12 +126,14 @@ def _context(identity: Identity, protocols: Sequence[str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(list(protocols))
-    # The module takes a chain from files only: ours is in memory, read once and checked.
-    with tempfile.TemporaryDirectory() as folder:
-        chain = Path(folder, "chain.pem")
-        chain.touch(mode=0o600)
-        chain.write_bytes(identity.key + b"\n" + identity.certificate)
-        context.load_cert_chain(chain)
+    # The module takes a chain from a file only. Ours is read already, and checked: the file is in memory, as a disk may
+    # not be there to write to, and is no place for a key.
+    chain = os.memfd_create("chain")
+    try:
+        os.write(chain, identity.key + b"\n" + identity.certificate)
+        context.load_cert_chain(f"/proc/self/fd/{chain}")
+    finally:
+        os.close(chain)
     if identity.authority:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=identity.authority.decode())
