@@ -49,7 +49,23 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def write_requests(path: Path, size: int, count: int, rng: Random) -> None:
+def response(chunks: int) -> list[bytes]:
+    """A streamed response of so many pieces, as it passes by; none for 0."""
+    if not chunks:
+        return []
+    headers = pb.ProcessingRequest()
+    for key, value in {":status": "200", "content-type": "text/event-stream"}.items():
+        headers.response_headers.headers.headers.add(key=key, raw_value=value.encode())
+    sent = [headers]
+    for number in range(chunks):
+        piece = pb.ProcessingRequest()
+        piece.response_body.body = b'data: {"choices":[{"index":0,"text":"token %d "}],"model":"m"}\n\n' % number
+        piece.response_body.end_of_stream = number == chunks - 1
+        sent.append(piece)
+    return [message.SerializeToString() for message in sent]
+
+
+def write_requests(path: Path, size: int, count: int, chunks: int, rng: Random) -> None:
     """Requests as a gateway sends them that has the response pass by too, for the load generator."""
     with path.open("wb") as file:
         for _ in range(count):
@@ -57,7 +73,7 @@ def write_requests(path: Path, size: int, count: int, rng: Random) -> None:
             headers = pb.ProcessingRequest.FromString(first)
             # The stream's end is the request's end: nothing is left in the account.
             headers.protocol_config.response_body_mode = 4  # type: ignore[assignment]
-            sent = [headers.SerializeToString(), *rest]
+            sent = [headers.SerializeToString(), *rest, *response(chunks)]
             file.write(len(sent).to_bytes(4))
             for message in sent:
                 file.write(len(message).to_bytes(4) + message)
@@ -123,14 +139,14 @@ def measure(servers: Sequence[Server], folder: Path, args: argparse.Namespace) -
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for size in args.sizes:
         requests = folder / "requests"
-        write_requests(requests, SIZES[size], max(20, min(4000, (32 << 20) // SIZES[size])), rng)
+        write_requests(requests, SIZES[size], max(20, min(4000, (32 << 20) // SIZES[size])), args.chunks, rng)
         for number in range(args.rounds + 1):
             for server in servers:
                 seen = load(binary, server, requests, args.streams, args.seconds)
                 if number:  # the first is for warming up
                     found.setdefault((size, server.name), []).append(seen)
     print(
-        f"{args.streams} streams, {ENDPOINTS} endpoints, {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}\n"
+        f"{args.streams} streams, {args.chunks} chunks, {ENDPOINTS} endpoints, {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}\n"
     )
     print("| body | server | CPU a pick, us (lowest to highest) | of the last | p50 ms | p99 ms | load's own CPU, us |")
     print("|---|---|---|---|---|---|---|")
@@ -154,6 +170,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--chunks", type=int, default=0, help="pieces of a response that passes by")
     parser.add_argument("--sizes", type=lambda text: text.split(","), default=list(SIZES))
     parser.add_argument("--transports", type=lambda text: text.split(","), default=["http2", "grpcio"])
     parser.add_argument("--against", action="append", default=[], help="another server: HOST:PORT=PID")
