@@ -79,7 +79,7 @@ def write_requests(path: Path, size: int, count: int, chunks: int, rng: Random) 
                 file.write(len(message).to_bytes(4) + message)
 
 
-def load(binary: Path, server: Server, requests: Path, streams: int, seconds: float) -> dict[str, Any]:
+def run(binary: Path, server: Server, requests: Path, streams: int, seconds: float) -> dict[str, Any]:
     """One run: what the load generator saw, and `cpu`, the server's microseconds a request."""
     before = server.cpu_seconds()
     flags = [f"-address={server.address}", f"-file={requests}", f"-streams={streams}", f"-seconds={seconds}"]
@@ -142,11 +142,12 @@ def measure(servers: Sequence[Server], folder: Path, args: argparse.Namespace) -
         write_requests(requests, SIZES[size], max(20, min(4000, (32 << 20) // SIZES[size])), args.chunks, rng)
         for number in range(args.rounds + 1):
             for server in servers:
-                seen = load(binary, server, requests, args.streams, args.seconds)
+                seen = run(binary, server, requests, args.streams, args.seconds)
                 if number:  # the first is for warming up
                     found.setdefault((size, server.name), []).append(seen)
+    load = os.getloadavg()[0]
     print(
-        f"{args.streams} streams, {args.chunks} chunks, {ENDPOINTS} endpoints, {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}\n"
+        f"{args.streams} streams, {args.chunks} chunks, {ENDPOINTS} endpoints, {args.rounds} rounds; load {load:.1f}\n"
     )
     print("| body | server | CPU a pick, us (lowest to highest) | of the last | p50 ms | p99 ms | load's own CPU, us |")
     print("|---|---|---|---|---|---|---|")
