@@ -11,7 +11,7 @@ class Limits:
     """Bounds of one connection. A gateway opens another connection at `max_streams`."""
 
     max_streams: int = 16_384
-    # What a peer may send on a stream, and on all together, before it is told that more was taken.
+    # What a peer may send on a stream, more than 64 KiB, and on all together, before it is told that more was taken.
     stream_window: int = 256 << 10
     connection_window: int = 16 << 20
     # A header block, encoded and decoded: gRPC's own limit for metadata.
