@@ -79,10 +79,11 @@ def write_requests(path: Path, size: int, count: int, chunks: int, rng: Random) 
                 file.write(len(message).to_bytes(4) + message)
 
 
-def run(binary: Path, server: Server, requests: Path, streams: int, seconds: float) -> dict[str, Any]:
+def run(binary: Path, server: Server, requests: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One run: what the load generator saw, and `cpu`, the server's microseconds a request."""
     before = server.cpu_seconds()
-    flags = [f"-address={server.address}", f"-file={requests}", f"-streams={streams}", f"-seconds={seconds}"]
+    flags = [f"-address={server.address}", f"-file={requests}", f"-streams={args.streams}", f"-seconds={args.seconds}"]
+    flags.append(f"-tls={str(args.tls).lower()}")
     done = subprocess.run([binary, *flags], check=True, capture_output=True, text=True)
     seen: dict[str, Any] = json.loads(done.stdout)
     if seen["bad"] or not seen["answered"]:
@@ -94,7 +95,7 @@ def run(binary: Path, server: Server, requests: Path, streams: int, seconds: flo
 def picker(transport: str, endpoints: str, flags: Sequence[str]) -> Iterator[Server]:
     """A picker of this code, over a transport."""
     command = [sys.executable, "-m", "headrace.cli.main", "epp", f"--endpoints={endpoints}", "--bind-address=127.0.0.1"]
-    ports = ["--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", "--secure-serving=false", "--drain-delay=0s"]
+    ports = ["--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", "--drain-delay=0s"]
     process = subprocess.Popen(
         [*command, *ports, f"--extproc-transport={transport}", *flags], stderr=subprocess.PIPE, text=True
     )
@@ -142,7 +143,7 @@ def measure(servers: Sequence[Server], folder: Path, args: argparse.Namespace) -
         write_requests(requests, SIZES[size], max(20, min(4000, (32 << 20) // SIZES[size])), args.chunks, rng)
         for number in range(args.rounds + 1):
             for server in servers:
-                seen = run(binary, server, requests, args.streams, args.seconds)
+                seen = run(binary, server, requests, args)
                 if number:  # the first is for warming up
                     found.setdefault((size, server.name), []).append(seen)
     load = os.getloadavg()[0]
@@ -176,7 +177,9 @@ async def main() -> None:
     parser.add_argument("--transports", type=lambda text: text.split(","), default=["http2", "grpcio"])
     parser.add_argument("--against", action="append", default=[], help="another server: HOST:PORT=PID")
     parser.add_argument("--flag", action="append", default=[], help="a flag for the pickers")
+    parser.add_argument("--tls", action="store_true", help="as the roles serve")
     args = parser.parse_args()
+    args.flag.append(f"--secure-serving={str(args.tls).lower()}")
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     pages = asyncio.create_task(serve_pages(ready))
     endpoints = await ready

@@ -10,6 +10,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"flag"
@@ -217,8 +218,12 @@ func main() {
 	file := flag.String("file", "", "the requests")
 	streams := flag.Int("streams", 32, "streams that are open at a time")
 	seconds := flag.Float64("seconds", 5, "how long")
+	encrypted := flag.Bool("tls", false, "TLS, with whatever certificate the server has")
 	flag.Parse()
 	connection, err := net.Dial("tcp", *address)
+	if *encrypted && err == nil {
+		connection = tls.Client(connection, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	}
 	if err != nil {
 		log.Fatal(err)
 	}

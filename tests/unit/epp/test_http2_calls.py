@@ -311,20 +311,22 @@ def test_clients_that_leave_in_every_phase_leave_nothing_behind() -> None:
     phases = [b"".join((begun, *raw[:count])) for count in range(len(raw) + 1)]
     counts = []
     number = 1
-    for _ in range(3):
-        gc.collect()
-        gc.disable()
-        for _ in range(400):
-            for phase in phases:
-                gateway.say(renumbered(phase, number) + frames.rst_stream(number, frames.CANCEL))
-                gateway.connection._allowance.points = 1e4
-                number += 2
-        gateway.nothing_is_left()
-        gateway.output = b""
-        # Streams leave no cycles: what they were is gone without the collector.
-        assert gc.collect() < 100
+    gc.disable()
+    try:
+        for _ in range(3):
+            gc.collect()
+            for _ in range(400):
+                for phase in phases:
+                    gateway.say(renumbered(phase, number) + frames.rst_stream(number, frames.CANCEL))
+                    gateway.connection._allowance.points = 1e4
+                    number += 2
+            gateway.nothing_is_left()
+            gateway.output = b""
+            # Streams leave no cycles: what they were is gone without the collector.
+            assert gc.collect() < 100
+            counts.append(len(gc.get_objects()))
+    finally:
         gc.enable()
-        counts.append(len(gc.get_objects()))
     # The first turn fills what is kept: decisions, prefixes, series.
     assert counts[2] - counts[1] < 500
 
