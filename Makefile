@@ -148,8 +148,9 @@ conformance: $(STAMP) binaries ## Run the upstream conformance suite of Inferenc
 	$(BIN)/pytest tests/full/conformance -s
 
 .PHONY: bench
-bench: $(STAMP) $(ENVOY) ## Measure the picker's decision, the gateway controller's translation, and time to first token by configuration
+bench: $(STAMP) $(ENVOY) ## Measure the picker's decision and its transports (needs Go), the gateway controller's translation, and time to first token by configuration
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.translation
 	$(BIN)/python -m benchmarks.routing
 

@@ -84,7 +84,7 @@ async def microseconds(made: Components, prepared: list[list[bytes]]) -> float:
         for sent in prepared:
             session = StreamSession(made.director, made.pool, settings, observed=True)
             for raw in sent:
-                await session.feed(raw)
+                await session.finish(session.feed(raw))
             session.end()
             entry = made.pool.observed(session.request_id, "")
             assert entry is not None, "the request was not picked"

@@ -13,6 +13,8 @@ from headrace.datalayer.engines import ENGINES, Series
 from headrace.extproc import BodyMode
 
 from ..unit.extproc import messages as m
+from ..unit.extproc.http2.peer import GREETING
+from ..unit.extproc.http2.test_connection import FAULTS, SCRIPT, STREAM_FAULTS
 from ..unit.extproc.test_usage import BODIES, STREAMS
 
 TESTS = Path(__file__).parents[1]
@@ -124,6 +126,19 @@ def kv_events() -> Iterator[bytes]:
             yield bytes([bits]) + (b"" if bits & 1 else bytes([len(packed)])) + packed
 
 
+def http2() -> Iterator[bytes]:
+    """A conversation with everything in it, its parts, what ends a connection or a stream, and messages."""
+    yield b"\0" + SCRIPT
+    yield b"\1" + SCRIPT[len(GREETING) :]
+    for raw, _ in (*FAULTS.values(), *STREAM_FAULTS.values()):
+        yield b"\0" + raw
+        yield b"\1" + raw.removeprefix(GREETING)
+    for kind in range(11):
+        yield b"\2\1\0\1\0\0" + bytes([kind, 4, 1, 1, 9, 9, 9, 9, 9]) * 3
+    for sizes in ((0,), (5, 3), (200,), (1, 1, 1)):
+        yield b"\3\xc7" + b"".join(bytes(4) + bytes([size]) + bytes(size) for size in sizes)
+
+
 SEEDS = {
     "ext_proc": ext_proc,
     "responses": responses,
@@ -131,4 +146,5 @@ SEEDS = {
     "config_file": config_file,
     "body_scan": body_scan,
     "kv_events": kv_events,
+    "http2": http2,
 }

@@ -38,6 +38,8 @@ class Limits:
     bodies: Budget
     # What is kept of responses until their usage is read.
     responses: Budget
+    # Messages of gateways that are not complete, and answers that gateways have not taken: twice this is never held.
+    messages: int
     # What is kept of servers' metrics pages while they are read.
     pages: Budget
     # Messages of KV cache events that wait to be read.
@@ -51,6 +53,7 @@ def limits(memory: int, source: str = "") -> Limits:
         source=source,
         bodies=shared(memory // 4),
         responses=Budget(item_bytes=256 << 10, total_bytes=max(1 << 20, memory // 16)),
+        messages=memory // 16,
         pages=Budget(item_bytes=512 << 10, total_bytes=max(1 << 20, memory // 16)),
         kv_messages=Budget(item_bytes=1 << 20, total_bytes=max(1 << 20, memory // 16)),
     )

@@ -64,6 +64,13 @@ PickObserver = Callable[[Pick], None]
 class Admission(Protocol):
     """Decides whether and when a request may be picked for. Its waiting does not count against the pick deadline."""
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether `admit` may have to wait."""
+
+    def admit_at_once(self, request: Request) -> Refusal | None:
+        """`admit` where it does not have to wait."""
+
     async def admit(self, request: Request) -> Refusal | None:
         """Returns when the request may go on (None), or is to be refused. The pick follows at once."""
 
@@ -105,6 +112,20 @@ class Director:
             self._tell(pick)
         return pick
 
+    def decide_at_once(self, needed: PickNeeded) -> Pick | None:
+        """The decision where nothing has to be waited for. None where something may have to: then `decide`."""
+        if not self.pool.synced or self.request_producers or self.admission.may_wait:
+            return None
+        pick = Pick(needed.request, self.config.profile, needed.covers_response)
+        try:
+            if self._apply_policies(pick):
+                self._admitted(pick, self.admission.admit_at_once(pick.request))
+        except Exception:  # noqa: BLE001 (logged there)
+            self._failed(pick)
+        finally:
+            self._tell(pick)
+        return pick
+
     def refused(self, request: Request, refusal: Refusal) -> None:
         """The stream refused a request by itself: observers learn of that too."""
         self._tell(Pick(request, self.config.profile, answer=refusal))
@@ -117,26 +138,40 @@ class Director:
                 logger.exception("an observer of picks failed", extra={"request_id": pick.request.request_id})
 
     async def _decide(self, pick: Pick) -> None:
-        applied = self.policies.apply(pick.request)
-        if isinstance(applied, Refusal):
-            pick.answer = applied
+        if not self._apply_policies(pick):
             return
-        pick.request = applied
         try:
             if not self.pool.synced:
                 await self._pool_known()
             for producer in self.request_producers:
                 # Before admission: who is admitted is picked for at once.
                 pick.request = await producer.prepare_request(pick.request)
-            pick.answer = await self.admission.admit(pick.request)
-            if pick.answer is None:
-                self._pick(pick)
-                self.admission.picked()
+            self._admitted(pick, await self.admission.admit(pick.request))
         except TimeoutError:
             self._by_failure_mode(pick, "deadline", "the pool's endpoints are not known yet")
-        except Exception:  # a fault of ours must end one pick, not the stream
-            logger.exception("a pick failed", extra={"request_id": pick.request.request_id})
-            self._by_failure_mode(pick, "fault", "the pick failed")
+        except Exception:  # noqa: BLE001 (logged there)
+            self._failed(pick)
+
+    def _apply_policies(self, pick: Pick) -> bool:
+        """Whether the policies let the request go on, which they may have changed."""
+        applied = self.policies.apply(pick.request)
+        if isinstance(applied, Refusal):
+            pick.answer = applied
+            return False
+        pick.request = applied
+        return True
+
+    def _admitted(self, pick: Pick, refusal: Refusal | None) -> None:
+        """Admission has answered: pick, unless it refused."""
+        pick.answer = refusal
+        if refusal is None:
+            self._pick(pick)
+            self.admission.picked()
+
+    def _failed(self, pick: Pick) -> None:
+        """An exception is being handled. A fault of ours must end one pick, not the stream."""
+        logger.exception("a pick failed", extra={"request_id": pick.request.request_id})
+        self._by_failure_mode(pick, "fault", "the pick failed")
 
     async def _pool_known(self) -> None:
         """Waits for the pool's endpoints. Raises TimeoutError."""

@@ -108,12 +108,21 @@ class Metrics(MetricSet, PoolObserver):
         "Bytes of a prompt expected in the picked endpoint's cache.",
         buckets=_BYTES,
     )
-    streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind")
+    streams = gauge(f"{_OWN}_streams_inflight", "ext_proc streams that are open.", "kind").by_series()
     _held_bodies = gauge(
         f"{_OWN}_held_body_bytes", "Bytes of request bodies that are held; beyond the limit requests are refused."
     )
     _held_bodies_limit = gauge(f"{_OWN}_held_body_bytes_limit", "The most of headrace_epp_held_body_bytes.")
     stream_errors = counter(f"{_OWN}_stream_errors_total", "Streams ended for an error.", "reason")
+    closed_connections = counter(
+        f"{_OWN}_http2_closed_connections_total",
+        "Connections closed for what the peer did, by the error that it was told (--extproc-transport http2).",
+        "error",
+    )
+    slow_callbacks = counter(
+        f"{_OWN}_http2_slow_callbacks_total",
+        "Reads that took more than 50 ms of CPU to handle: everybody else waited (--extproc-transport http2).",
+    )
     _served_elsewhere = counter(
         f"{_OWN}_served_elsewhere_total", "Responses from another endpoint than the first one picked."
     )

@@ -102,6 +102,11 @@ class Options:
     grpc_port: int = flag(9002, "ext_proc", port)
     grpc_health_port: int = flag(9003, "gRPC health", port)
     metrics_port: int = flag(9090, "/metrics, /healthz, /readyz, /debug", port)
+    extproc_transport: str = flag(
+        "http2",
+        "what serves the ext_proc port: http2, our own server made for it, or grpcio, gRPC's",
+        choice(("http2", "grpcio")),
+    )
     secure_serving: bool = flag(True, "TLS on the ext_proc port", truth)
     cert_path: Path | None = flag(
         "", "directory of tls.crt and tls.key; self-signed without it", folder("tls.crt", "tls.key")

@@ -10,7 +10,6 @@ import time
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import grpc.aio
 from prometheus_client import Counter
 
 from headrace.core import Endpoint, FailureMode
@@ -26,7 +25,7 @@ from headrace.epp.health_task import tell_by_event, watch_health
 from headrace.epp.metrics import Metrics, PoolCollector
 from headrace.epp.options import Options
 from headrace.epp.readiness import Readiness
-from headrace.epp.servers import start_servers
+from headrace.epp.servers import Stoppable, Work, start_servers
 from headrace.epp.service import ExtProcService
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.kv_settings import KvEventsSettings
@@ -151,7 +150,7 @@ class Process:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._shutdown.by_signals())
             servers = await stack.enter_async_context(Servers(self._options.bind_address))
-            server = await self._serve(servers)
+            server, work = await self._serve(servers)
             stack.push_async_callback(self._scraper.close)
             if self._tokenizer is not None:
                 stack.push_async_callback(self._tokenizer.close)
@@ -167,6 +166,8 @@ class Process:
                 self._client = await connect(self._options.kubeconfig)
                 stack.push_async_callback(self._client.close)
             tasks = await stack.enter_async_context(self._tasks)
+            for name, of_server in work.items():
+                tasks.start(of_server(), name)
             tasks.start(self._expire(), "expire")
             tasks.start(give_back_memory(), "give back memory")
             tasks.start(watch_lag(self._metrics.loop_lag.observe), "watch the event loop")
@@ -269,8 +270,8 @@ class Process:
             await asyncio.sleep(_EXPIRE_SECONDS)
             self._parts.expire()
 
-    async def _serve(self, servers: Servers) -> grpc.aio.Server:
-        """Add the servers and start them. Gives that of ext_proc. Raises CannotServe, and InvalidCertificate."""
+    async def _serve(self, servers: Servers) -> tuple[Stoppable, dict[str, Work]]:
+        """Add the servers and start them: see start_servers."""
         options = self._options
         service = ExtProcService(self._parts.director, self._parts.pool, self._metrics, options.conversation)
         access = None
@@ -282,7 +283,7 @@ class Process:
         pages = status.application(self._parts, self._readiness.ready, access, self._peering)
         return await start_servers(servers, options, service, self._readiness.health, pages, self._peering)
 
-    async def _drain(self, server: grpc.aio.Server) -> None:
+    async def _drain(self, server: Stoppable) -> None:
         """Not ready at once, serving on until gateways have noticed; then no new streams, and a wait for the rest.
 
         Gateways that check our health are told halfway: until then the successor, ready a moment ago, has become known

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import grpc
 import grpc.aio
@@ -15,7 +16,7 @@ import grpc.aio
 from headrace.core import Refusal, RefusalReason
 from headrace.datalayer.ledger import InFlight
 from headrace.datalayer.pool_state import PoolState, ResponseTotals
-from headrace.epp.director import Director
+from headrace.epp.director import Director, Pick
 from headrace.epp.metrics import Metrics
 from headrace.extproc import ConversationSettings, ExtProcStream, MalformedMessage, ProtocolViolation
 from headrace.extproc.events import (
@@ -32,6 +33,21 @@ from headrace.protocol import rpc
 logger = logging.getLogger(__name__)
 
 
+class Next(Enum):
+    """What has to come next on a stream."""
+
+    # A pick that has to wait: `decided` has the answers.
+    DECISION = auto()
+    # Work in steps: `go_on` has the answers of the next, after a turn for others.
+    STEP = auto()
+    # The rest of a request's body, within the time that it is given.
+    BODY = auto()
+    # Whatever the gateway has to say.
+    MESSAGE = auto()
+    # The end: nothing is left to do.
+    END = auto()
+
+
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
 
@@ -45,6 +61,8 @@ class StreamSession:
             pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
         self._entry: InFlight | None = None
+        # What is to be picked for, when what has to be waited for is there.
+        self._needed: PickNeeded | None = None
         self._covers_response = False
         self._response_seen = False
         self._streaming = False
@@ -64,13 +82,24 @@ class StreamSession:
         return self._stream.request_id
 
     @property
-    def complete(self) -> bool:
+    def next(self) -> Next:
+        """What has to come after the answers so far. At BODY, MESSAGE and END all of them were given."""
+        if self._needed is not None:
+            return Next.DECISION
+        stream = self._stream
+        if stream.busy:
+            return Next.STEP
+        if stream.collecting:
+            return Next.BODY
+        return Next.END if self._complete(stream) else Next.MESSAGE
+
+    def _complete(self, stream: ExtProcStream) -> bool:
         """Whether the stream has nothing left to do and should end now.
 
         In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
         and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its stream;
         the gateway takes that as "no more processing"."""
-        if self._covers_response or not self._stream.request_done:
+        if self._covers_response or not stream.request_done:
             return False
         return self.observed or self.pool.ledger.observers_seen
 
@@ -95,22 +124,58 @@ class StreamSession:
         """The answers so far are sent: the request's body that they carry is not held any more."""
         self._stream.sent()
 
-    async def feed(self, raw: bytes) -> list[bytes]:
-        """The answers to one message; waits where a decision waits. Call `sent` when they are sent.
+    def feed(self, raw: bytes) -> list[bytes]:
+        """The answers to one message that there are at once. `next` says what else has to come before another message.
+        Call `sent` when all are sent.
 
-        Raises MalformedMessage or ProtocolViolation."""
-        stream = self._stream
-        answers = stream.feed(raw)
-        while (events := stream.take_events()) or stream.busy:
+        Raises MalformedMessage or ProtocolViolation, as the other two do."""
+        return self._handle(self._stream.feed(raw))
+
+    def go_on(self) -> list[bytes]:
+        """The answers of the next step."""
+        return self._handle(self._stream.go_on())
+
+    async def decided(self) -> list[bytes]:
+        """The answers when the pick is decided."""
+        needed, self._needed = self._needed, None
+        assert needed is not None
+        pick = await self.director.decide(needed)
+        return self._handle(self._resume(needed, pick))
+
+    async def finish(self, answers: list[bytes]) -> list[bytes]:
+        """The answers so far, with all that follow before the next message."""
+        while (following := self.next) in _OURS:
+            if following is Next.DECISION:
+                answers += await self.decided()
+            else:
+                await asyncio.sleep(0)
+                answers += self.go_on()
+        return answers
+
+    def _handle(self, answers: list[bytes]) -> list[bytes]:
+        """Handle what the conversation tells; gives the answers with those that come of it."""
+        while events := self._stream.take_events():
             for event in events:
                 if isinstance(event, PickNeeded):
-                    answers += await self._pick(event)
+                    pick = self.director.decide_at_once(event)
+                    if pick is None:
+                        self._needed = event
+                    else:
+                        answers += self._resume(event, pick)
                 else:
                     self._note(event)
-            if stream.busy:
-                await asyncio.sleep(0)
-                answers += stream.go_on()
         return answers
+
+    def _resume(self, needed: PickNeeded, pick: Pick) -> list[bytes]:
+        self._entry = pick.entry
+        self._covers_response = needed.covers_response
+        assert pick.answer is not None
+        try:
+            return self._stream.resume(pick.answer)
+        except BaseException:
+            if pick.entry is not None:
+                self.pool.finished(pick.entry)
+            raise
 
     def end(self) -> None:
         """The stream is over, in whatever way."""
@@ -121,18 +186,6 @@ class StreamSession:
         # A stream that does not see the response ends before it: then an observer, or the clock, ends the request.
         if self._stream.observing or self._covers_response or (self._response_seen and not entry.observed):
             self.pool.finished(entry)
-
-    async def _pick(self, event: PickNeeded) -> list[bytes]:
-        pick = await self.director.decide(event)
-        self._entry = pick.entry
-        self._covers_response = event.covers_response
-        assert pick.answer is not None
-        try:
-            return self._stream.resume(pick.answer)
-        except BaseException:
-            if pick.entry is not None:
-                self.pool.finished(pick.entry)
-            raise
 
     def _note(self, event: Event) -> None:
         pool = self.pool
@@ -171,6 +224,10 @@ class StreamSession:
                 self.pool.first_token(self._entry)
 
 
+# What has to come next is ours to do.
+_OURS = (Next.DECISION, Next.STEP)
+
+
 @dataclass(eq=False)
 class ExtProcService:
     """`envoy.service.ext_proc.v3.ExternalProcessor`."""
@@ -185,10 +242,36 @@ class ExtProcService:
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._process)
         return grpc.method_handlers_generic_handler(rpc.EXT_PROC_SERVICE, {"Process": method})
 
+    def session(self, *, observed: bool) -> StreamSession:
+        """What a new stream is driven with: `stream_begun` after its first message, `stream_ended` in the end."""
+        return StreamSession(self.director, self.pool, self.settings, observed=observed)
+
+    def stream_begun(self, session: StreamSession) -> str:
+        """Count a stream; gives its kind."""
+        kind = "observe" if session.observing else "pick"
+        self.metrics.streams[(kind,)].inc()
+        return kind
+
+    def stream_ended(self, session: StreamSession, kind: str) -> None:
+        """A stream is over, in whatever way. `kind` is "" where it did not begin."""
+        if kind:
+            self.metrics.streams[(kind,)].dec()
+        session.end()
+
+    def failed(self, session: StreamSession, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """Count and log what the session raised. Gives the status that the stream is to end with."""
+        told = {"request_id": session.request_id}
+        if isinstance(error, MalformedMessage | ProtocolViolation):
+            self.metrics.stream_errors.labels("protocol").inc()
+            logger.warning("the gateway broke the protocol: %s", error, extra=told)
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        self.metrics.stream_errors.labels("fault").inc()
+        logger.error("a stream failed: a fault in the picker", extra=told, exc_info=error)
+        return grpc.StatusCode.INTERNAL, "a fault in the endpoint picker; its log has the details"
+
     async def _process(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         observed = any(name == rpc.OBSERVED and value == "true" for name, value in context.invocation_metadata() or ())
-        session = StreamSession(self.director, self.pool, self.settings, observed=observed)
-        metrics = self.metrics
+        session = self.session(observed=observed)
         kind = ""
         try:
             while True:
@@ -196,31 +279,22 @@ class ExtProcService:
                 if raw is None:
                     answers = session.body_is_late()
                 elif isinstance(raw, bytes):
-                    answers = await session.feed(raw)
+                    answers = await session.finish(session.feed(raw))
                 else:  # grpc.aio.EOF
                     return
                 if not kind:
-                    kind = "observe" if session.observing else "pick"
-                    metrics.streams.labels(kind).inc()
+                    kind = self.stream_begun(session)
                 for answer in answers:
                     await context.write(answer)
                 session.sent()
-                if session.complete or raw is None:
+                if session.next is Next.END or raw is None:
                     return
-        except (MalformedMessage, ProtocolViolation) as error:
-            metrics.stream_errors.labels("protocol").inc()
-            logger.warning("the gateway broke the protocol: %s", error, extra={"request_id": session.request_id})
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except grpc.aio.AbortError:
             raise
-        except Exception:  # one stream's fault stays that stream's
-            metrics.stream_errors.labels("fault").inc()
-            logger.exception("a stream failed: a fault in the picker", extra={"request_id": session.request_id})
-            await context.abort(grpc.StatusCode.INTERNAL, "a fault in the endpoint picker; its log has the details")
+        except Exception as error:  # noqa: BLE001 (logged there; one stream's fault stays that stream's)
+            await context.abort(*self.failed(session, error))
         finally:
-            if kind:
-                metrics.streams.labels(kind).dec()
-            session.end()
+            self.stream_ended(session, kind)
 
 
 async def _read(context: grpc.aio.ServicerContext[bytes, bytes], seconds: float | None) -> object:

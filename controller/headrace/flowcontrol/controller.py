@@ -86,22 +86,34 @@ class FlowController:
         """How full the pool is, as the configured detector sees it."""
         return self.config.detector.saturation(self.states())
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether requests may have to wait. If not, `admit_at_once` does."""
+        return self.config.enabled
+
     async def admit(self, request: Request) -> Refusal | None:
         """None when the request may go on, which its caller must then do without waiting for anything else.
 
         A caller that is cancelled leaves the queue at once."""
-        config = self.config
-        if config.enabled:
+        if self.config.enabled:
             refusal = await self._wait(request)
-            if refusal is not None:
-                return refusal
-        elif request.priority >= 0:
+            return refusal if refusal is not None else self._shed(request)
+        return self.admit_at_once(request)
+
+    def admit_at_once(self, request: Request) -> Refusal | None:
+        """The same where requests do not wait."""
+        if request.priority >= 0:
             return None
-        elif config.detector.saturation(self._candidates(request)) >= 1.0:
+        if self.config.detector.saturation(self._candidates(request)) >= 1.0:
             return _SHED
-        if request.priority < 0 and config.admitters:
+        return self._shed(request)
+
+    def _shed(self, request: Request) -> Refusal | None:
+        """Whether an admitter turns a request of low priority away."""
+        admitters = self.config.admitters
+        if request.priority < 0 and admitters:
             states = self._candidates(request)
-            if any(admitter.sheds(request, states, self.rng) for admitter in config.admitters):
+            if any(admitter.sheds(request, states, self.rng) for admitter in admitters):
                 return _SHED
         return None
 

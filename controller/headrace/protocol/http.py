@@ -8,7 +8,9 @@ from headrace.protocol.objects import REPLACEMENT
 
 # Pseudo headers.
 METHOD = ":method"
+SCHEME = ":scheme"
 PATH = ":path"
+HOST_NAMED = ":authority"
 STATUS = ":status"
 
 ACCEPT = "accept"
@@ -20,6 +22,7 @@ CONTENT_LENGTH = "content-length"
 CONTENT_TYPE = "content-type"
 HOST = "host"
 RETRY_AFTER = "retry-after"
+TE = "te"
 WWW_AUTHENTICATE = "www-authenticate"
 REQUEST_ID = "x-request-id"
 

@@ -12,6 +12,13 @@ EXTENSION_SERVICE = "envoygateway.extension.EnvoyGatewayExtension"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 PEERS_SERVICE = "headrace.peers.Peers"
 
+# Headers and trailers of gRPC itself.
+STATUS = "grpc-status"
+MESSAGE = "grpc-message"
+TIMEOUT = "grpc-timeout"
+ACCEPT_ENCODING = "grpc-accept-encoding"
+CONTENT_TYPE = "application/grpc"
+
 # Metadata with which a gateway says that a filter of its own observes responses. Without it, the first observation
 # stream says so for the rest of the process's life.
 OBSERVED = "x-headrace-observed"

@@ -24,6 +24,7 @@ class Health:
     def __init__(self, services: Mapping[str, Callable[[], bool]]) -> None:
         self._services = services
         self._news = asyncio.Event()
+        self._watchers: dict[object, Callable[[], None]] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
@@ -39,6 +40,28 @@ class Health:
         """Tell those who watch."""
         self._news.set()
         self._news = asyncio.Event()
+        for tell in list(self._watchers.values()):
+            tell()
+
+    def watch(self, watcher: object, tell: Callable[[], None]) -> None:
+        """Call `tell` at each change, until `unwatch`."""
+        self._watchers[watcher] = tell
+
+    def unwatch(self, watcher: object) -> None:
+        """The watcher is gone."""
+        self._watchers.pop(watcher, None)
+
+    def check(self, request: bytes) -> bytes | str:
+        """The serialized answer to a HealthCheckRequest; a text where there is no such service."""
+        service = _service_of(request)
+        status = self._status(service)
+        if status == _SERVICE_UNKNOWN:
+            return f"unknown service {service[:100]!r}; known: {', '.join(map(repr, self._services))}"
+        return status
+
+    def watched(self, request: bytes) -> bytes:
+        """The serialized answer to who watches: a service that is not known may come to be."""
+        return self._status(_service_of(request))
 
     def _status(self, service: str) -> bytes:
         """The serialized answer for a service."""
@@ -48,18 +71,16 @@ class Health:
         return _SERVING if serves() else _NOT_SERVING
 
     async def _check(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        service = _service_of(request)
-        status = self._status(service)
-        if status == _SERVICE_UNKNOWN:
-            known = ", ".join(map(repr, self._services))
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service[:100]!r}; known: {known}")
-        return status
+        answer = self.check(request)
+        if isinstance(answer, str):
+            await context.abort(grpc.StatusCode.NOT_FOUND, answer)
+            raise AssertionError
+        return answer
 
     async def _watch(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
-        service = _service_of(request)
         last = b""
         while True:
-            news, status = self._news, self._status(service)
+            news, status = self._news, self.watched(request)
             if status != last:
                 last = status
                 yield status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Self
+from typing import Protocol, Self
 
 import grpc
 import grpc.aio
@@ -26,6 +26,19 @@ _GRPC_OPTIONS: Mapping[str, int] = {
 }
 
 
+class PortServer(Protocol):
+    """A server that takes a port, and serves from `start` to `stop`."""
+
+    async def bind(self, address: str, port: int) -> int:
+        """Take a port, 0 for a free one; gives its number. Raises OSError."""
+
+    async def start(self) -> None:
+        """Answer."""
+
+    async def stop(self, grace: float | None) -> None:
+        """Wait so many seconds for what is open, and end."""
+
+
 class Servers:
     """The servers of one process, on one address. Enter it, add servers, then `start` them.
 
@@ -34,7 +47,7 @@ class Servers:
     def __init__(self, address: str) -> None:
         self.ports: dict[str, int] = {}
         self._address = address
-        self._grpc: list[grpc.aio.Server] = []
+        self._starting: list[PortServer | grpc.aio.Server] = []
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -65,8 +78,17 @@ class Servers:
         except RuntimeError:  # all that gRPC says
             raise _taken(flag, port) from None
         self._stack.push_async_callback(server.stop, 0)
-        self._grpc.append(server)
+        self._starting.append(server)
         return server
+
+    async def add(self, name: str, flag: str, port: int, server: PortServer) -> None:
+        """Any other server on a port, 0 for a free one."""
+        try:
+            self.ports[name] = await server.bind(self._address, port)
+        except OSError:
+            raise _taken(flag, port) from None
+        self._stack.push_async_callback(server.stop, 0)
+        self._starting.append(server)
 
     async def add_http(self, name: str, flag: str, port: int, application: web.Application) -> None:
         """An HTTP server on a port, 0 for a free one. It answers at once."""
@@ -80,8 +102,8 @@ class Servers:
         self.ports[name] = runner.addresses[0][1]
 
     async def start(self) -> None:
-        """Let the gRPC servers answer."""
-        for server in self._grpc:
+        """Let the servers answer that do not yet."""
+        for server in self._starting:
             await server.start()
 
 

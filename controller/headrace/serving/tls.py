@@ -1,11 +1,13 @@
-"""TLS files of gRPC servers, read again when they change, and certificates of our own making."""
+"""TLS files of servers, read again when they change, and certificates of our own making."""
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,6 +91,53 @@ def server_credentials(directory: Path | None, *, reload: bool = True) -> grpc.S
     files = (directory / "tls.crt", directory / "tls.key")
     source = Reloading(files, lambda: read_pair(directory), "the certificate")
     return _reloading(source, configuration, ask_client=False)
+
+
+def server_context(
+    directory: Path | None, *, reload: bool = True, authority: Path | None = None, protocols: Sequence[str] = ("h2",)
+) -> ssl.SSLContext:
+    """The same for servers of our own: for `protocols`, and where there is an `authority` only for clients with a
+    certificate of the CA in that file. Raises InvalidCertificate."""
+
+    def read() -> Identity:
+        if directory is None:
+            return Identity(*self_signed(), b"")
+        return read_identity(directory, authority) if authority is not None else Identity(*read_pair(directory), b"")
+
+    if directory is None or not reload:
+        return _context(read(), protocols)
+    files = [directory / "tls.crt", directory / "tls.key"]
+    source = Reloading(files if authority is None else [*files, authority], read, "the certificate")
+    first = latest = _context(source.current, protocols)
+
+    def take_latest(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+        nonlocal latest
+        found = source.changed()
+        if found is not None:
+            latest = _context(found, protocols)
+        connection.context = latest
+
+    # Called in each handshake, whether the client names a server or not.
+    first.sni_callback = take_latest
+    return first
+
+
+def _context(identity: Identity, protocols: Sequence[str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(list(protocols))
+    # The module takes a chain from a file only. Ours is read already, and checked: the file is in memory, as a disk may
+    # not be there to write to, and is no place for a key.
+    chain = os.memfd_create("chain")
+    try:
+        os.write(chain, identity.key + b"\n" + identity.certificate)
+        context.load_cert_chain(f"/proc/self/fd/{chain}")
+    finally:
+        os.close(chain)
+    if identity.authority:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=identity.authority.decode())
+    return context
 
 
 def _reloading(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +16,10 @@ from typing import Any
 import aiohttp
 
 from ...hang import HANG_SECONDS
+
+# The transport of pickers that are not given one. Fixture `transport` sets it; to run everything over one of them:
+# HEADRACE_TEST_TRANSPORT=grpcio.
+transport = os.environ.get("HEADRACE_TEST_TRANSPORT", "http2")
 
 
 @dataclass
@@ -96,6 +101,7 @@ async def start_picker(
             *("--drain-delay=0s", "--secure-serving=false"),
             # A machine that does a lot else is no reason to know nothing of a server.
             "--metrics-staleness-threshold=10m",
+            f"--extproc-transport={transport}",
             *flags,
             stderr=asyncio.subprocess.PIPE,
             stdout=stream,

@@ -11,7 +11,9 @@ import pytest
 
 from ...hang import HANG_SECONDS
 from .configs import BOTH_WAYS_DUPLEX, picking_mode
-from .conftest import RunStack, Stack
+from .conftest import BOTH_TRANSPORTS, RunStack, Stack
+
+pytestmark = BOTH_TRANSPORTS
 
 SERVERS = 3
 CONFIG = """\

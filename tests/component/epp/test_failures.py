@@ -15,9 +15,11 @@ import pytest
 from ...hang import HANG_SECONDS
 from ..envoy import start_envoy
 from .configs import BOTH_WAYS_DUPLEX, LISTENER, picking_mode, pool_config
-from .conftest import RunStack, Stack
+from .conftest import BOTH_TRANSPORTS, RunStack, Stack
 from .picker import start_picker
 from .servers import expected_events, model_servers
+
+pytestmark = BOTH_TRANSPORTS
 
 STREAM = {"model": "base", "prompt": "tell me", "stream": True}
 

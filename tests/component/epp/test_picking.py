@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from .configs import BOTH_WAYS_DUPLEX, picking_mode, set_metadata_filter
-from .conftest import RunStack, Stack
+from .conftest import BOTH_TRANSPORTS, RunStack, Stack
+
+pytestmark = BOTH_TRANSPORTS
 
 PROMPT = {"model": "base", "prompt": "Write as if you were a critic: San Francisco"}
 

@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from headrace.serving.tls import self_signed
 
 from ...hang import HANG_SECONDS
+from .conftest import BOTH_TRANSPORTS
 from .picker import start_picker
+
+pytestmark = BOTH_TRANSPORTS
 
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"

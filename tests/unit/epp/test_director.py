@@ -157,6 +157,11 @@ async def test_admission_may_hold_and_refuse_and_its_time_is_its_own() -> None:
     refusal = Refusal(429, RefusalReason.SATURATED, "full")
 
     class Gate:
+        may_wait = True
+
+        def admit_at_once(self, request: Request) -> Refusal | None:
+            raise AssertionError("it may have to wait")
+
         async def admit(self, request: Request) -> Refusal | None:
             await released.wait()
             return refusal if request.model == "refused" else None

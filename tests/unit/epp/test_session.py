@@ -35,7 +35,10 @@ def picker(clock: Clock) -> Components:
 async def feed(session: StreamSession, *messages: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
     out = []
     for message in messages:
-        out += [pb.ProcessingResponse.FromString(raw) for raw in await session.feed(message.SerializeToString())]
+        out += [
+            pb.ProcessingResponse.FromString(raw)
+            for raw in await session.finish(session.feed(message.SerializeToString()))
+        ]
     return out
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ...fuzz import body_scan, config_file, ext_proc, kv_events, metrics_page, responses
+from ...fuzz import body_scan, config_file, ext_proc, http2, kv_events, metrics_page, responses
 from ...fuzz.seeds import SEEDS
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -16,6 +16,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "responses": responses.target,
     "metrics_page": metrics_page.target,
     "config_file": config_file.target,
+    "http2": http2.target,
     "body_scan": body_scan.target,
     "kv_events": kv_events.target,
 }
