@@ -47,7 +47,10 @@ PARTS = {
     "upgrade": full("test_upgrade.py"),
     "replacement": full("test_replacement.py"),
     "kinds": full("test_replacement_kinds.py", "test_adapters.py"),
-    "picker": full("test_epp_churn.py", "test_epp_failures.py", covers=("controller", "roles/inference_pool")),
+    "picker": full(
+        "test_epp_churn.py", "test_epp_failures.py", "test_picker_stalls.py",
+        covers=("controller", "roles/inference_pool"),
+    ),
     "gateway": full(
         "test_gateway_faults.py", "test_gateway_load.py", "test_hook_time.py", "test_weight_flips.py",
         covers=("controller", "roles/envoy_gateway", "roles/inference_gateway"),

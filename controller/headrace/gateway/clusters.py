@@ -29,8 +29,10 @@ _NO_LIMIT = 1 << 20
 _FIRST_FETCH_SECONDS = 2.0
 _CONNECT_SECONDS = 1.0
 # A picker that hangs cannot fire its own deadline: Envoy notices within interval plus timeout, less than two seconds.
-_KEEPALIVE_SECONDS = 1.0
-_KEEPALIVE_TIMEOUT_SECONDS = 0.8
+# One that gets no CPU for a second hangs not: the timeout is longer.
+_KEEPALIVE_SECONDS = 0.65
+_KEEPALIVE_TIMEOUT_SECONDS = 1.25
+_FORMER_KEEPALIVE = (1.0, 0.8)
 # Then it is tried again: it is back in use within two seconds of its recovery.
 _PASSED_BY_SECONDS = 1.5
 _RETRY_SECONDS = 0.025
@@ -104,7 +106,7 @@ def picker_cluster(
         lb_policy=cluster_pb2.Cluster.LEAST_REQUEST,
         circuit_breakers=_unlimited(),
     )
-    cluster.eds_cluster_config.service_name = cluster.name
+    cluster.eds_cluster_config.service_name = names.picker_endpoints_name(key)
     _from_controller(cluster.eds_cluster_config.eds_config)
     # With no healthy picker left, its failure mode decides at once: no tries on dead ones.
     cluster.common_lb_config.healthy_panic_threshold.value = 0
@@ -119,6 +121,8 @@ def picker_cluster(
     http2.initial_connection_window_size.value = 16 << 20
     http2.connection_keepalive.interval.CopyFrom(seconds(_KEEPALIVE_SECONDS))
     http2.connection_keepalive.timeout.CopyFrom(seconds(_KEEPALIVE_TIMEOUT_SECONDS))
+    # By default Envoy adds up to 15 % to each interval.
+    http2.connection_keepalive.interval_jitter.SetInParent()
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
     if failure_detection and service.is_ours:
         # One late answer is a busy machine: a pool that fails closed would refuse everything for it. What hangs is
@@ -143,6 +147,25 @@ def picker_cluster(
         _from_controller(secret.sds_config)
         cluster.transport_socket.name = _TLS
         cluster.transport_socket.typed_config.CopyFrom(pack(context))
+    return cluster
+
+
+def former_picker_cluster(current: cluster_pb2.Cluster) -> cluster_pb2.Cluster:
+    """The cluster that the version before made for the same picker.
+
+    Envoy resets the picks that are on their way to a cluster when that changes or goes. So the former one stays as it
+    was, though no route leads there any more, until a version later."""
+    cluster = cluster_pb2.Cluster()
+    cluster.CopyFrom(current)
+    cluster.name = current.eds_cluster_config.service_name
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    current.typed_extension_protocol_options[_HTTP_OPTIONS].Unpack(options)
+    keepalive = options.explicit_http_config.http2_protocol_options.connection_keepalive
+    interval, timeout = _FORMER_KEEPALIVE
+    keepalive.Clear()
+    keepalive.interval.CopyFrom(seconds(interval))
+    keepalive.timeout.CopyFrom(seconds(timeout))
+    cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
     return cluster
 
 

@@ -22,9 +22,10 @@ MODEL_FILTER = "envoy.filters.http.match_delegate/headrace-model"
 OWN_FILTERS = (BUFFER_FILTER, MODEL_FILTER, HEADERS_FILTER, PICK_FILTER, OBSERVE_FILTER)
 
 _PREFIX = "inferencepool/"
-_PICKER_SUFFIX = "/epp"
+_PICKER_SUFFIX = "/picker"
+_PICKER_ENDPOINTS_SUFFIX = "/epp"
 _TRUST_SUFFIX = "/epp/ca"
-_RESOURCE = re.compile(rf"{_PREFIX}([^/]+)/([^/]+)/([^/]+)(|{_PICKER_SUFFIX}|{_TRUST_SUFFIX})")
+_RESOURCE = re.compile(rf"{_PREFIX}([^/]+)/([^/]+)/([^/]+)(|{_PICKER_ENDPOINTS_SUFFIX}|{_TRUST_SUFFIX})")
 
 # (group, namespace, name)
 PoolKey = tuple[str, str, str]
@@ -41,8 +42,13 @@ def pool_cluster_name(key: PoolKey) -> str:
 
 
 def picker_cluster_name(key: PoolKey) -> str:
-    """The cluster of a pool's endpoint picker, and the name of its endpoints in EDS."""
+    """The cluster of a pool's endpoint picker. One with other settings needs another name: see `clusters`."""
     return pool_cluster_name(key) + _PICKER_SUFFIX
+
+
+def picker_endpoints_name(key: PoolKey) -> str:
+    """The endpoints of a pool's endpoint picker in EDS."""
+    return pool_cluster_name(key) + _PICKER_ENDPOINTS_SUFFIX
 
 
 def trust_secret_name(key: PoolKey) -> str:

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from headrace.core import Pool
 from headrace.gateway import filters, model_routing, names
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
-from headrace.gateway.clusters import number, picker_cluster, pool_cluster, retry_elsewhere
+from headrace.gateway.clusters import former_picker_cluster, number, picker_cluster, pool_cluster, retry_elsewhere
 from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of
@@ -270,7 +270,8 @@ class _Work:
                 self.result.unverified.add(key)
             notes = [problem, *plan.notes, "" if service.cleartext else trust.problem]
             cluster = picker_cluster(pool, service, trust.hostname)
-            self._made[cluster.name] = cluster
+            for made in (cluster, former_picker_cluster(cluster)):
+                self._made[made.name] = made
         self.result.notes += [f"InferencePool {'/'.join(key)}: {note}" for note in notes if note]
         self._plans[key] = plan
         return plan

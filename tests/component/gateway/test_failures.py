@@ -54,7 +54,7 @@ class Failing:
 
     async def wait_noticed(self) -> None:
         """Until Envoy finds no healthy picker."""
-        await asyncio.to_thread(self.world.wait_endpoints, f"{cluster_name(self.pool)}/epp")
+        await asyncio.to_thread(self.world.wait_endpoints, f"{cluster_name(self.pool)}/picker")
 
     async def stream(self) -> bytes:
         """A streamed answer, whole."""
@@ -115,14 +115,14 @@ async def assert_recovers(failing: Failing) -> None:
     """Requests are picked for again."""
     started = time.monotonic()
     await failing.client.wait_served(failing.name)
-    await until(lambda: bool(failing.world.endpoints(f"{cluster_name(failing.pool)}/epp")), "the picker is back")
+    await until(lambda: bool(failing.world.endpoints(f"{cluster_name(failing.pool)}/picker")), "the picker is back")
     print(f"recovered after {time.monotonic() - started:.2f} s")
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "other"])
 async def test_no_picker_at_all(world: World, mode: str, ours: bool) -> None:
     async with failing(world, mode, ours=ours) as pool_of:
-        epp = f"{cluster_name(pool_of.pool)}/epp"
+        epp = f"{cluster_name(pool_of.pool)}/picker"
         pool_of.place_picker()
         await asyncio.to_thread(world.wait_endpoints, epp)
         await assert_mode_holds(pool_of, mode)
@@ -164,7 +164,7 @@ async def test_a_picker_whose_successor_is_slow_to_answer(world: World) -> None:
         async def knows(*addresses: str) -> None:
             wanted = [f"{known}:9002" for known in addresses]
             finding = asyncio.create_task(
-                asyncio.to_thread(world.wait_endpoints, f"{cluster_name(pool_of.pool)}/epp", *wanted)
+                asyncio.to_thread(world.wait_endpoints, f"{cluster_name(pool_of.pool)}/picker", *wanted)
             )
             while not finding.done():
                 await serves(1)

@@ -84,7 +84,7 @@ async def test_client_headers_never_choose_and_the_pick_reaches_the_server(tmp_p
                 assert "x-gateway-destination-endpoint-subset" not in seen
             # The same with nobody picking: what the client says does not matter either.
             cluster.update(endpoint_slices=[])
-            await stack.wait_endpoints(f"{A}/epp", [])
+            await stack.wait_endpoints(f"{A}/picker", [])
             status, _ = await stack.ask("/v1/models", "GET", headers=forged)
             assert status == 503
         assert not outsider.requests
@@ -119,7 +119,7 @@ async def test_failure_modes(tmp_path: Path, failure_mode: str, how: str):
                 picker.kill(signal.SIGSTOP)
             else:
                 cluster.update(endpoint_slices=[])
-                await stack.wait_endpoints(f"{A}/epp", [])
+                await stack.wait_endpoints(f"{A}/picker", [])
             body = b"x" * 5_000_000
             statuses = [
                 (await stack.ask())[0],
@@ -179,7 +179,7 @@ async def test_picker_verified_by_the_ca_of_its_policy(tmp_path: Path):
         async with run_stack(cluster, [o.xds_route(f"{RULE}/match/0/*")], tmp_path) as stack:
 
             async def refused() -> int:
-                name = f"cluster.{A}/epp.ssl.fail_verify_error"
+                name = f"cluster.{A}/picker.ssl.fail_verify_error"
                 return (await stack.envoy.counters(name)).get(name, 0)
 
             # Without a policy nobody is trusted.
@@ -190,9 +190,9 @@ async def test_picker_verified_by_the_ca_of_its_policy(tmp_path: Path):
             before = await refused()
             # Trust is asked at the handshake: a connection that was verified stays; a new one is refused.
             cluster.update(endpoint_slices=[])
-            await stack.wait_endpoints(f"{A}/epp", [])
+            await stack.wait_endpoints(f"{A}/picker", [])
             cluster.update(endpoint_slices=[picker_slice("epp-a", picker.grpc_port)])
-            await stack.wait_endpoints(f"{A}/epp", [f"127.0.0.1:{picker.grpc_port}"])
+            await stack.wait_endpoints(f"{A}/picker", [f"127.0.0.1:{picker.grpc_port}"])
 
             async def is_refused() -> bool:
                 return await refused() > before

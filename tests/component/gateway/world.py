@@ -87,7 +87,7 @@ class World:
     def picker_counters(self, pool: Object) -> dict[str, int]:
         """What Envoy counted of a pool's picker that tells why it was not asked: for failures' messages."""
         kinds = "health_check|keepalive|fail_verify|membership_change|update_success|cx_destroy|cx_connect|cx_total"
-        prefix = f"cluster.{cluster_name(pool)}/epp."
+        prefix = f"cluster.{cluster_name(pool)}/picker."
         stats = (self.admin(f"/stats?format=json&filter={kinds}") or {}).get("stats", [])
         found = {stat["name"]: stat["value"] for stat in stats if stat.get("name", "").startswith(prefix)}
         return {name.removeprefix(prefix): value for name, value in found.items() if value}
@@ -119,7 +119,7 @@ class World:
         cluster = cluster_name(pool)
         self.wait_endpoints(cluster, *wanted)
         if picker is not None:
-            self.wait_endpoints(f"{cluster}/epp", picker)
+            self.wait_endpoints(f"{cluster}/picker", picker)
 
     # ---- the controller ----
 

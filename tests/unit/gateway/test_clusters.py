@@ -1,8 +1,9 @@
 """The cluster of a pool's picker stays as it is from version to version.
 
 Where it changes, Envoy takes a new cluster in its place while the gateway controller is upgraded, and resets the picks
-that are on their way to the old one: a pool that fails closed answers them 503. So a change needs a reason, and a line
-in the changelog; `python -m tests.unit.gateway.test_clusters` writes the file anew."""
+that are on their way to the old one: a pool that fails closed answers them 503. So a cluster with other settings gets
+another name, and the former one stays beside it for a version. `python -m tests.unit.gateway.test_clusters` writes the
+file anew, under the names of now."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from headrace.core import GA_GROUP, Pool
-from headrace.gateway.clusters import picker_cluster
+from headrace.gateway.clusters import former_picker_cluster, picker_cluster
 from headrace.gateway.snapshot import PickerService
 
 FILE = Path(__file__).parents[2] / "data/picker-clusters.json"
@@ -24,15 +25,19 @@ SERVICES = {
 }
 
 
-def cluster(kind: str) -> object:
-    pool = Pool(GA_GROUP, "n", "pool", {"app": "m"}, (8000,))
-    return MessageToDict(picker_cluster(pool, SERVICES[kind], "epp.n.svc"))
+def clusters(kind: str) -> list[dict[str, object]]:
+    current = picker_cluster(Pool(GA_GROUP, "n", "pool", {"app": "m"}, (8000,)), SERVICES[kind], "epp.n.svc")
+    return [MessageToDict(made) for made in (current, former_picker_cluster(current))]
 
 
 @pytest.mark.parametrize("kind", SERVICES)
 def test_a_pickers_cluster_is_what_the_version_before_made(kind: str) -> None:
-    assert cluster(kind) == json.loads(FILE.read_text())[kind]
+    pinned = json.loads(FILE.read_text())[kind]
+    assert clusters(kind) == pinned
+    assert [found["name"] for found in pinned] == [
+        f"inferencepool/{GA_GROUP}/n/pool/{end}" for end in ("picker", "epp")
+    ]
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({kind: cluster(kind) for kind in SERVICES}, indent=1) + "\n")
+    FILE.write_text(json.dumps({kind: clusters(kind) for kind in SERVICES}, indent=1) + "\n")

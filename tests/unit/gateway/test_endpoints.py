@@ -19,7 +19,7 @@ READY, NOT_READY = {"ready": True}, {"ready": False}
 def test_resource_names_lead_back_to_the_pool():
     for key in (KEY, (EXTENSION_GROUP, "ns", "a.b-c")):
         assert names.split_resource_name(names.pool_cluster_name(key)) == (key, "")
-        assert names.split_resource_name(names.picker_cluster_name(key)) == (key, "/epp")
+        assert names.split_resource_name(names.picker_endpoints_name(key)) == (key, "/epp")
         assert names.split_resource_name(names.trust_secret_name(key)) == (key, "/epp/ca")
     for other in (
         "",
@@ -158,7 +158,7 @@ def source(found) -> SnapshotSource:
 
 def test_unknown_names_are_answered_empty_and_trust_nobody():
     asked = source(o.snapshot([], verify_by_default=False))
-    for name in (names.pool_cluster_name(KEY), names.picker_cluster_name(KEY), "nonsense"):
+    for name in (names.pool_cluster_name(KEY), names.picker_endpoints_name(KEY), "nonsense"):
         found = asked.resource(EDS_TYPE, name)
         assert found.cluster_name == name
         assert not found.endpoints[0].lb_endpoints

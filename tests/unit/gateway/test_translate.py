@@ -58,9 +58,14 @@ def test_two_weighted_pools_each_with_its_picker():
     result = run([o.pool_ref("a", 70), o.pool_ref("b", 30)])
     assert o.shares(o.routes_in(result.response)[NAME]) == [(A, 70), (B, 30)]
     first, second = weights(result)
-    assert overrides(first, names.PICK_FILTER).grpc_service.envoy_grpc.cluster_name == f"{A}/epp"
-    assert overrides(second, names.PICK_FILTER).grpc_service.envoy_grpc.cluster_name == f"{B}/epp"
-    assert set(o.clusters_in(result.response)) == {RULE, A, B, f"{A}/epp", f"{B}/epp"}
+    assert overrides(first, names.PICK_FILTER).grpc_service.envoy_grpc.cluster_name == f"{A}/picker"
+    assert overrides(second, names.PICK_FILTER).grpc_service.envoy_grpc.cluster_name == f"{B}/picker"
+    assert set(o.clusters_in(result.response)) == {
+        RULE,
+        A,
+        B,
+        *(f"{pool}/{end}" for pool in (A, B) for end in ("picker", "epp")),
+    }
     assert [("BackendTLSPolicy" in note) for note in result.notes] == [True, True]
 
 
@@ -201,7 +206,7 @@ def test_any_other_picker_gets_one_stream_both_ways():
     modes = processing_mode_pb2.ProcessingMode
     assert mode.request_body_mode == mode.response_body_mode == modes.FULL_DUPLEX_STREAMED
     assert mode.request_trailer_mode == mode.response_trailer_mode == mode.response_header_mode == modes.SEND
-    assert not o.clusters_in(result.response)[f"{A}/epp"].health_checks
+    assert not o.clusters_in(result.response)[f"{A}/picker"].health_checks
 
 
 def test_observation_of_bodies_all_and_sampled():
@@ -240,7 +245,9 @@ def test_rules_of_different_policies_have_a_cluster_each_over_the_same_endpoints
         [o.pool("a")], http_routes=[o.route("r", [o.pool_ref("a")], [o.pool_ref("a")])], services=[o.service()]
     )
     result = translate(o.hook_input([o.xds_route(NAME), o.xds_route(f"{other}/match/0/*")], [first, second]), found)
-    made = [name for name in o.clusters_in(result.response) if name.startswith(A) and not name.endswith("/epp")]
+    made = [
+        name for name in o.clusters_in(result.response) if name.startswith(A) and not name.endswith(("/picker", "/epp"))
+    ]
     assert len(made) == 2
     assert {o.clusters_in(result.response)[name].eds_cluster_config.service_name for name in made} == {A}
     assert o.shares(o.routes_in(result.response)[f"{other}/match/0/*"]) == [(made[1], 1)]
@@ -259,12 +266,15 @@ def test_picked_host_comes_from_metadata_only_and_served_is_reported():
 
 
 def test_picker_cluster_notices_death_and_takes_its_ca_from_discovery():
-    found = o.clusters_in(run([o.pool_ref("a")]).response)[f"{A}/epp"]
+    found = o.clusters_in(run([o.pool_ref("a")]).response)[f"{A}/picker"]
     options = http_protocol_options_pb2.HttpProtocolOptions()
     (config,) = found.typed_extension_protocol_options.values()
     assert config.Unpack(options)
     keepalive = options.explicit_http_config.http2_protocol_options.connection_keepalive
     assert keepalive.interval.ToTimedelta() + keepalive.timeout.ToTimedelta() < timedelta(seconds=2)
+    # A second without CPU is no death.
+    assert keepalive.timeout.ToTimedelta() > timedelta(seconds=1.1)
+    assert keepalive.HasField("interval_jitter")
     assert found.common_lb_config.healthy_panic_threshold.value == 0
     assert found.common_lb_config.HasField("healthy_panic_threshold")
     assert found.common_lb_config.HasField("update_merge_window")
@@ -272,7 +282,7 @@ def test_picker_cluster_notices_death_and_takes_its_ca_from_discovery():
     assert found.transport_socket.name == "envoy.transport_sockets.tls"
     assert f"{A}/epp/ca".encode() in found.transport_socket.typed_config.value
     cleartext = run([o.pool_ref("a")], services=[o.service("epp-a", appProtocol="kubernetes.io/h2c")])
-    assert not o.clusters_in(cleartext.response)[f"{A}/epp"].HasField("transport_socket")
+    assert not o.clusters_in(cleartext.response)[f"{A}/picker"].HasField("transport_socket")
 
 
 def test_h2c_pools_speak_http2():
