@@ -169,6 +169,10 @@ class Metrics(MetricSet, PoolObserver):
         self._held_bodies.set_function(lambda: bodies.held)
         self._held_bodies_limit.set(bodies.most)
 
+    def tokenized(self, ok: bool) -> None:
+        """A server was asked for a prompt's tokens."""
+        self.tokenizations.labels("ok" if ok else "error").inc()
+
     def decided(self, pick: Pick) -> None:
         """A pick is over: a PickObserver."""
         facts, state = pick.facts, pick.outcome.state

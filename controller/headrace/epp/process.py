@@ -73,8 +73,8 @@ class Process:
         self._listener: KvSubscriber | None = None
         self._tokenizer: Tokenizer | None = None
         if config.kv_events is not None and config.tokenizer is not None:
-            server, on_answer = self._tokenizing_server, self._tokenized
-            self._tokenizer = Tokenizer(config.tokenizer, server=server, clock=time.monotonic, on_answer=on_answer)
+            server, answered = self._tokenizing_server, self._metrics.tokenized
+            self._tokenizer = Tokenizer(config.tokenizer, server=server, clock=time.monotonic, on_answer=answered)
         self._tracer = self._trace() if options.tracing else None
         self._parts = Components(
             config=self._scheduling(config),
@@ -202,9 +202,6 @@ class Process:
         """One of the pool's servers that tell of their caches: those have the model's tokenizer, and /tokenize."""
         speaking = self._parts.precise.speaking() if self._parts.precise is not None else []
         return f"{self._options.scrape.scheme}://{self._rng.choice(speaking)}" if speaking else None
-
-    def _tokenized(self, ok: bool) -> None:
-        self._metrics.tokenizations.labels("ok" if ok else "error").inc()
 
     def _kv_batch(self, key: str, batch: Batch) -> None:
         self._metrics.kv_event_batches.labels("ok").inc(not batch.continued)
