@@ -43,12 +43,12 @@ from headrace.replay.policies import prompt_of
 from headrace.replay.traces import (
     ADAPTERS,
     Arrival,
+    at_load,
     conversations,
     read_trace,
     shared_prefixes,
     stretch,
     with_adapters,
-    work_seconds,
 )
 from headrace.simulator.timing import StepCost
 
@@ -99,7 +99,7 @@ async def ask_one(port: int, ask: Arrival) -> tuple[float, float]:
         writer.close()
 
 
-async def run(asks: Sequence[Arrival], config: str, options: argparse.Namespace, duration: float) -> Result:
+async def run(asks: Sequence[Arrival], config: str, options: argparse.Namespace) -> Result:
     """One run: everything is started, asked and stopped."""
     cpu_before, started = cpu_seconds(), time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
@@ -117,10 +117,10 @@ async def run(asks: Sequence[Arrival], config: str, options: argparse.Namespace,
         pool = pool_config(epp_port=picker.grpc_port, endpoints=keys, mode=picking_mode(), observe=True)
         envoy = await stack.enter_async_context(start_envoy(pool, directory))
         port = await envoy.listener_port(LISTENER)
-        began, span = time.monotonic() + 0.5, max(ask.at for ask in asks)
+        began = time.monotonic() + 0.5
 
         async def later(ask: Arrival) -> tuple[float, float]:
-            await asyncio.sleep(began + ask.at / span * duration / options.speedup - time.monotonic())
+            await asyncio.sleep(began + ask.at / options.speedup - time.monotonic())
             return await ask_one(port, ask)
 
         answers = await asyncio.gather(*map(later, asks), return_exceptions=True)
@@ -193,12 +193,11 @@ async def compare(options: argparse.Namespace) -> int:
     ratios: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     failed = 0
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        asks = requests(options, seed)
-        duration = work_seconds(asks, StepCost()) / options.servers / options.busy
+        asks = at_load(requests(options, seed), options.servers, options.busy, StepCost())
         order = options.config[seed % 2 :] + options.config[: seed % 2]
         found = {}
         for config in order:
-            result = found[config] = await run(asks, config, options, duration)
+            result = found[config] = await run(asks, config, options)
             failed += result.failed
             if len(result.first) < 2:
                 sys.exit(f"{config}: {len(result.first)} of {len(asks)} requests were answered: nothing to compare")

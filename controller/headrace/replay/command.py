@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ from headrace.simulator.timing import StepCost
 
 __all__ = ["add_arguments", "run"]
 
+_USUAL_LOAD = 0.6
 _MADE_UP = {"conversations": conversations, "shared-prefixes": shared_prefixes}
 
 
@@ -66,7 +68,7 @@ class ReplayOptions:
     busy: float = flag(
         0.0,
         "spread the requests so that the largest fleet is busy for this share of the time; 0: the trace's own times "
-        "(0.6 where none is given)",
+        f"({_USUAL_LOAD} where none is given)",
         number(0, 5),
     )
     seeds: int = flag(3, "runs of each policy, with other stretches of the trace", whole(1, 1000))
@@ -115,8 +117,7 @@ class _Work:
             found = _MADE_UP[options.workload](options.requests, seed)
         if options.adapters:
             found = with_adapters(found, seed)
-        busy = options.busy or (0.0 if self.trace is not None else 0.6)
-        return at_load(found, max(options.servers), busy, self.engine.cost) if busy else found
+        return at_load(found, max(options.servers), options.busy, self.engine.cost) if options.busy else found
 
     def figures(self, cell: _Cell) -> Figures:
         """Make one run."""
@@ -127,20 +128,20 @@ class _Work:
         return figures(outcome, cell.servers, self.options.target)
 
 
-_read: dict[str, list[Arrival]] = {}
-
-
+@lru_cache(maxsize=1)
 def _trace(name: str) -> list[Arrival]:
     """A trace, read once in each process."""
-    if name not in _read:
-        _read[name] = read_trace(Path(name))
-    return _read[name]
+    return read_trace(Path(name))
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay, and report. Raises ValueError, naming flag or file, for what cannot be replayed."""
     options = read_flags(args, ReplayOptions)
-    options = replace(options, policy=options.policy or [BUILT_IN, "least-request", "knowing"])
+    options = replace(
+        options,
+        policy=options.policy or [BUILT_IN, "least-request", "knowing"],
+        busy=options.busy or (0.0 if args.trace is not None else _USUAL_LOAD),
+    )
     engine = replace(read_flags(args, EngineSettings), cost=read_flags(args, StepCost))
     for policy in options.policy:
         read_policy(policy)
@@ -153,9 +154,9 @@ def run(args: argparse.Namespace) -> int:
         (policy, servers): [found[_Cell(policy, servers, seed)] for seed in seeds]
         for policy, servers in itertools.product(options.policy, options.servers)
     }
-    load = f"{options.busy or 0.6:g} busy" if options.busy or args.trace is None else "at its own times"
+    load = f"{options.busy:g} busy" if options.busy else "at its own times"
     title = f"{Path(args.trace).name if args.trace else options.workload}, {options.requests} requests, {load}"
-    report = Report(title, options.policy, options.servers, options.seeds, options.target, runs)
+    report = Report(title, options.target, runs)
     sys.stdout.write(as_text(report))
     if options.json is not None:
         options.json.write_bytes(msgspec.json.encode(as_json(report)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import xxhash
 
+from headrace.core import Endpoint
 from headrace.datalayer.metrics_page import ServerMetrics
 from headrace.replay.traces import BLOCK_TOKENS, Arrival
 from headrace.simulator.engine import Engine, EngineSettings, StepReport
@@ -38,7 +39,7 @@ class Server:
 
     def __init__(self, number: int, settings: EngineSettings) -> None:
         self.number = number
-        self.key = f"10.0.{number >> 8}.{number & 255}:8000"
+        self.endpoint = Endpoint("default", f"server-{number}", f"10.0.{number >> 8}.{number & 255}", 8000)
         self.engine = Engine(settings)
         self._in_batch: frozenset[str] = frozenset()
         self._adapters: set[str] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +11,9 @@ from typing import Any, Protocol
 
 import xxhash
 
-from headrace.core import Decision, Endpoint, FailureMode, Request
-from headrace.core.endpoint import split_key
+from headrace.core import Decision, FailureMode, Request
 from headrace.epp.composition import Components
 from headrace.epp.config_file import PickerConfig, load_config
-from headrace.epp.director import Pick
 from headrace.epp.metrics import Metrics
 from headrace.extproc.events import PickNeeded
 from headrace.replay.fleet import Server
@@ -150,13 +148,9 @@ class Picker:
             decisions_kept=1,
         )
         self._clock, self._bodies = clock, bodies
-        self._numbers = {server.key: server.number for server in servers}
+        self._numbers = {server.endpoint.key: server.number for server in servers}
         self._open: dict[int, Any] = {}
-        endpoints = []
-        for server in servers:
-            address, port = split_key(server.key)
-            endpoints.append(Endpoint("default", f"server-{server.number}", address, port, uid=server.key))
-        self._parts.pool.endpoints_changed(tuple(endpoints), FailureMode.CLOSE)
+        self._parts.pool.endpoints_changed(tuple(server.endpoint for server in servers), FailureMode.CLOSE)
 
     def pick(self, number: int, arrival: Arrival) -> int | None:
         """See Policy."""
@@ -170,7 +164,9 @@ class Picker:
             body_size=len(prompt),
             streaming=True,
         )
-        pick = _at_once(self._parts.director.decide(PickNeeded(request, covers_response=False)))
+        pick = self._parts.director.decide_at_once(PickNeeded(request, covers_response=False))
+        if pick is None:
+            raise CannotReplay("a pick waits for something; a replay follows only what picks at once")
         if not isinstance(pick.answer, Decision):
             return None
         key = pick.answer.endpoints[0]
@@ -191,21 +187,10 @@ class Picker:
 
     def scraped(self, server: Server) -> None:
         """See Policy."""
-        record = self._parts.pool.store.get(server.key)
+        record = self._parts.pool.store.get(server.endpoint.key)
         assert record is not None
         record.scraped(server.metrics(), self._clock())
         self._parts.pool.scraped(record)
-
-
-def _at_once(decision: Coroutine[Any, Any, Pick]) -> Pick:
-    """The result of a decision that waits for nothing. Raises CannotReplay for one that does."""
-    try:
-        decision.send(None)
-    except StopIteration as ended:
-        pick: Pick = ended.value
-        return pick
-    decision.close()
-    raise CannotReplay("a pick waits for something; a replay follows only what picks at once")
 
 
 @lru_cache(maxsize=1 << 16)

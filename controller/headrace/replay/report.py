@@ -36,15 +36,27 @@ td:first-child,th:first-child{text-align:left}tr{border-bottom:1px solid var(--l
 
 @dataclass(frozen=True)
 class Report:
-    """Runs, and what they were of: `title` names trace, load and fleet for people. Policies and fleets are in the order
-    asked for; each is compared to the first policy with the same number of servers."""
+    """Runs, and what they were of: `title` names trace, load and fleet for people. Each policy is compared to the first
+    one with the same number of servers."""
 
     title: str
-    policies: Sequence[str]
-    fleets: Sequence[int]
-    seeds: int
     target: float
     runs: Runs
+
+    @property
+    def policies(self) -> list[str]:
+        """In the order of the runs, as fleets are."""
+        return list(dict.fromkeys(policy for policy, _ in self.runs))
+
+    @property
+    def fleets(self) -> list[int]:
+        """Numbers of servers."""
+        return list(dict.fromkeys(servers for _, servers in self.runs))
+
+    @property
+    def seeds(self) -> int:
+        """How many runs there are of each policy and fleet."""
+        return len(next(iter(self.runs.values())))
 
     @property
     def base(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -54,14 +54,18 @@ class Outcome:
 @dataclass(eq=False)
 class _Run:
     arrivals: Sequence[Arrival]
-    policy: Policy
     servers: Sequence[Server]
+    # Of the run's clock.
+    make_policy: Callable[[Callable[[], float]], Policy]
     now: float = 0.0
     _events: list[tuple[float, int, int, int]] = field(default_factory=list)
     _order: count[int] = field(default_factory=count)
     _answers: list[Answer] = field(default_factory=list)
     _numbers: dict[EngineSequence, int] = field(default_factory=dict)
     _refused: int = 0
+
+    def __post_init__(self) -> None:
+        self.policy = self.make_policy(lambda: self.now)
 
     def at(self, when: float, kind: int, which: int) -> None:
         heapq.heappush(self._events, (when, next(self._order), kind, which))
@@ -128,6 +132,4 @@ def replay(
 ) -> Outcome:
     """Replay requests by a policy: see `policies`. Raises CannotReplay, and InvalidConfig."""
     servers = servers_of(fleet)
-    run = _Run(arrivals, None, servers)  # type: ignore[arg-type]
-    run.policy = policy_of(policy, servers, lambda: run.now, Random(seed), bodies=bodies)
-    return run.run()
+    return _Run(arrivals, servers, lambda clock: policy_of(policy, servers, clock, Random(seed), bodies=bodies)).run()
