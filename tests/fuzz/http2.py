@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hpack import Decoder, Encoder
 
-from headrace.extproc.http2 import ByteBudget, Limits, frames
+from headrace.extproc.http2 import BufferBudget, Limits, frames
 from headrace.extproc.http2.grpc import MessageReader, RpcFault
 
 from ..unit.extproc.http2.peer import ECHO, GREETING, HOLD, SETTINGS_ACK, SINK, Server, request, written
@@ -60,7 +60,7 @@ def connection(raw: bytes, *, greet: bool) -> None:
 
 
 def served(parts: list[bytes], *, greet: bool) -> Server:
-    server = Server(BOUNDS, ByteBudget(200_000), greet=False)
+    server = Server(BOUNDS, BufferBudget(200_000), greet=False)
     server.feed(GREETING + SETTINGS_ACK if greet else b"")
     for part in parts:
         server.feed(part)

@@ -48,14 +48,16 @@ class Limits:
 
 def limits(memory: int, source: str = "") -> Limits:
     """The budgets of a process that may use so many bytes."""
+    share = memory // 16
+    least = max(1 << 20, share)
     return Limits(
         memory=memory,
         source=source,
         bodies=shared(memory // 4),
-        responses=Budget(item_bytes=256 << 10, total_bytes=max(1 << 20, memory // 16)),
-        messages=memory // 16,
-        pages=Budget(item_bytes=512 << 10, total_bytes=max(1 << 20, memory // 16)),
-        kv_messages=Budget(item_bytes=1 << 20, total_bytes=max(1 << 20, memory // 16)),
+        responses=Budget(item_bytes=256 << 10, total_bytes=least),
+        messages=share,
+        pages=Budget(item_bytes=512 << 10, total_bytes=least),
+        kv_messages=Budget(item_bytes=1 << 20, total_bytes=least),
     )
 
 

@@ -84,6 +84,14 @@ def interval(settings: ScrapeSettings, *, busy: bool, endpoints: int, failures: 
 
 
 @dataclass(eq=False)
+class _Signals:
+    """What an endpoint's task is told: that the endpoint is in use, and that its page is wanted at once."""
+
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False)
 class Scraper:
     """One task of `tasks` per endpoint. `clock` is the store's clock. `engines` may be replaced at any time. `on_page`
     is told of each page, how long it took and whether it came; `on_scraped` of each record a page has just come for,
@@ -102,8 +110,7 @@ class Scraper:
 
     def __post_init__(self) -> None:
         self._tasks = TaskPerKey(self.tasks, "scrape")
-        self._wakes: dict[str, asyncio.Event] = {}
-        self._hurries: dict[str, asyncio.Event] = {}
+        self._signals: dict[str, _Signals] = {}
         self._busy: set[str] = set()
         # When the next page may be asked for, in the event loop's time.
         self._next_turn = 0.0
@@ -112,31 +119,30 @@ class Scraper:
     def adjust(self, endpoints: Iterable[Endpoint]) -> None:
         """Scrape exactly these endpoints. An address that changed hands is started anew."""
         wanted = {_name(endpoint): endpoint for endpoint in endpoints}
-        wakes = self._wakes
-        self._wakes = {found.key: wakes.get(found.key) or asyncio.Event() for found in wanted.values()}
-        hurries = self._hurries
-        self._hurries = {found.key: hurries.get(found.key) or asyncio.Event() for found in wanted.values()}
+        known = self._signals
+        self._signals = {found.key: known.get(found.key) or _Signals() for found in wanted.values()}
         gone = self._tasks.adjust({name: partial(self._watch, endpoint) for name, endpoint in wanted.items()})
         self._busy.difference_update(gone)
 
     def wake(self, key: str) -> None:
         """An idle endpoint got a request: its next page is wanted soon."""
-        event = self._wakes.get(key)
-        if event is not None:
-            event.set()
+        signals = self._signals.get(key)
+        if signals is not None:
+            signals.wake.set()
 
     def hasten(self, key: str) -> None:
         """The next page of an endpoint is wanted at once, ahead of others."""
-        event = self._hurries.get(key)
-        if event is not None:
-            event.set()
+        signals = self._signals.get(key)
+        if signals is not None:
+            signals.hurry.set()
 
     async def close(self) -> None:
         """Close the connections, once the tasks are over."""
         await self._client.close()
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        wake, hurry = self._wakes[endpoint.key], self._hurries[endpoint.key]
+        signals = self._signals[endpoint.key]
+        wake, hurry = signals.wake, signals.hurry
         failures = 0
         name = _name(endpoint)
         while True:

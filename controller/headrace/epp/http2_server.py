@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from headrace.extproc.http2 import Application, ByteBudget, Connection, Limits
+from headrace.extproc.http2 import Application, BufferBudget, Connection, Limits
 from headrace.extproc.http2.frames import ERRORS
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Http2Server:
         self,
         application: Application,
         bounds: Limits,
-        budget: ByteBudget,
+        budget: BufferBudget,
         *,
         tls: ssl.SSLContext | None = None,
         on_fault: Callable[[str], None] = lambda name: None,

@@ -13,7 +13,7 @@ from headrace.epp.http2_server import Http2Server
 from headrace.epp.metrics import Metrics
 from headrace.epp.options import Options
 from headrace.epp.service import ExtProcService
-from headrace.extproc.http2 import ByteBudget, Limits
+from headrace.extproc.http2 import BufferBudget, Limits
 from headrace.replicas.peering import KEEPALIVE, Peering
 from headrace.serving.health import Health
 from headrace.serving.servers import Servers
@@ -68,7 +68,7 @@ def _http2_server(options: Options, calls: Calls, metrics: Metrics) -> Http2Serv
     return Http2Server(
         calls,
         Limits(max_message_bytes=options.conversation.max_body_bytes + _MESSAGE_OVERHEAD),
-        ByteBudget(options.limits.messages),
+        BufferBudget(options.limits.messages),
         tls=server_context(options.cert_path, reload=options.enable_cert_reload) if options.secure_serving else None,
         on_fault=lambda name: metrics.closed_connections.labels(name).inc(),
         on_slow=metrics.slow_callbacks.inc,

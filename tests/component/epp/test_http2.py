@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 
 from headrace.epp.http2_server import Http2Server
-from headrace.extproc.http2 import ByteBudget, Limits, RequestHeaders, Stream, frames
+from headrace.extproc.http2 import BufferBudget, Limits, RequestHeaders, Stream, frames
 from headrace.serving.tls import InvalidCertificate, server_context
 
 from ...certificates import Authority
@@ -51,7 +51,7 @@ class LateApplication(Application):
 async def serving(application: Any = None, **changes: Any) -> AsyncIterator[tuple[Http2Server, int]]:
     """A server on loopback, and its port."""
     bounds = changes.pop("bounds", Limits())
-    server = Http2Server(application or Application(), bounds, ByteBudget(64 << 20), **changes)
+    server = Http2Server(application or Application(), bounds, BufferBudget(64 << 20), **changes)
     port = await server.bind("127.0.0.1", 0)
     await server.start()
     try:

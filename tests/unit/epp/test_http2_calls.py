@@ -15,7 +15,7 @@ from headrace.epp.composition import Components
 from headrace.epp.http2_calls import Calls
 from headrace.epp.service import ExtProcService
 from headrace.extproc import BodyMode
-from headrace.extproc.http2 import ByteBudget, Connection, Limits, frames, grpc
+from headrace.extproc.http2 import BufferBudget, Connection, Limits, frames, grpc
 from headrace.protocol import rpc
 from headrace.serving.health import Health
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
@@ -49,7 +49,11 @@ class Gateway:
         self.calls = Calls(service, self.health)
         self.wakes = 0
         self.connection = Connection(
-            self.calls, Limits(), ByteBudget(1 << 24), now=0.0, on_output=lambda: setattr(self, "wakes", self.wakes + 1)
+            self.calls,
+            Limits(),
+            BufferBudget(1 << 24),
+            now=0.0,
+            on_output=lambda: setattr(self, "wakes", self.wakes + 1),
         )
         self.output = b""
         self.say(GREETING + SETTINGS_ACK)

@@ -14,7 +14,7 @@ class Claimant(Protocol):
         """It asked for more, had to wait, and may go on now."""
 
 
-class ByteBudget:
+class BufferBudget:
     """While more than `total` bytes are held, streams wait in the order in which they ask for more. One at a time goes
     on nevertheless, or bodies that fill the budget together would all wait for each other.
 

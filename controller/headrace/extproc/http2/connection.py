@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from headrace.extproc.http2 import frames, grpc, limits
 from headrace.extproc.http2.blocks import BlockReader
-from headrace.extproc.http2.budget import ByteBudget
+from headrace.extproc.http2.budget import BufferBudget
 from headrace.extproc.http2.control import Control
 from headrace.extproc.http2.frames import (
     END_STREAM,
@@ -56,7 +56,7 @@ class Connection:
         self,
         application: Application,
         bounds: Limits,
-        budget: ByteBudget,
+        budget: BufferBudget,
         *,
         now: float,
         on_output: Callable[[], None] = lambda: None,

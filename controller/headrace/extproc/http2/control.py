@@ -59,9 +59,7 @@ class Control:
 
     def spend(self, points: float) -> None:
         """The peer did something for nothing. Raises ConnectionFault where that was too often."""
-        allowance = self._allowance
-        allowance.points -= points
-        if allowance.points < 0:
+        if not self._allowance.spend(points):
             raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
 
     def spend_on_window(self, increment: int) -> None:

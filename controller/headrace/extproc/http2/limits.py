@@ -46,6 +46,11 @@ class Allowance:
         self.points = _CAPACITY
         self._at = now
 
+    def spend(self, points: float) -> bool:
+        """Take so many. False where they are not there."""
+        self.points -= points
+        return self.points >= 0
+
     def refill(self, now: float) -> None:
         """Time has passed."""
         self.points = min(_CAPACITY, self.points + (now - self._at) * _POINTS_A_SECOND)

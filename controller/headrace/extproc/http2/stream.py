@@ -6,7 +6,7 @@ from collections import deque
 from typing import Protocol
 
 from headrace.extproc.http2 import grpc
-from headrace.extproc.http2.budget import ByteBudget
+from headrace.extproc.http2.budget import BufferBudget
 from headrace.extproc.http2.frames import FLOW_CONTROL_ERROR, PROTOCOL_ERROR, StreamFault, window_update
 from headrace.extproc.http2.headers import RequestHeaders
 from headrace.extproc.http2.limits import Limits
@@ -50,7 +50,7 @@ class Owner(Protocol):
     def limits(self) -> Limits: ...
 
     @property
-    def budget(self) -> ByteBudget: ...
+    def budget(self) -> BufferBudget: ...
 
     def over(self, stream: Stream) -> None:
         """The stream's last frame is among the output."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from headrace.extproc.http2 import frames, grpc, limits
 from headrace.extproc.http2.blocks import Block
-from headrace.extproc.http2.budget import ByteBudget
+from headrace.extproc.http2.budget import BufferBudget
 from headrace.extproc.http2.control import Control
 from headrace.extproc.http2.frames import PROTOCOL_ERROR, REFUSED_STREAM, STREAM_CLOSED, ConnectionFault, StreamFault
 from headrace.extproc.http2.headers import HeaderReader
@@ -27,7 +27,7 @@ class Streams:
         self,
         application: Application,
         bounds: Limits,
-        budget: ByteBudget,
+        budget: BufferBudget,
         sender: Sender[Stream],
         control: Control,
         headers: HeaderReader,

@@ -14,7 +14,7 @@ import h2.events
 import h2.settings
 from hpack import Decoder, Encoder
 
-from headrace.extproc.http2 import ByteBudget, Connection, Limits, RequestHeaders, Stream, frames
+from headrace.extproc.http2 import BufferBudget, Connection, Limits, RequestHeaders, Stream, frames
 from headrace.extproc.http2.frames import (
     DATA,
     END_HEADERS,
@@ -178,9 +178,9 @@ def goaway(output: bytes) -> tuple[int, int] | None:
 class Server:
     """A connection, its application, and all that it has sent."""
 
-    def __init__(self, bounds: Limits | None = None, budget: ByteBudget | None = None, *, greet: bool = True) -> None:
+    def __init__(self, bounds: Limits | None = None, budget: BufferBudget | None = None, *, greet: bool = True) -> None:
         self.application = Application()
-        self.budget = budget or ByteBudget(1 << 30)
+        self.budget = budget or BufferBudget(1 << 30)
         self.flushes = 0
         self.connection = Connection(
             self.application, bounds or Limits(), self.budget, now=0.0, on_output=self._on_output

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from headrace.extproc.http2 import ByteBudget, Limits, frames
+from headrace.extproc.http2 import BufferBudget, Limits, frames
 from headrace.extproc.http2.frames import END_HEADERS, frame
 
 from .peer import GREETING, SINK, Server, answers, block, data, goaway, grpc_message, headers, request, written
@@ -186,7 +186,7 @@ class Claimant:
 
 
 def test_one_at_a_time_goes_on_when_the_budget_is_used() -> None:
-    budget = ByteBudget(100)
+    budget = BufferBudget(100)
     a, b, c = claimants = [Claimant() for _ in range(3)]
     for claimant in claimants:
         budget.hold(claimant, 50)
@@ -207,7 +207,7 @@ def test_one_at_a_time_goes_on_when_the_budget_is_used() -> None:
 
 
 def test_twice_the_budget_is_for_the_first_alone() -> None:
-    budget = ByteBudget(100)
+    budget = BufferBudget(100)
     first, other = Claimant(), Claimant()
     budget.hold(first, 150)
     assert budget.grants(first)

@@ -10,7 +10,7 @@ from hpack import Decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.extproc.http2 import ByteBudget, Limits, frames, grpc
+from headrace.extproc.http2 import BufferBudget, Limits, frames, grpc
 from headrace.extproc.http2.frames import END_HEADERS, END_STREAM, frame
 
 from .peer import (
@@ -535,7 +535,7 @@ def test_the_work_of_one_read_is_bounded() -> None:
 
 
 def test_bodies_share_a_budget() -> None:
-    budget = ByteBudget(1_500_000)
+    budget = BufferBudget(1_500_000)
     server = Server(Limits(stream_window=100_000), budget)
     numbers = (1, 3, 5, 7, 9)
     whole = grpc_message(bytes(1_000_000))
@@ -566,7 +566,7 @@ def test_bodies_share_a_budget() -> None:
 
 
 def test_twice_the_budget_is_never_held() -> None:
-    budget = ByteBudget(200_000)
+    budget = BufferBudget(200_000)
     server = Server(Limits(stream_window=150_000, connection_window=1 << 24), budget)
     whole = grpc_message(bytes(1_000_000))
     for n in range(1, 21, 2):
