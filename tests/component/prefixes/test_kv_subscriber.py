@@ -20,6 +20,7 @@ from headrace.prefixes.precise import PreciseIndex
 from headrace.serving.tasks import Supervisor
 
 from ...hang import HANG_SECONDS
+from ...turns import counted_turns
 
 # A port no other test uses, at addresses of loopback.
 PORT = 25_557
@@ -219,25 +220,13 @@ async def test_who_left_is_not_listened_to(context: zmq.asyncio.Context) -> None
 async def test_a_fast_sender_leaves_others_their_turn(context: zmq.asyncio.Context) -> None:
     told = endpoint("127.0.0.8")
     server = Server(context, "127.0.0.8")
-    turn = 0
     turns: list[int] = []
-
-    async def others() -> None:
-        nonlocal turn
-        while True:
-            turn += 1
-            await asyncio.sleep(0)
-
-    async with listening() as heard:
-        heard.subscriber.on_batch = lambda key, batch: turns.append(turn)
+    async with listening() as heard, counted_turns() as turn:
+        heard.subscriber.on_batch = lambda key, batch: turns.append(turn.count)
         heard.listen_to(told)
         await until(lambda: bool(turns), lambda: server.tell(block(1, 1, 2)))
         turns.clear()
-        task = asyncio.create_task(others())
-        try:
-            for number in range(500):
-                await server.tell(block(number, number))
-            await until(lambda: len(turns) >= 500)
-        finally:
-            task.cancel()
+        for number in range(500):
+            await server.tell(block(number, number))
+        await until(lambda: len(turns) >= 500)
     assert len(set(turns)) == len(turns)

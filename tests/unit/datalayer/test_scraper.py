@@ -21,6 +21,7 @@ from headrace.datalayer.store import EndpointRecord, EndpointStore
 from headrace.serving.tasks import Supervisor
 
 from ...hang import HANG_SECONDS
+from ...turns import counted_turns
 
 SETTINGS = ScrapeSettings(busy_seconds=0.2, idle_seconds=5.0, max_pages_per_second=100.0, jitter=0.0)
 
@@ -216,20 +217,11 @@ async def test_a_page_of_one_long_line_is_not_read_and_others_have_their_turn() 
         return answer
 
     async with scraped(handler, timeout_seconds=60.0) as (scraper, record, store):
-        turns = 0
-
-        async def others() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        task = asyncio.create_task(others())
-        assert not await scraper.scrape(record)
-        task.cancel()
+        async with counted_turns() as turns:
+            assert not await scraper.scrape(record)
         assert record.scrape_error == "a line has over 65536 bytes"
         assert not store.snapshot()[0].fresh
-        assert turns > 2
+        assert turns.count > 2
 
 
 async def test_a_long_page_is_read_in_turns_with_others() -> None:
@@ -240,7 +232,7 @@ async def test_a_long_page_is_read_in_turns_with_others() -> None:
         return web.Response(text=text)
 
     async with scraped(handler, timeout_seconds=60.0, limits=PageLimits(cpu_seconds=60.0)) as (scraper, record, store):
-        pieces = turns = 0
+        pieces = 0
         feed = MetricsReader.feed
 
         def counted(self: MetricsReader, piece: bytes) -> None:
@@ -248,20 +240,13 @@ async def test_a_long_page_is_read_in_turns_with_others() -> None:
             pieces += 1
             feed(self, piece)
 
-        async def others() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(MetricsReader, "feed", counted)
-            task = asyncio.create_task(others())
-            assert await scraper.scrape(record)
-            task.cancel()
+            async with counted_turns() as turns:
+                assert await scraper.scrape(record)
         assert store.snapshot()[0].running == 2
         assert pieces > 1
-        assert turns >= pieces
+        assert turns.count >= pieces
 
 
 async def test_a_large_pool_is_not_asked_all_at_once() -> None:

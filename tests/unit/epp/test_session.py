@@ -18,6 +18,7 @@ from headrace.extproc import BodyMode
 from headrace.extproc.request_body import PIECE_OVERHEAD
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from ...turns import counted_turns
 from ..extproc import messages as m
 from .test_director import Clock, director, endpoints
 
@@ -216,20 +217,11 @@ async def test_a_long_body_is_read_and_sent_on_with_turns_for_others(mode: BodyM
     content = long_body(800_000) + b" " * (3 << 20)
     settings = m.settings()
     session = StreamSession(d.director, d.pool, settings)
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    await asyncio.sleep(0)
-    await feed(session, m.request_headers(protocol_config=m.config(mode)))
-    answers = await feed(session, m.body("request_body", content, True))
-    task.cancel()
-    assert turns >= len(content) // STEP_BYTES
+    async with counted_turns() as turns:
+        await asyncio.sleep(0)
+        await feed(session, m.request_headers(protocol_config=m.config(mode)))
+        answers = await feed(session, m.body("request_body", content, True))
+    assert turns.count >= len(content) // STEP_BYTES
     (logged,) = d.decisions.find()
     assert logged["model"] == "m"
     if mode is BodyMode.FULL_DUPLEX_STREAMED:

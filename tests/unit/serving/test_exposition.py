@@ -17,6 +17,8 @@ from headrace.serving.exposition import SAMPLES_A_SLICE, page
 from headrace.serving.loop_lag import watch_lag
 from headrace.serving.metrics import gauges
 
+from ...turns import counted_turns
+
 
 class Own(Collector):
     """A collector that is no metric."""
@@ -59,19 +61,10 @@ def test_it_is_the_librarys(values: list[str], a_slice: int) -> None:
 
 async def test_others_have_their_turn_after_each_slice() -> None:
     registry = registry_of([str(number) for number in range(1000)])
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    pieces = await collected(registry)
-    task.cancel()
+    async with counted_turns() as turns:
+        pieces = await collected(registry)
     assert len(pieces) > 5 * 1000 // SAMPLES_A_SLICE
-    assert turns >= len(pieces)
+    assert turns.count >= len(pieces)
     assert max(piece.count(b"\n") for piece in pieces) <= SAMPLES_A_SLICE + 2
 
 
