@@ -18,6 +18,8 @@ PROTOS_TO ?= controller
 WORKERS ?= 3
 # Folders in the order given: the longest tests first, so that no worker is left with one of them at the end.
 PYTEST := $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
+# Modules of Ansible, each of which takes half a second to import what it needs, share an interpreter that has.
+WARM := $(BIN)/python -m tests.tools.warm
 # Other projects' programs and CRDs that tests need.
 TOOLS := $(HOME)/.cache/headrace/tools
 PYTHON_CODE := controller tests benchmarks roles plugins molecule docs
@@ -103,7 +105,7 @@ test: $(STAMP) $(ENVOY) binaries tools ## Run all tests that CI runs
 	@# What is done in a cluster waits for some of its time: the other tests fill that, and give way where it does not.
 	@# No $$(MAKE): a line with it is run by "make -n" as well.
 	tests/tools/beside.sh make test-cluster -- \
-	  nice -n 5 $(PYTEST) tests/component tests/integration tests/unit -m "not slow" --durations=20
+	  nice -n 5 $(WARM) $(PYTEST) tests/component tests/integration tests/unit -m "not slow" --durations=20
 
 .PHONY: test-unit
 test-unit: $(STAMP) tools ## Pure tests
@@ -115,15 +117,15 @@ test-component: $(STAMP) $(ENVOY) binaries ## Tests with a real Envoy and real s
 
 .PHONY: test-integration
 test-integration: $(STAMP) binaries tools ## Tests with a real kube-apiserver
-	$(PYTEST) tests/integration -m "not slow" --durations=5
+	$(WARM) $(PYTEST) tests/integration -m "not slow" --durations=5
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) $(ENVOY) ## One bring-up of the whole stack: the end-to-end tests on it, then the molecule scenarios beside it
 	export HEADRACE_MOLECULE_FAILURES=$$(mktemp -d); \
 	trap '$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); rm -r $$HEADRACE_MOLECULE_FAILURES' EXIT; \
 	$(PLAYBOOK) playbooks/local_cluster_down.yml $(TEST_CLUSTER); \
-	$(BIN)/pytest tests/e2e --durations=10; \
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --all --report --workers 2 --continue-on-failure || \
+	$(WARM) $(BIN)/pytest tests/e2e --durations=10; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(WARM) $(BIN)/molecule test --all --report --workers 2 --continue-on-failure || \
 	  { cat $$HEADRACE_MOLECULE_FAILURES/*.txt; exit 1; }
 
 # The parts of test-full are in tests/tools/parts.py. PART names one of them: make test-full PART=upgrade. HEADRACE_BEFORE names the commit before.

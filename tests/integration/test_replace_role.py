@@ -27,7 +27,7 @@ def play(stage: Stage, repository: Path, *arguments: str, start: bool = False) -
     """Run replace_pool.yml for a stage's pools, or start it."""
     variables = {
         "headrace_kubeconfig": str(stage.api.kubeconfig), "headrace_context": "test", "ansible_connection": "local",
-        "ansible_python_interpreter": sys.executable,
+        "ansible_python_interpreter": "{{ ansible_playbook_python }}",
         "headrace_controller_image": "headrace", "inference_pool_namespace": stage.namespace,
         "pool": f"{stage.name}-old", "replacement": f"{stage.name}-new",
         "pool_replacement_report_dir": str(stage.directory / "reports"), "pool_replacement_poll_interval": 0.2,
@@ -238,7 +238,7 @@ def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_aft
         routes = [{"name": "one", "namespace": stage.namespace, "rules": [{"backends": [{"pool": pool}]}]}]
         command = [
             str(repository / ".venv/bin/ansible-playbook"), str(guard), "-i", "localhost,",
-            "-e", json.dumps({"inference_gateway_routes": routes, "ansible_python_interpreter": sys.executable}),
+            "-e", json.dumps({"inference_gateway_routes": routes, "ansible_python_interpreter": "{{ ansible_playbook_python }}"}),
         ]  # fmt: skip
         environment = {"ANSIBLE_ROLES_PATH": str(repository / "roles"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         done = subprocess.run(
