@@ -238,7 +238,7 @@ def test_site_refuses_while_a_replacement_is_under_way_and_the_old_inventory_aft
         routes = [{"name": "one", "namespace": stage.namespace, "rules": [{"backends": [{"pool": pool}]}]}]
         command = [
             str(repository / ".venv/bin/ansible-playbook"), str(guard), "-i", "localhost,",
-            "-e", json.dumps({"inference_gateway_routes": routes, "ansible_python_interpreter": "{{ ansible_playbook_python }}"}),
+            "-e", json.dumps({"inference_gateway_routes": routes, "ansible_python_interpreter": sys.executable}),
         ]  # fmt: skip
         environment = {"ANSIBLE_ROLES_PATH": str(repository / "roles"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         done = subprocess.run(
