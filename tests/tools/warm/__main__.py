@@ -114,6 +114,10 @@ def main(command: list[str]) -> int:
     server = os.fork()
     if server == 0:
         serve(listener)
+    # Playbooks look for programs beside their Python.
+    for program in Path(sys.executable).parent.iterdir():
+        if not program.name.startswith("python"):
+            (folder / program.name).symlink_to(program)
     client = folder / "python"
     client.write_text(f"#!{sys.executable} -ISE\n{(HERE / 'client.py').read_text()}")
     client.chmod(0o755)
