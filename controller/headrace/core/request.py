@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct
 
 
 class Asked(NamedTuple):
@@ -21,8 +22,7 @@ class Asked(NamedTuple):
 NOT_ASKED = Asked()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One client request, as read from its headers and body.
 
     Everything here was written by a client, but for `subset`, which the gateway writes: none of it is trusted beyond
@@ -31,7 +31,7 @@ class Request:
     request_id: str
     method: str = "POST"
     path: str = "/"
-    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    headers: Mapping[str, str] = {}
     # The name the server will see, a base model or an adapter; "" where the request names none (bodyless, or not an
     # inference).
     model: str = ""
@@ -41,9 +41,9 @@ class Request:
     # Why a body that may name a model was not read; "" where it was, or there is none.
     unread: str = ""
     # As it came, where it was read; what is kept of a request for longer than its pick does without.
-    body: bytes = field(default=b"", hash=False, repr=False)
+    body: bytes = b""
     # The prompt's tokens, where somebody has told them.
-    tokens: tuple[int, ...] | None = field(default=None, hash=False, repr=False)
+    tokens: tuple[int, ...] | None = None
     streaming: bool = False
     # The most tokens the client will take back, where it says so.
     max_tokens: int | None = None

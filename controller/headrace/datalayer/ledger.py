@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Protocol
+
+from msgspec import Struct
 
 from headrace.core import NOT_ASKED, Asked, Request
 from headrace.datalayer.evidence import Origin
@@ -26,8 +27,7 @@ UNOBSERVED_SECONDS_WITHOUT_OBSERVERS = 60.0
 _NO_ORIGIN = Origin()
 
 
-@dataclass(slots=True, eq=False)
-class InFlight:
+class InFlight(Struct, eq=False):
     """One request on its way. `endpoint` is the `ip:port` it counts for, `record` that endpoint's account: an address
     that another Pod takes over has a new account, and this request no part in it."""
 
@@ -40,7 +40,7 @@ class InFlight:
     record: EndpointRecord | None
     observed: bool = False
     asked: Asked = NOT_ASKED
-    over: bool = field(default=False)
+    over: bool = False
     # About how many tokens of its prompt the endpoint has to compute, and how many it will answer with.
     tokens: int = 0
     output_tokens: int = 0

@@ -15,6 +15,8 @@ from headrace.core import Endpoint
 from headrace.datalayer.adapters import AdapterNames
 from headrace.datalayer.metrics_page import ServerMetrics
 from headrace.scheduling import EndpointState
+from headrace.scheduling.columns import Columns
+from headrace.scheduling.slots import Slots
 
 # Changes since the last page kept per endpoint. Only a server whose metrics fail for long gets here, and for such a
 # server the changes are not used.
@@ -35,10 +37,23 @@ class Usual(NamedTuple):
     kv_usage: float = 0.0
 
 
-class EndpointRecord:
-    """One endpoint's account. Times are seconds of the store's clock."""
+class _Changes:
+    """What has changed since a store last looked: the records, and whether pages have come or grown old."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    __slots__ = ("pages", "records")
+
+    def __init__(self) -> None:
+        self.records: list[EndpointRecord] = []
+        self.pages = True
+
+
+class EndpointRecord:
+    """One endpoint's account. Times are seconds of the store's clock. `slot` is its slot in the store's columns."""
+
+    def __init__(self, endpoint: Endpoint, slot: int, changes: _Changes) -> None:
+        self.slot = slot
+        self._changes_of_all = changes
+        self._changed = False
         self.endpoint = endpoint
         self.metrics: ServerMetrics | None = None
         self.fresh = False
@@ -53,7 +68,6 @@ class EndpointRecord:
         # How many of those in flight are the account of other replicas.
         self.of_peers = 0
         self.last_pick_at: float | None = None
-        self.changed = True
         # Models by last use, newest last; and those with requests on the way.
         self._used: OrderedDict[str, None] = OrderedDict()
         self._models_sent: Counter[str] = Counter()
@@ -61,6 +75,18 @@ class EndpointRecord:
         self._delta = 0
         # When the latest requests were sent that the last page may not have counted yet.
         self._starts: deque[float] = deque(maxlen=_MOST_CHANGES)
+        self._change()
+
+    def _change(self) -> None:
+        """Its state is another one from now on."""
+        if not self._changed:
+            self._changed = True
+            self._changes_of_all.records.append(self)
+
+    def replaced(self, endpoint: Endpoint) -> None:
+        """What is known of the endpoint itself is this now."""
+        self.endpoint = endpoint
+        self._change()
 
     def started(self, model: str, size: int, now: float, tokens: int = 0, *, page_knows: bool = False) -> None:
         """A request was sent here; `tokens` of its prompt are to be computed. `page_knows`: the last page counted it
@@ -74,14 +100,14 @@ class EndpointRecord:
             self._changes.append((now, 1))
             self._starts.append(now)
             self._delta += 1
-        self.changed = True
+        self._change()
 
     def described(self, model: str, size: int, tokens: int) -> None:
         """Of a request that was started without them, model, size and tokens are known now."""
         self.in_flight_bytes += size
         self.in_flight_tokens += tokens
         self._name(model)
-        self.changed = True
+        self._change()
 
     def _name(self, model: str) -> None:
         """A request of this model is on the way."""
@@ -95,7 +121,7 @@ class EndpointRecord:
     def computed(self, tokens: int) -> None:
         """So many tokens of prompts are computed; their requests go on."""
         self.in_flight_tokens -= tokens
-        self.changed = True
+        self._change()
 
     def finished(self, model: str, size: int, now: float, tokens: int = 0, *, page_knows: bool = False) -> None:
         """A request that was sent here is over. `page_knows`: the last page did not count it any more."""
@@ -109,7 +135,7 @@ class EndpointRecord:
         if not page_knows:
             self._changes.append((now, -1))
             self._delta -= 1
-        self.changed = True
+        self._change()
 
     def overdue(self, requests: int) -> int:
         """How many requests the last page should have counted and did not: it counted `requests`. Of those that other
@@ -128,18 +154,21 @@ class EndpointRecord:
         self._delta = sum(change for _, change in self._changes)
         while self._starts and self._starts[0] <= asked_at - ARRIVAL_SECONDS:
             self._starts.popleft()
-        self.changed = True
+        self._changes_of_all.pages = True
+        self._change()
 
     def scrape_failed(self, error: str, *, stale: bool) -> None:
         """No page has come. `stale`: what is known is too old to use from now on."""
         self.scrape_error = error
         if stale and self.fresh:
             self.fresh = False
-            self.changed = True
+            self._changes_of_all.pages = True
+            self._change()
 
     def state(self, usual: Usual, adapters: Set[str]) -> EndpointState:
-        """This endpoint now. Without fresh metrics, as many of its requests as `usual` are taken as running and the
-        rest as waiting. `adapters` are the pool's adapters."""
+        """This endpoint as it is now: no change is left to be seen. `adapters` are the pool's adapters. Without fresh
+        metrics, as many of its requests as `usual` are taken as running and the rest as waiting."""
+        self._changed = False
         known = self.metrics if self.fresh and self.metrics is not None else None
         if known is not None:
             counted = (known.running or 0) + (known.waiting or 0) + self._delta
@@ -180,13 +209,17 @@ class EndpointRecord:
 
 
 class EndpointStore:
-    """The pool's endpoints. Not safe for threads: one event loop owns it."""
+    """The pool's endpoints. Not safe for threads: one event loop owns it. Who else keeps sets of them
+    shares `slots`."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: Slots | None = None) -> None:
+        self._slots = slots if slots is not None else Slots()
         self._records: dict[str, EndpointRecord] = {}
-        self._states: dict[str, EndpointState] = {}
+        self._columns = Columns(self._slots)
+        self._changes = _Changes()
+        self._usual = Usual()
         self._snapshot: tuple[EndpointState, ...] | None = ()
-        # As of the last snapshot.
+        # As of the last look.
         self.adapters = AdapterNames()
 
     def replace(self, endpoints: Iterable[Endpoint]) -> tuple[list[Endpoint], list[Endpoint]]:
@@ -200,15 +233,17 @@ class EndpointStore:
             if new is None or new.uid != record.endpoint.uid or new.pod_name != record.endpoint.pod_name:
                 gone.append(record.endpoint)
                 del self._records[key]
-                self._states.pop(key, None)
+                self._columns.remove(record.slot)
+                self._slots.release(key)
                 self.adapters.report(key, frozenset())
             elif new != record.endpoint:
-                record.endpoint = new
-                record.changed = True
+                record.replaced(new)
         came = [endpoint for key, endpoint in wanted.items() if key not in self._records]
         for endpoint in came:
-            self._records[endpoint.key] = EndpointRecord(endpoint)
+            slot = self._slots.take(endpoint.key)
+            self._records[endpoint.key] = EndpointRecord(endpoint, slot, self._changes)
         self._records = {key: self._records[key] for key in wanted}
+        self._changes.pages = True
         self._snapshot = None
         return came, gone
 
@@ -223,26 +258,37 @@ class EndpointStore:
     def __len__(self) -> int:
         return len(self._records)
 
-    def snapshot(self) -> tuple[EndpointState, ...]:
-        """The state of every endpoint, in the pool's order."""
-        changed = [record for record in self._records.values() if record.changed]
-        if not changed and self._snapshot is not None:
-            return self._snapshot
+    def columns(self) -> Columns:
+        """The states of the endpoints as they are now. Not to be kept: they change with the next call."""
+        changed = self._changes.records
+        if not changed:
+            return self._columns
+        self._changes.records = []
+        self._snapshot = None
+        # Some may have left the pool since.
+        changed = [record for record in changed if self._records.get(record.endpoint.key) is record]
         for record in changed:
             if record.metrics is not None:
                 self.adapters.report(record.endpoint.key, record.metrics.known_adapters)
-        usual = self._usual() if any(not record.fresh for record in changed) else Usual()
+        if self._changes.pages:
+            self._changes.pages = False
+            self._usual = _usual(self._records.values())
         for record in changed:
-            self._states[record.endpoint.key] = record.state(usual, self.adapters.names)
-            record.changed = False
-        states = self._states
-        self._snapshot = tuple([states[key] for key in self._records])
+            self._columns.put(record.slot, record.state(self._usual, self.adapters.names))
+        return self._columns
+
+    def snapshot(self) -> tuple[EndpointState, ...]:
+        """The state of every endpoint, in the pool's order."""
+        states = self.columns().by_slot
+        if self._snapshot is None:
+            self._snapshot = tuple([states[record.slot] for record in self._records.values()])
         return self._snapshot
 
-    def _usual(self) -> Usual:
-        """The mean of what servers with fresh metrics report."""
-        known = [record.metrics for record in self._records.values() if record.fresh and record.metrics is not None]
-        if not known:
-            return Usual()
-        running = sum(metrics.running or 0 for metrics in known) // len(known)
-        return Usual(running, sum(metrics.kv_usage or 0.0 for metrics in known) / len(known))
+
+def _usual(records: Iterable[EndpointRecord]) -> Usual:
+    """The mean of what servers with fresh metrics report."""
+    known = [record.metrics for record in records if record.fresh and record.metrics is not None]
+    if not known:
+        return Usual()
+    running = sum(metrics.running or 0 for metrics in known) // len(known)
+    return Usual(running, sum(metrics.kv_usage or 0.0 for metrics in known) / len(known))

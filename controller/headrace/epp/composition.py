@@ -28,6 +28,7 @@ from headrace.replicas.journal import Journal
 from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import SchedulingConfig
 from headrace.scheduling.producer import Producer, Producers
+from headrace.scheduling.slots import Slots
 from headrace.scheduling.tokens import input_tokens, output_tokens
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class Components:
         observers: Sequence[PickObserver] = (),
         health_filter: bool = True,
     ) -> None:
-        store = EndpointStore()
+        slots = Slots()
+        store = EndpointStore(slots)
         self.metrics = metrics
         self.policies = Policies(rng, metrics.rewritten)
         self.decisions = DecisionLog(decisions_kept)
@@ -115,7 +117,7 @@ class Components:
             flow_control, states=store.snapshot, clock=clock, rng=rng, observer=metrics.flow_control
         )
         self.memory = PickMemory()
-        self.index = PrefixIndex(config.prefix)
+        self.index = PrefixIndex(config.prefix, slots=slots)
         self.precise = PreciseIndex() if kv_events else None
         self.health = HealthWatch(store, clock=clock, tells=health_filter)
         built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]

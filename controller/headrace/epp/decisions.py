@@ -15,8 +15,8 @@ from headrace.epp.director import Pick
 from headrace.scheduling import Outcome, Profile, explain
 from headrace.scheduling.health import VERDICT
 
-# Of larger pools only the winner's scores are kept: a thousand decisions among a thousand endpoints are 40 MB.
-_MOST_CANDIDATES = 64
+# Of endpoints that were not good.
+_MOST_SHOWN = 64
 _MOST_TEXT = 256
 _ALL_GOOD: Mapping[str, int] = MappingProxyType({})
 
@@ -36,7 +36,6 @@ class _Kept(NamedTuple):
     outcome: Outcome
     pod: str
     refusal: Refusal | None
-    candidate_count: int
     reason: str
     seconds: float
     # Of the endpoints that were not good then, how many requests they might have at once.
@@ -45,6 +44,7 @@ class _Kept(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """The record for people."""
         outcome, refusal = self.outcome, self.refusal
+        weighed = outcome.weigh()
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.wall_time)),
             **dict(zip(_REQUEST, self.request, strict=True)),
@@ -54,16 +54,16 @@ class _Kept(NamedTuple):
             "fallbacks": list(outcome.picks[1:]),
             "reason": self.reason or explain(self.profile, outcome),
             "refused": None if refusal is None else {"status": refusal.status, "reason": refusal.reason.value},
-            "candidate_count": self.candidate_count,
-            "not_good": {key: _standing(allowed) for key, allowed in islice(self.verdict.items(), _MOST_CANDIDATES)},
+            "candidate_count": outcome.candidate_count,
+            "not_good": {key: _standing(allowed) for key, allowed in islice(self.verdict.items(), _MOST_SHOWN)},
             "candidates": [
                 {
                     "endpoint": key,
-                    "total": round(outcome.totals[at], 6),
-                    "scores": {name: round(values[at], 6) for name, values in outcome.scores.items()},
+                    "total": round(weighed.totals[at], 6),
+                    "scores": {name: round(values[at], 6) for name, values in weighed.scores.items()},
                     "prefix_blocks_matched": self.prefix_matches.get(key, 0),
                 }
-                for at, key in enumerate(outcome.candidates)
+                for at, key in enumerate(weighed.candidates)
             ],
             "decision_seconds": round(self.seconds, 6),
         }
@@ -82,10 +82,7 @@ class DecisionLog:
             return
         record = pick.entry.record if pick.entry is not None else None
         refusal = pick.answer if isinstance(pick.answer, Refusal) else None
-        count, reason = len(outcome.candidates), outcome.reason if refusal is None else refusal.message
-        if count > _MOST_CANDIDATES and outcome.picks:
-            reason = reason or explain(pick.profile, outcome)
-            outcome = _winner(outcome)
+        reason = outcome.reason if refusal is None else refusal.message
         asked, path = request.asked_model or request.model, request.path.partition("?")[0]
         blocks, matches = (facts.prefix_blocks, facts.prefix_matches) if facts is not None else (0, {})
         shown = (request.objective[:_MOST_TEXT], request.priority, path[:_MOST_TEXT], request.body_size, blocks)
@@ -99,7 +96,6 @@ class DecisionLog:
                 outcome,
                 pod,
                 refusal,
-                count,
                 reason,
                 pick.seconds,
                 facts.attributes.get(VERDICT, _ALL_GOOD) if facts is not None else _ALL_GOOD,
@@ -121,10 +117,3 @@ class DecisionLog:
 def _standing(allowed: int) -> str:
     """What an endpoint was taken for."""
     return f"trial, {allowed} at once" if allowed > 0 else "suspect" if allowed == SUSPECT else "out"
-
-
-def _winner(outcome: Outcome) -> Outcome:
-    """The outcome without the losers."""
-    at = outcome.candidates.index(outcome.picks[0])
-    scores = {name: values[at : at + 1] for name, values in outcome.scores.items()}
-    return Outcome(outcome.picks, outcome.candidates[at : at + 1], outcome.totals[at : at + 1], scores, outcome.reason)

@@ -7,9 +7,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from random import Random
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct, field
 
 from headrace.core import Decision, FailureMode, Refusal, RefusalReason, Request
 from headrace.datalayer.ledger import InFlight
@@ -19,12 +21,13 @@ from headrace.epp.policies import Policies
 from headrace.extproc.events import PickNeeded
 from headrace.scheduling import Facts, Outcome, Profile, SchedulingConfig, run
 from headrace.scheduling.filters import SubsetFilter
+from headrace.scheduling.outcome import Weighed
 from headrace.scheduling.producer import Producers, RequestProducer
 from headrace.scheduling.profile import Stopwatch
 
 logger = logging.getLogger(__name__)
 
-_NO_OUTCOME = Outcome((), (), (), {}, "")
+_NO_OUTCOME = Outcome()
 _SUBSET = SubsetFilter()
 
 
@@ -35,8 +38,7 @@ class Failure(NamedTuple):
     cause: str
 
 
-@dataclass(slots=True)
-class Pick:
+class Pick(Struct, eq=False):
     """One decision, as its steps fill it in; observers get it when it is over."""
 
     # As it is picked for.
@@ -192,10 +194,13 @@ class Director:
 
     def _schedule(self, pick: Pick) -> Facts:
         """Filter, score and pick by the profile, among the endpoints as they are now. Gives what it went by."""
-        states = self.pool.store.snapshot()
+        store, profile, stopwatch = self.pool.store, pick.profile, self.stopwatch()
         facts = Facts(pick.request, self.pool.clock(), self.rng)
-        self.producers.prepare(facts, states)
-        pick.outcome = run(pick.profile, states, facts, self.stopwatch())
+        columns = store.columns()
+        self.producers.prepare(facts, store.snapshot)
+        # Plugins are measured one by one.
+        outcome = profile.quick.pick(columns, facts) if profile.quick is not None and stopwatch is None else None
+        pick.outcome = run(profile, store.snapshot(), facts, stopwatch) if outcome is None else outcome
         return facts
 
     def _send(self, pick: Pick, facts: Facts) -> Decision:
@@ -229,7 +234,9 @@ class Director:
         picks = (self.rng.choice(list(allowed)).key,) if allowed else ()
         for key in picks:
             self._start(pick, key)
-        pick.outcome = Outcome(picks, picks, (0.0,) * len(picks), {}, f"any endpoint, by the failure mode: {why}")
+        weighed = Weighed(picks, (0.0,) * len(picks))
+        text = f"any endpoint, by the failure mode: {why}"
+        pick.outcome = Outcome(picks, text, candidate_count=len(picks), weigh=lambda: weighed)
         pick.answer = _decision(request, picks)
 
 

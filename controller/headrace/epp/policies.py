@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
+
+from msgspec import structs
 
 from headrace.core import ModelRewrite, Objective, Refusal, RefusalReason, Request, RewriteTable
 
@@ -52,5 +54,5 @@ class Policies:
             elif request.wanted_model:
                 target = request.wanted_model
         if target != request.model:
-            return replace(request, priority=priority, model=target, asked_model=request.model)
-        return replace(request, priority=priority) if priority else request
+            return structs.replace(request, priority=priority, model=target, asked_model=request.model)
+        return structs.replace(request, priority=priority) if priority else request

@@ -185,7 +185,7 @@ class Tracer:
             "gen_ai.request.model": request.asked_model or request.model,
             "headrace.target_model": request.model,
             "headrace.priority": request.priority,
-            "headrace.candidates": len(pick.outcome.candidates),
+            "headrace.candidates": pick.outcome.candidate_count,
         }
         if pick.entry is not None and pick.entry.record is not None:
             attributes["k8s.pod.name"] = pick.entry.record.endpoint.pod_name

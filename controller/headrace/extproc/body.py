@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from headrace.core.bounded_json import MAX_BYTES, TooComplex, TooLong, load
 from headrace.extproc.body_scan import BEFORE, INSTEAD, BodyScan
@@ -39,8 +40,7 @@ class UnreadableBody(ValueError):  # noqa: N818
     """A body that no model server could answer; the message is for the client."""
 
 
-@dataclass(frozen=True, slots=True)
-class BodyFacts:
+class BodyFacts(Struct, frozen=True):
     """What the pick needs of a body. `model` "" and `prompt` empty where it does not say.
 
     `unread` says why a body that may name a model was not read; "" where it was."""

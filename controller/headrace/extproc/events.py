@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from headrace.core import Request
 from headrace.extproc.usage import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class PickNeeded:
+class PickNeeded(Struct, frozen=True):
     """The request is known; the stream waits until it is resumed with a Decision or a Refusal.
 
     `covers_response`: this stream also sees the response to its end, so its own end is the request's end."""
@@ -18,8 +17,7 @@ class PickNeeded:
     covers_response: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRefused:
+class RequestRefused(Struct, frozen=True):
     """The stream itself refused the request (an unreadable or too large body): no pick was asked for."""
 
     request: Request
@@ -27,8 +25,7 @@ class RequestRefused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestObserved:
+class RequestObserved(Struct, frozen=True):
     """An observation stream began: this request was sent with this pick (`ip:port[,...]`, "" where there is none)."""
 
     request_id: str
@@ -37,8 +34,7 @@ class RequestObserved:
     flow: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseStarted:
+class ResponseStarted(Struct, frozen=True):
     """The response's headers. `status` is 0 if unreadable; `served` the endpoint that answered, if the gateway says."""
 
     status: int
@@ -46,15 +42,13 @@ class ResponseStarted:
     streaming: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseChunk:
+class ResponseChunk(Struct, frozen=True):
     """A piece of the response's body went by; `size` in bytes."""
 
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseEnded:
+class ResponseEnded(Struct, frozen=True):
     """The response is complete. `usage` is what it reported of its tokens, where its body was seen and says so."""
 
     usage: Usage | None = None

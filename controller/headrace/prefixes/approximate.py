@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import xxhash
 
 from headrace.scheduling import EndpointState, Facts, PrefixSettings
+from headrace.scheduling.slots import Matches, Slots
 
 _hash = xxhash.xxh3_64_intdigest
 
@@ -34,14 +35,14 @@ def block_hashes(model: str, prompt: bytes, settings: PrefixSettings) -> list[in
 class PrefixIndex:
     """Block hash to endpoints, and per endpoint the order in which blocks were last used. A data producer."""
 
-    def __init__(self, settings: PrefixSettings, *, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(self, settings: PrefixSettings, *, max_entries: int = MAX_ENTRIES, slots: Slots | None = None) -> None:
         self.settings = settings
+        self._slots = slots if slots is not None else Slots()
         self._max_entries = max_entries
         self._masks: dict[int, int] = {}
         self._used: dict[str, OrderedDict[int, None]] = {}
+        # Of each endpoint, the set that has it alone.
         self._bits: dict[str, int] = {}
-        self._keys: dict[int, str] = {}
-        self._free_bits: list[int] = []
 
     def __len__(self) -> int:
         """How many distinct blocks are known."""
@@ -59,20 +60,17 @@ class PrefixIndex:
         """An endpoint joins, with nothing cached."""
         if key in self._bits:
             return
-        bit = self._free_bits.pop() if self._free_bits else len(self._bits)
-        self._bits[key] = bit
-        self._keys[bit] = key
+        self._bits[key] = 1 << self._slots.take(key)
         self._used[key] = OrderedDict()
 
     def remove(self, key: str) -> None:
-        """An endpoint leaves; its bit may be given to another."""
+        """An endpoint leaves; its slot may be given to another."""
         bit = self._bits.pop(key, None)
         if bit is None:
             return
         for block in self._used.pop(key):
-            self._clear(block, 1 << bit)
-        del self._keys[bit]
-        self._free_bits.append(bit)
+            self._clear(block, bit)
+        self._slots.release(key)
 
     def empty(self, key: str) -> None:
         """An endpoint's cache was emptied."""
@@ -80,24 +78,25 @@ class PrefixIndex:
             self.remove(key)
             self.add(key)
 
-    def matches(self, hashes: Sequence[int]) -> dict[str, int]:
+    def matches(self, hashes: Sequence[int]) -> Matches:
         """How many of the first blocks each endpoint should have; endpoints with none are left out."""
-        if not hashes:
-            return {}
-        masks = self._masks
-        found: dict[str, int] = {}
-        alive = masks.get(hashes[0], 0)
-        length = 0
+        masks, slots = self._masks, self._slots.shown()
+        alive = masks.get(hashes[0], 0) if hashes else 0
+        groups: list[tuple[int, int]] = []
+        count, length = len(hashes), 1
         while alive:
-            length += 1
-            after = alive & masks.get(hashes[length], 0) if length < len(hashes) else 0
-            lost = alive & ~after
-            while lost:
-                lowest = lost & -lost
-                found[self._keys[lowest.bit_length() - 1]] = length
-                lost ^= lowest
-            alive = after
-        return found
+            # The blocks that all of these have, in steps that double: who has a block has those before it.
+            step, least = 1, length
+            while least + step <= count and masks.get(hashes[least + step - 1], 0) & alive == alive:
+                least += step
+                step *= 2
+            while step := step // 2:
+                if least + step <= count and masks.get(hashes[least + step - 1], 0) & alive == alive:
+                    least += step
+            after = alive & masks.get(hashes[least], 0) if least < count else 0
+            groups.append((least, alive & ~after))
+            alive, length = after, least + 1
+        return Matches(groups, slots)
 
     def insert(self, hashes: Sequence[int], key: str, *, cache_tokens: int = 0) -> None:
         """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them.
@@ -106,7 +105,7 @@ class PrefixIndex:
         used = self._used.get(key)
         if used is None:
             return
-        mask = 1 << self._bits[key]
+        mask = self._bits[key]
         masks = self._masks
         for block in reversed(hashes):
             if block in used:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from headrace.config.decode import Duration, Refused
 from headrace.core import Request
@@ -86,7 +86,7 @@ class TokenProducer:
         """The request with its tokens, if they are to be had in time, and without the body that they are of."""
         if not self.index.block_sizes():
             return request
-        return replace(request, tokens=await self.tokens(request), body=b"")
+        return structs.replace(request, tokens=await self.tokens(request), body=b"")
 
 
 def question(request: Request) -> bytes | None:

@@ -2,8 +2,9 @@
 
 from headrace.scheduling.config import SchedulingConfig, read_config
 from headrace.scheduling.facts import Binding, EndpointState, Facts
+from headrace.scheduling.outcome import Outcome
 from headrace.scheduling.prefix import PrefixSettings
-from headrace.scheduling.profile import Outcome, Profile, default_profile, explain, run
+from headrace.scheduling.profile import Profile, default_profile, explain, run
 from headrace.scheduling.saturation import SaturationDetector
 
 __all__ = [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from headrace.core import Endpoint, Request
 from headrace.scheduling.tokens import input_tokens, token_count
@@ -57,8 +58,7 @@ class Binding(NamedTuple):
     ttl_seconds: float = 0.0
 
 
-@dataclass(slots=True)
-class Facts:
+class Facts(Struct, eq=False):
     """One request, and what data producers have prepared for it; made for each pick, as states are. Producers write it;
     filters, scorers and pickers only read it. `now` is in seconds, on any clock that only goes forward."""
 
@@ -70,20 +70,20 @@ class Facts:
     # By endpoint key, how many of the prompt's first `prefix_blocks` blocks its cache should hold; endpoints with none
     # are left out.
     prefix_blocks: int = 0
-    prefix_matches: Mapping[str, int] = field(default_factory=dict)
+    prefix_matches: Mapping[str, int] = {}
     # Tokens in a prefix block.
     block_tokens: int = 64
     # Sessions by their identifier.
-    sessions: Mapping[str, Binding] = field(default_factory=dict)
+    sessions: Mapping[str, Binding] = {}
     # For endpoints that were picked for a prompt no cache had: the number of the last such pick, higher is later.
-    cold_picks: Mapping[str, int] = field(default_factory=dict)
+    cold_picks: Mapping[str, int] = {}
     # The hashes of the prompt's blocks of bytes, and its first tokens where they are known.
     prefix_hashes: Sequence[int] = ()
     tokens: Sequence[int] | None = None
     # In tokens, once somebody has asked.
     length: int | None = None
     # What other producers prepare, by a name that they choose: of the request, or by endpoint key.
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = {}
 
     def uncached_tokens(self, key: str) -> int:
         """About how many tokens of the prompt an endpoint has to compute."""

@@ -3,7 +3,7 @@ picker's PrepareData plugins do. A producer implements `Producer`, and of the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from headrace.core import Request
@@ -56,19 +56,25 @@ class Producers:
     def configure(self, plugins: Iterable[object]) -> None:
         """Use the producers among these plugins from now on, in place of those configured before."""
         before = set(map(id, self._all))
-        self._all = self._built_in + tuple(plugin for plugin in plugins if isinstance(plugin, Producer))
+        configured = tuple(plugin for plugin in plugins if isinstance(plugin, Producer))
+        self._all = self._built_in + configured
         # Bound once: these are called for each pick.
-        self._prepare = [producer.prepare for producer in self._all]
+        self._prepare = [producer.prepare for producer in self._built_in]
+        self._prepare_configured = [producer.prepare for producer in configured]
         self._picked = [producer.picked for producer in self._all if isinstance(producer, LearnsPicks)]
         for producer in self._all:
             if isinstance(producer, FollowsEndpoints) and id(producer) not in before:
                 for key in self._keys:
                     producer.add(key)
 
-    def prepare(self, facts: Facts, states: Sequence[EndpointState]) -> None:
-        """Prepare a request's facts."""
+    def prepare(self, facts: Facts, states: Callable[[], Sequence[EndpointState]]) -> None:
+        """Prepare a request's facts. Those that are built in do not look at the states."""
         for prepare in self._prepare:
-            prepare(facts, states)
+            prepare(facts, ())
+        if self._prepare_configured:
+            known = states()
+            for prepare in self._prepare_configured:
+                prepare(facts, known)
 
     def picked(self, state: EndpointState, facts: Facts) -> None:
         """The request of these facts goes to this endpoint."""

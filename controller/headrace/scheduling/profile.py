@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from functools import cached_property, partial
+from typing import Protocol
 
 from headrace.scheduling.facts import EndpointState, Facts
 from headrace.scheduling.filters import AdapterAffinityFilter, SubsetFilter
 from headrace.scheduling.health import HealthFilter
+from headrace.scheduling.outcome import Outcome, Scores, Weighed
 from headrace.scheduling.pickers import MaxScorePicker
 from headrace.scheduling.plugin import Filter, Picker, Scorer, TakesNotes
+from headrace.scheduling.quick import MOST_SHOWN, QuickProfile, quick_way
 from headrace.scheduling.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
 
 _SUBSET = SubsetFilter()
@@ -43,22 +45,10 @@ class Profile:
         steps = (*self.filters, *(entry.scorer for entry in self.scorers), self.picker)
         return tuple(dict.fromkeys(step for step in steps if isinstance(step, TakesNotes)))
 
-
-class Outcome(NamedTuple):
-    """What a profile made of the candidates.
-
-    `picks` are endpoint keys, best first; empty where no candidate was left. `scores` has, by scorer name, each
-    remaining candidate's clamped and unweighted score, in the order of `candidates`; `reason` says in words why.
-    `saturated`: there were candidates, and all of them were too full."""
-
-    picks: tuple[str, ...]
-    candidates: tuple[str, ...]
-    totals: tuple[float, ...]
-    scores: dict[str, Sequence[float]]
-    reason: str
-    saturated: bool = False
-    # The endpoint that was picked, as it was.
-    state: EndpointState | None = None
+    @cached_property
+    def quick(self) -> QuickProfile | None:
+        """The quick way to the same picks, where the plugins are usual ones."""
+        return quick_way(self.filters, self.scorers, self.picker)
 
 
 def default_profile() -> Profile:
@@ -87,17 +77,16 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwat
     """Pick among `states` for one request."""
     kept: Sequence[EndpointState] = _SUBSET.keep(states, facts)
     if not kept:
-        reason = "no endpoint is ready" if not states else "no ready endpoint is in the gateway's subset"
-        return Outcome((), (), (), {}, reason)
+        return Outcome(reason="no endpoint is ready" if not states else "no ready endpoint is in the gateway's subset")
     for step in profile.filters:
         kept = step.keep(kept, facts)
         if stopwatch is not None:
             stopwatch.lap("Filter", step.type_name, step.type_name)
         if not kept:
             saturated = getattr(step, "saturates", False)
-            return Outcome((), (), (), {}, f"filter {step.type_name} left no endpoint", saturated)
+            return Outcome(reason=f"filter {step.type_name} left no endpoint", saturated=saturated)
     totals = [0.0] * len(kept)
-    scores: dict[str, Sequence[float]] = {}
+    scores: Scores = {}
     for entry in profile.scorers:
         weight = entry.weight
         clamped = _clamped(entry.scorer.score(kept, facts))
@@ -108,14 +97,16 @@ def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwat
     picked = profile.picker.pick(list(zip(totals, kept, strict=True)), facts)
     if stopwatch is not None:
         stopwatch.lap("Picker", profile.picker.type_name, profile.picker.type_name)
-    return Outcome(
-        picks=tuple([state.key for _, state in picked]),
-        candidates=tuple([state.key for state in kept]),
-        totals=tuple(totals),
-        scores=scores,
-        reason="",
-        state=picked[0][1],
-    )
+    picks = tuple([state.key for _, state in picked])
+    keys = tuple([state.key for state in kept])
+    if len(keys) > MOST_SHOWN:
+        at = keys.index(picks[0])
+        weigh = partial(
+            Weighed, keys[at : at + 1], (totals[at],), {name: s[at : at + 1] for name, s in scores.items()}, max(totals)
+        )
+    else:
+        weigh = partial(Weighed, keys, tuple(totals), scores, max(totals))
+    return Outcome(picks, state=picked[0][1], candidate_count=len(keys), weigh=weigh)
 
 
 def _clamped(scores: Sequence[float]) -> Sequence[float]:
@@ -130,10 +121,10 @@ def explain(profile: Profile, outcome: Outcome) -> str:
     """Why the first pick won, for humans: the parts of its total, and how many candidates it had against it."""
     if not outcome.picks:
         return outcome.reason
-    if len(outcome.candidates) == 1:
+    if outcome.candidate_count == 1:
         return "the only candidate"
-    at = outcome.candidates.index(outcome.picks[0])
-    parts = [f"{w.name} {w.weight:g}*{outcome.scores[w.name][at]:.3f}" for w in profile.scorers]
-    total = outcome.totals[at]
-    standing = f"{total:.3f} of {len(outcome.candidates)} candidates, best {max(outcome.totals):.3f}"
+    weighed = outcome.weigh()
+    at = weighed.candidates.index(outcome.picks[0])
+    parts = [f"{w.name} {w.weight:g}*{weighed.scores[w.name][at]:.3f}" for w in profile.scorers]
+    standing = f"{weighed.totals[at]:.3f} of {outcome.candidate_count} candidates, best {weighed.best:.3f}"
     return f"{' + '.join(parts) or 'no scorer'} = {standing}; {profile.picker.type_name}"

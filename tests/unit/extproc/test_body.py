@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from headrace.core.bounded_json import MAX_NODES
 from headrace.extproc.body import BodyFacts, UnreadableBody, is_json_path, model_steps, read_body

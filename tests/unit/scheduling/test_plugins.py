@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headrace.config.decode import decode
 from headrace.core import Endpoint, Request
@@ -267,7 +268,7 @@ def test_cold_prompts_are_spread() -> None:
     states = [state(1), state(2), state(3)]
     asked = facts()
     # Never picked first, in their order; then the longest ago.
-    assert scorer.score(states, replace(asked, cold_picks={K1: 5, K2: 4})) == [0.0, 0.5, 1.0]
+    assert scorer.score(states, structs.replace(asked, cold_picks={K1: 5, K2: 4})) == [0.0, 0.5, 1.0]
     assert scorer.score(states, asked) == [1.0, 0.5, 0.0]
     assert scorer.score(states[:1], asked) == [1.0]
     warm = facts(matches={K2: 1}, blocks=3)

@@ -39,10 +39,11 @@ class Keeping(Preparing):
 
 
 def test_built_in_producers_come_first_and_others_are_no_producers() -> None:
+    # Only those that are configured are shown the states.
     producers = Producers([Preparing("built-in")], [object(), Preparing("configured"), "a name"])
     prepared = facts()
-    producers.prepare(prepared, [state(1), state(2)])
-    assert prepared.attributes == {"built-in": [2], "configured": ["built-in", 2]}
+    producers.prepare(prepared, lambda: [state(1), state(2)])
+    assert prepared.attributes == {"built-in": [0], "configured": ["built-in", 2]}
 
 
 def test_another_configuration_brings_producers_and_takes_others_away() -> None:

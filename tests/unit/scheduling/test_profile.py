@@ -85,7 +85,7 @@ def test_totals_are_weighted_sums_of_clamped_scores() -> None:
     )
     states = [state(1, waiting=0), state(2, waiting=2), state(3, waiting=1)]
     outcome = run(profile, states, facts())
-    assert outcome.totals == pytest.approx((3.0, 0.0, 2.0 + 1.5))
+    assert outcome.weigh().totals == pytest.approx((3.0, 0.0, 2.0 + 1.5))
     assert outcome.picks == ("10.0.0.3:8000",)
     assert "odd 2*1.000 + q 3*0.500 = 3.500" in explain(profile, outcome)
 
@@ -97,7 +97,7 @@ def test_the_default_profile() -> None:
         state(3, waiting=2, kv_usage=0.0),
     ]
     outcome = run(default_profile(), states, facts(matches={"10.0.0.2:8000": 1}, blocks=2))
-    assert outcome.totals == pytest.approx((2 + 1, 0 + 2 + 1.5, 1 + 2))
+    assert outcome.weigh().totals == pytest.approx((2 + 1, 0 + 2 + 1.5, 1 + 2))
     assert outcome.picks == ("10.0.0.2:8000",)
 
 
@@ -153,4 +153,4 @@ def test_scores_are_kept_within_0_and_1(made: list[float], kept: list[float]) ->
             return made
 
     profile = Profile("p", (), (WeightedScorer(Fixed(), 1.0, "fixed"),), MaxScorePicker())
-    assert run(profile, [state(1), state(2)], facts()).scores == {"fixed": kept}
+    assert run(profile, [state(1), state(2)], facts()).weigh().scores == {"fixed": kept}
