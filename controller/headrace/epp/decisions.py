@@ -9,7 +9,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from headrace.core import Refusal
+from headrace.core import Endpoint, Refusal
 from headrace.datalayer.health import SUSPECT
 from headrace.epp.director import Pick
 from headrace.scheduling import Outcome, Profile, explain
@@ -18,25 +18,31 @@ from headrace.scheduling.health import VERDICT
 # Of endpoints that were not good.
 _MOST_SHOWN = 64
 _MOST_TEXT = 256
-_ALL_GOOD: Mapping[str, int] = MappingProxyType({})
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
-# Of the request, as they are shown.
-_REQUEST = ("request_id", "model", "asked_model", "objective", "priority", "path", "body_bytes", "prompt_blocks")
+# Of what a request says, as it is kept: enough for its path without the query.
+_MOST_RAW = 2048
 
 
 class _Kept(NamedTuple):
-    """One decision. `wall_time` is seconds since 1970, `seconds` is what the decision took."""
+    """One decision, as it was: it is put into words when somebody asks. `wall_time` is seconds since 1970, `seconds` is
+    what the decision took."""
 
     wall_time: float
-    # The values of _REQUEST.
-    request: tuple[str | int, ...]
+    request_id: str
+    model: str
+    asked_model: str
+    objective: str
+    priority: int
+    path: str
+    body_bytes: int
+    prompt_blocks: int
     prefix_matches: Mapping[str, int]
     profile: Profile
     outcome: Outcome
-    pod: str
+    endpoint: Endpoint | None
     refusal: Refusal | None
-    reason: str
     seconds: float
     # Of the endpoints that were not good then, how many requests they might have at once.
     verdict: Mapping[str, int]
@@ -45,14 +51,22 @@ class _Kept(NamedTuple):
         """The record for people."""
         outcome, refusal = self.outcome, self.refusal
         weighed = outcome.weigh()
+        reason = outcome.reason if refusal is None else refusal.message
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.wall_time)),
-            **dict(zip(_REQUEST, self.request, strict=True)),
+            "request_id": self.request_id,
+            "model": self.model,
+            "asked_model": self.asked_model or self.model,
+            "objective": self.objective[:_MOST_TEXT],
+            "priority": self.priority,
+            "path": self.path.partition("?")[0][:_MOST_TEXT],
+            "body_bytes": self.body_bytes,
+            "prompt_blocks": self.prompt_blocks,
             "profile": self.profile.name,
             "winner": outcome.picks[0] if outcome.picks else None,
-            "winner_pod": self.pod,
+            "winner_pod": self.endpoint.pod_name if self.endpoint is not None else "",
             "fallbacks": list(outcome.picks[1:]),
-            "reason": self.reason or explain(self.profile, outcome),
+            "reason": reason or explain(self.profile, outcome),
             "refused": None if refusal is None else {"status": refusal.status, "reason": refusal.reason.value},
             "candidate_count": outcome.candidate_count,
             "not_good": {key: _standing(allowed) for key, allowed in islice(self.verdict.items(), _MOST_SHOWN)},
@@ -77,28 +91,32 @@ class DecisionLog:
 
     def add(self, pick: Pick) -> None:
         """Keep one decision."""
-        request, facts, outcome = pick.request, pick.facts, pick.outcome
-        if pick.answer is None:
+        request, facts, answer, entry = pick.request, pick.facts, pick.answer, pick.entry
+        if answer is None:
             return
-        record = pick.entry.record if pick.entry is not None else None
-        refusal = pick.answer if isinstance(pick.answer, Refusal) else None
-        reason = outcome.reason if refusal is None else refusal.message
-        asked, path = request.asked_model or request.model, request.path.partition("?")[0]
-        blocks, matches = (facts.prefix_blocks, facts.prefix_matches) if facts is not None else (0, {})
-        shown = (request.objective[:_MOST_TEXT], request.priority, path[:_MOST_TEXT], request.body_size, blocks)
-        pod = record.endpoint.pod_name if record is not None else ""
+        record = entry.record if entry is not None else None
+        blocks, matches, verdict = 0, _NONE, _NONE
+        if facts is not None:
+            blocks, matches = facts.prefix_blocks, facts.prefix_matches
+            verdict = facts.attributes.get(VERDICT, _NONE)
         self._kept.append(
             _Kept(
                 time.time(),
-                (request.request_id, request.model, asked, *shown),
+                request.request_id,
+                request.model,
+                request.asked_model,
+                request.objective[:_MOST_RAW],
+                request.priority,
+                request.path[:_MOST_RAW],
+                request.body_size,
+                blocks,
                 matches,
                 pick.profile,
-                outcome,
-                pod,
-                refusal,
-                reason,
+                pick.outcome,
+                record.endpoint if record is not None else None,
+                answer if isinstance(answer, Refusal) else None,
                 pick.seconds,
-                facts.attributes.get(VERDICT, _ALL_GOOD) if facts is not None else _ALL_GOOD,
+                verdict,
             )
         )
 
@@ -106,7 +124,7 @@ class DecisionLog:
         """The newest decisions first; with a request id, those of that request."""
         found = []
         for kept in reversed(self._kept):
-            if request_id and kept.request[0] != request_id:
+            if request_id and kept.request_id != request_id:
                 continue
             found.append(kept.as_json())
             if len(found) >= limit:

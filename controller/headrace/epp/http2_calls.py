@@ -135,7 +135,8 @@ class ExtProcCall:
                 self._step_due = True
                 asyncio.get_running_loop().call_soon(self._step)
         else:
-            session.sent()
+            if answers:
+                session.sent()
             if following is Next.END:
                 stream.finish()
 

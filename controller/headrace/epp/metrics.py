@@ -5,7 +5,7 @@ Labels whose values clients choose are bounded: further ones are counted as `oth
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prometheus_client import Histogram
@@ -43,6 +43,7 @@ _TOKENS = (1.0, *(float(8 * 2**n) for n in range(18)))
 _TTFT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _PER_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 _RATIO = tuple(n / 10 for n in range(11))
+_MOST_KEPT = 10_000
 
 _MODEL = ("model_name", "target_model_name")
 _OBJECTIVE, _EXTENSION, _OWN = "inference_objective", "inference_extension", "headrace_epp"
@@ -162,6 +163,10 @@ class Metrics(MetricSet, PoolObserver):
         self.flow_control = FlowControlMetrics(pool_name, self.registry)
         self.plugins = PluginDurations(self.registry)
         self._models = CappedLabels()
+        # What counts a pick, by its models, priority and endpoint.
+        self._of_picks: dict[
+            tuple[tuple[str, ...], int, str], tuple[Callable[[], None], Callable[[float], None], Callable[[], None]]
+        ] = {}
         self._info.labels("", f"headrace-{version()}").set(1)
 
     def show_budget(self, bodies: ByteBudget) -> None:
@@ -191,10 +196,21 @@ class Metrics(MetricSet, PoolObserver):
 
     def picked(self, request: Request, endpoint: Endpoint) -> None:
         """A request was sent to an endpoint."""
-        asked, target = self._models(request.asked_model or request.model, request.model)
-        self._requests[asked, target, str(request.priority)].inc()
-        self._request_sizes[asked, target].observe(request.body_size)
-        self._attempts["success", target, endpoint.pod_name, endpoint.namespace, str(endpoint.port)].inc()
+        names = self._models(request.asked_model or request.model, request.model)
+        # One look for all of a pick's series.
+        found = self._of_picks.get((names, request.priority, endpoint.key))
+        if found is None:
+            asked, target = names
+            place = ("success", target, endpoint.pod_name, endpoint.namespace, str(endpoint.port))
+            requests = self._requests[asked, target, str(request.priority)]
+            found = (requests.inc, self._request_sizes[names].observe, self._attempts[place].inc)
+            if len(self._of_picks) >= _MOST_KEPT:
+                self._of_picks.clear()
+            self._of_picks[names, request.priority, endpoint.key] = found
+        count, size, attempt = found
+        count()
+        size(request.body_size)
+        attempt()
 
     def not_picked(self, request: Request, status: int, reason: str) -> None:
         """A request was refused."""
@@ -251,6 +267,7 @@ class Metrics(MetricSet, PoolObserver):
 
     def endpoint_removed(self, endpoint: Endpoint) -> None:
         # Its series go with it, or a pool of short-lived Pods would pile them up.
+        self._of_picks.clear()
         self._attempts.forget(pod_name=endpoint.pod_name, namespace=endpoint.namespace, port=str(endpoint.port))
 
 

@@ -86,22 +86,18 @@ class StreamSession:
         """What has to come after the answers so far. At BODY, MESSAGE and END all of them were given."""
         if self._needed is not None:
             return Next.DECISION
-        stream = self._stream
-        if stream.busy:
+        machine = self._stream.machine
+        if machine is None:
+            return Next.MESSAGE
+        if machine.work.steps is not None:
             return Next.STEP
-        if stream.collecting:
+        if machine.collecting:
             return Next.BODY
-        return Next.END if self._complete(stream) else Next.MESSAGE
-
-    def _complete(self, stream: ExtProcStream) -> bool:
-        """Whether the stream has nothing left to do and should end now.
-
-        In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
-        and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its stream;
-        the gateway takes that as "no more processing"."""
-        if self._covers_response or not stream.request_done:
-            return False
-        return self.observed or self.pool.ledger.observers_seen
+        # In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
+        # and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its
+        # stream; the gateway takes that as "no more processing".
+        ends = not self._covers_response and (self.observed or self.pool.ledger.observers_seen)
+        return Next.END if ends and machine.request_done else Next.MESSAGE
 
     @property
     def patience(self) -> float | None:
@@ -154,8 +150,9 @@ class StreamSession:
 
     def _handle(self, answers: list[bytes]) -> list[bytes]:
         """Handle what the conversation tells; gives the answers with those that come of it."""
-        while events := self._stream.take_events():
-            for event in events:
+        stream = self._stream
+        while stream.events:
+            for event in stream.take_events():
                 if isinstance(event, PickNeeded):
                     pick = self.director.decide_at_once(event)
                     if pick is None:

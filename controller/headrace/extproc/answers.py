@@ -59,6 +59,8 @@ class PickTemplates:
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[bytes, bytes]] = {}
+        # The same as whole answers, before and after a content length of so many digits.
+        self._answers: dict[tuple[str, int], tuple[bytes, bytes]] = {}
 
     def of(self, destination: str) -> tuple[bytes, bytes]:
         """Serialized `HeaderMutation`, and the `dynamic_metadata` field, for `ip:port[,ip:port...]`.
@@ -70,6 +72,22 @@ class PickTemplates:
                 self._kept.clear()
             found = self._kept[destination] = (_mutation(destination), _metadata(destination))
         return found
+
+    def answer(self, destination: str, body_size: int) -> bytes:
+        """The answer to a request's headers, with the length of the body that follows: Envoy drops the client's own in
+        full duplex, and some model servers want one."""
+        digits = b"%d" % body_size
+        place = (destination, len(digits))
+        found = self._answers.get(place)
+        if found is None:
+            if len(self._answers) >= _MAX_TEMPLATES:
+                self._answers.clear()
+            mutation, metadata = self.of(destination)
+            # The length is the last in it, but for how it is to be put there.
+            end = len(digits) + len(_OVERWRITE)
+            before = request_headers(mutation + set_content_length(body_size))[:-end]
+            found = self._answers[place] = (before, _OVERWRITE + metadata)
+        return found[0] + digits + found[1]
 
 
 def _mutation(destination: str) -> bytes:
@@ -126,6 +144,13 @@ def chunks(kind: Kind, body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:
         if last:
             return
         at = end
+
+
+def whole_body(kind: Kind, body: bytes, *, end_of_stream: bool) -> list[bytes]:
+    """The same of a body that may be short, as it nearly always is."""
+    if not body or len(body) > MAX_CHUNK_BYTES:
+        return list(chunks(kind, body, end_of_stream=end_of_stream))
+    return [passed_on(kind, b"\x0a%b%b\x10\x01" % (varint(len(body)), body) if end_of_stream else nested(1, body))]
 
 
 def passed_on(kind: Kind, content: bytes) -> bytes:

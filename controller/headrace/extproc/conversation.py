@@ -20,13 +20,13 @@ GRPC                     as STREAMED, each piece sent on as it came
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 
 from headrace.core import Decision, Refusal, RefusalReason, Request
 from headrace.extproc import answers
 from headrace.extproc.body import BodyFacts, UnreadableBody
 from headrace.extproc.events import Event, PickNeeded, RequestRefused
-from headrace.extproc.metadata import read_headers, subset_hint
+from headrace.extproc.metadata import NO_HEADERS, read_headers, subset_hint
 from headrace.extproc.modes import (
     ONE_BODY_ANSWER,
     PICK_FROM_HEADERS,
@@ -44,7 +44,7 @@ from headrace.extproc.work import Work
 from headrace.protocol import http
 
 
-class _Phase(Enum):
+class _Phase(IntEnum):
     START = auto()
     COLLECTING = auto()  # the request's body is on its way
     PICKING = auto()  # a PickNeeded is out
@@ -73,7 +73,7 @@ class Conversation:
         # Without a protocol_config (older gateways) the protocol's own mode is meant.
         self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
         self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._headers: dict[str, str] = {}
+        self._headers = NO_HEADERS
         self._headers_seen = False
         self._subset: tuple[str, ...] | None = None
         # "" before the request's headers.
@@ -179,7 +179,7 @@ class Conversation:
 
     def _on_request_body(self, message: Message) -> list[bytes]:
         body = http_body(message.content)
-        self._body_ended = bool(body.end_of_stream)
+        self._body_ended = body.end_of_stream
         # A partly buffered body without its end may have been cut at the gateway's limit.
         cut = self._request_mode is BodyMode.BUFFERED_PARTIAL and not self._body_ended
         refusal = self._body.add(body.body, cut=cut)
@@ -227,7 +227,7 @@ class Conversation:
         self._phase = _Phase.PICKING
         self._model = facts.model
         request = self._request(facts)
-        self._headers = {}
+        self._headers = NO_HEADERS
         self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
         return []
 
@@ -236,33 +236,43 @@ class Conversation:
         return request_of(self._settings, self.request_id, self._headers, self._subset, self._body, facts)
 
     def _picked(self, decision: Decision) -> list[bytes]:
-        mutation, metadata = self._settings.templates.of(decision.destination)
-        if self._request_id_is_new:
-            mutation += answers.set_header(http.REQUEST_ID, self.request_id)
         for name, value in decision.response_headers:
             self._response_phase().mutation += answers.set_header(name, value)
-        renamed = self._rename(decision.model)
+        renamed = decision.model is not None and self._rename(decision.model)
+        if self._site is _Site.DUPLEX:
+            return self._picked_in_duplex(decision.destination)
+        mutation, metadata = self._pick_template(decision.destination)
         if self._site is _Site.HEADERS:
             return [answers.request_headers(mutation) + metadata]
         if self._site is _Site.BODY:
             body = self._body.joined() if renamed else None
             return [answers.buffered_request_body(mutation, body) + metadata]
-        if self._site is _Site.TRAILERS:
-            return [answers.UNCHANGED[Kind.REQUEST_TRAILERS] + metadata]
+        return [answers.UNCHANGED[Kind.REQUEST_TRAILERS] + metadata]
+
+    def _picked_in_duplex(self, destination: str) -> list[bytes]:
         out: list[bytes] = []
         if self._headers_seen:
-            if not self._trailers_ended:
-                # Envoy drops the client's own content-length in this mode; some model servers want one.
-                mutation += answers.set_content_length(self._body.size)
-            out.append(answers.request_headers(mutation) + metadata)
+            if self._request_id_is_new or self._trailers_ended:
+                mutation, metadata = self._pick_template(destination)
+                if not self._trailers_ended:
+                    mutation += answers.set_content_length(self._body.size)
+                out.append(answers.request_headers(mutation) + metadata)
+            else:
+                out.append(self._settings.templates.answer(destination, self._body.size))
         out += self._body.send_on(self.work, trailers=self._trailers_ended)
         if not self._headers_seen and out:
-            out[0] += metadata
+            out[0] += self._settings.templates.of(destination)[1]
         return out
 
-    def _rename(self, model: str | None) -> bool:
+    def _pick_template(self, destination: str) -> tuple[bytes, bytes]:
+        mutation, metadata = self._settings.templates.of(destination)
+        if self._request_id_is_new:
+            mutation += answers.set_header(http.REQUEST_ID, self.request_id)
+        return mutation, metadata
+
+    def _rename(self, model: str) -> bool:
         """Put another model's name into the body, if that is wanted and its own can be found."""
-        if model is None or not self._model or model == self._model or not self._body.rename(model):
+        if not self._model or model == self._model or not self._body.rename(model):
             return False
         self._response_phase().restore_model = self._model
         return True
@@ -277,7 +287,7 @@ class Conversation:
             if body.body:
                 raise ProtocolViolation("request body after its end of stream")
             return []
-        self._body_ended = bool(body.end_of_stream or body.end_of_stream_without_message)
+        self._body_ended = body.end_of_stream or body.end_of_stream_without_message
         if self._request_mode is BodyMode.STREAMED:
             return [answers.UNCHANGED[Kind.REQUEST_BODY]]
         return [answers.passed_on(Kind.REQUEST_BODY, message.content)]

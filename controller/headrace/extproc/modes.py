@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from headrace.extproc.wire import MalformedMessage
+from headrace.extproc.wire import MalformedMessage, read_varint
 from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 
@@ -45,9 +47,35 @@ def read_config(content: bytes) -> tuple[BodyMode, BodyMode]:
         raise MalformedMessage(f"protocol_config: {error}") from None
 
 
-def http_body(content: bytes) -> pb.HttpBody:
-    """A serialized HttpBody. Raises MalformedMessage."""
+class HttpBody(NamedTuple):
+    """A piece of a body."""
+
+    body: bytes = b""
+    end_of_stream: bool = False
+    end_of_stream_without_message: bool = False
+
+
+_LAST_EMPTY = HttpBody(end_of_stream=True)
+_ENDS = b"\x10\x01"
+
+
+def http_body(content: bytes) -> HttpBody:
+    """A serialized HttpBody. Raises MalformedMessage.
+
+    Taken apart here where it has the usual form, of a body and whether the stream ends: protobuf would copy the body
+    twice. What has another form protobuf reads."""
+    if content == _ENDS:
+        return _LAST_EMPTY
+    if content[:1] == b"\x0a":
+        with contextlib.suppress(IndexError, MalformedMessage):
+            size, at = read_varint(content, 1)
+            end = at + size
+            if end == len(content):
+                return HttpBody(content[at:end])
+            if end + 2 == len(content) and content.endswith(_ENDS):
+                return HttpBody(content[at:end], True)
     try:
-        return pb.HttpBody.FromString(content)
+        read = pb.HttpBody.FromString(content)
     except DecodeError as error:
         raise MalformedMessage(f"HttpBody: {error}") from None
+    return HttpBody(read.body, bool(read.end_of_stream), bool(read.end_of_stream_without_message))

@@ -12,6 +12,7 @@ from headrace.extproc.modes import http_body
 from headrace.extproc.response import ResponseReader
 from headrace.extproc.settings import ConversationSettings
 from headrace.extproc.wire import Kind, Message
+from headrace.extproc.work import Work
 from headrace.protocol import http
 
 
@@ -20,6 +21,7 @@ class Observation:
 
     def __init__(self, settings: ConversationSettings) -> None:
         self.events: list[Event] = []
+        self.work = Work()
         self._request_id = ""
         self._response = ResponseReader(self.events, settings.responses)
         self.close = self._response.close
@@ -28,6 +30,12 @@ class Observation:
     def request_id(self) -> str:
         """The observed request's id; "" before its headers."""
         return self._request_id
+
+    # As of a conversation: there is nothing to wait for, nor to hold.
+    collecting = request_done = False
+
+    def sent(self) -> None:
+        """Nothing is ever sent."""
 
     def handle(self, message: Message) -> list[bytes]:
         """Take one message; there is never an answer. Raises MalformedMessage."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from headrace.core import Request
 from headrace.extproc.body import BodyFacts
+from headrace.extproc.metadata import Headers
 from headrace.extproc.request_body import RequestBody
 from headrace.extproc.settings import ConversationSettings
 from headrace.protocol import http
@@ -16,14 +17,14 @@ from headrace.protocol import http
 def request_of(
     settings: ConversationSettings,
     request_id: str,
-    received: Mapping[str, str],
+    received: Headers,
     subset: tuple[str, ...] | None,
     body: RequestBody,
     facts: BodyFacts,
 ) -> Request:
     """The request, as far as it is known: of the headers `received`, those that a client may send."""
-    hidden = http.UNTRUSTED if settings.control_headers else http.UNTRUSTED_OR_CONTROL
-    headers = {name: value for name, value in received.items() if name not in hidden}
+    hidden = _UNTRUSTED if settings.control_headers else http.UNTRUSTED_OR_CONTROL
+    headers = received.without(hidden)
     return Request(
         request_id=request_id,
         method=headers.get(http.METHOD, "POST"),
@@ -37,11 +38,15 @@ def request_of(
         streaming=facts.streaming,
         max_tokens=facts.max_tokens,
         subset=subset,
-        **({} if http.CONTROL.isdisjoint(headers) else _read_control(headers)),
+        **(_read_control(headers) if headers.any_of(http.CONTROL) else _NO_CONTROL),
     )
 
 
-def _read_control(headers: dict[str, str]) -> dict[str, Any]:
+_UNTRUSTED = frozenset(http.UNTRUSTED)
+_NO_CONTROL: dict[str, Any] = {}
+
+
+def _read_control(headers: Mapping[str, str]) -> dict[str, Any]:
     """The fields of a Request that clients set by headers."""
     return {
         "objective": _first(headers, http.OBJECTIVE),
@@ -52,14 +57,14 @@ def _read_control(headers: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _first(headers: dict[str, str], candidates: tuple[str, ...]) -> str:
+def _first(headers: Mapping[str, str], candidates: tuple[str, ...]) -> str:
     for name in candidates:
         if headers.get(name):
             return headers[name]
     return ""
 
 
-def _milliseconds(headers: dict[str, str], candidates: tuple[str, ...]) -> float | None:
+def _milliseconds(headers: Mapping[str, str], candidates: tuple[str, ...]) -> float | None:
     """The first header's positive number; what is none asks for nothing."""
     for name in candidates:
         with contextlib.suppress(ValueError):

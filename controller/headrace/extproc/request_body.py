@@ -150,7 +150,7 @@ class RequestBody:
             steps = self._sending(trailers=trailers)
             work.begin(steps)
             return next(steps)
-        out = list(answers.chunks(Kind.REQUEST_BODY, self.joined(), end_of_stream=not trailers))
+        out = answers.whole_body(Kind.REQUEST_BODY, self.joined(), end_of_stream=not trailers)
         if trailers:
             out.append(answers.UNCHANGED[Kind.REQUEST_TRAILERS])
         return out
@@ -173,6 +173,8 @@ class RequestBody:
 
     def drop(self) -> None:
         """Hold nothing any more. May be called again."""
+        if not self._pieces and not self.size:
+            return
         self._pieces = []
         self._forget_scan()
         self.size = 0

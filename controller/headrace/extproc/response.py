@@ -10,11 +10,10 @@ from headrace.extproc import answers
 from headrace.extproc.events import Event, ResponseChunk, ResponseEnded, ResponseStarted
 from headrace.extproc.metadata import conformance_report, read_headers, served_endpoint
 from headrace.extproc.model_name import ModelNames
-from headrace.extproc.modes import DUPLEX, ONE_BODY_ANSWER, BodyMode, ProtocolViolation, http_body
+from headrace.extproc.modes import DUPLEX, ONE_BODY_ANSWER, BodyMode, HttpBody, ProtocolViolation, http_body
 from headrace.extproc.usage import UsageMeter
 from headrace.extproc.wire import Kind, Message
 from headrace.protocol import http
-from headrace.xds.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 _EVENT_STREAM = "text/event-stream"
 
@@ -55,7 +54,7 @@ class ResponseReader:
         if ended:
             self.end()
 
-    def piece(self, body: pb.HttpBody) -> None:
+    def piece(self, body: HttpBody) -> None:
         """A piece of the body. Raises ProtocolViolation for one after the end."""
         content = body.body
         if self._ended:
@@ -127,7 +126,7 @@ class ResponsePhase:
         if mode in DUPLEX:
             if changed is content and len(content) <= answers.MAX_CHUNK_BYTES:
                 return [answers.passed_on(Kind.RESPONSE_BODY, message.content)]
-            return list(answers.chunks(Kind.RESPONSE_BODY, changed, end_of_stream=bool(body.end_of_stream)))
+            return list(answers.chunks(Kind.RESPONSE_BODY, changed, end_of_stream=body.end_of_stream))
         if changed is content:
             return [answers.UNCHANGED[Kind.RESPONSE_BODY]]
         return [answers.changed_body(Kind.RESPONSE_BODY, changed, with_length=mode in ONE_BODY_ANSWER)]

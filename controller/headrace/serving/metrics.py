@@ -59,6 +59,16 @@ class _Counter(Counter):
         self._value._value += amount
 
 
+class _Gauge(Gauge):
+    """The same of a gauge."""
+
+    def inc(self, amount: float = 1) -> None:
+        self._value._value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self._value._value -= amount
+
+
 class _Histogram(Histogram):
     """The same of a histogram. Its bucket is found by halves."""
 
@@ -74,7 +84,7 @@ def counter(name: str, text: str, *labels: str) -> Declared[Counter]:
 
 def gauge(name: str, text: str, *labels: str) -> Declared[Gauge]:
     """Declare a gauge."""
-    return Declared(lambda registry: Gauge(name, text, labels, registry=registry))
+    return Declared(lambda registry: _Gauge(name, text, labels, registry=registry))
 
 
 def histogram(name: str, text: str, *labels: str, buckets: Sequence[float]) -> Declared[Histogram]:

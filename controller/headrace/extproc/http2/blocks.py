@@ -11,6 +11,7 @@ from headrace.extproc.http2.frames import (
     ENHANCE_YOUR_CALM,
     FRAME_SIZE_ERROR,
     NUMBER,
+    PADDED,
     PRIORITY_FIELDS,
     PROTOCOL_ERROR,
     ConnectionFault,
@@ -44,6 +45,8 @@ class BlockReader:
 
     def headers(self, flags: int, stream_id: int, data: bytes, start: int, end: int) -> Block | None:
         """The block that a HEADERS frame has, or None where it only begins there. Raises ConnectionFault."""
+        if flags & END_HEADERS and not flags & (PADDED | PRIORITY_FIELDS) and end - start <= self._max_bytes:
+            return Block(stream_id, data[start:end], bool(flags & END_STREAM), -1)
         start, end = padded(flags, data, start, end)
         depends_on = -1
         if flags & PRIORITY_FIELDS:

@@ -22,6 +22,7 @@ from headrace.extproc.http2.frames import (
 _DATA_MESSAGE = Struct(">BHBBIBI")
 _HEADERS_HEAD = HEADER.pack(0, len(grpc.RESPONSE_HEADERS), HEADERS, END_HEADERS, 0)[:5]
 _OK = grpc.trailers(grpc.OK)
+_OK_HEAD = HEADER.pack(0, len(_OK), HEADERS, END_STREAM | END_HEADERS, 0)[:5]
 _ID = Struct(">I")
 _ONLY_GRPC = b"only gRPC is served here\n"
 
@@ -88,10 +89,11 @@ class Sender(Generic[S]):
     def finish(self, outlet: S, status: int, text: str) -> bool:
         """End the stream with a status, once its messages are sent. Gives whether it has ended."""
         if not outlet.headers_sent:
-            block = grpc.trailers_only(status, text)
+            last = frame(HEADERS, END_STREAM | END_HEADERS, outlet.id, grpc.trailers_only(status, text))
+        elif status or text:
+            last = frame(HEADERS, END_STREAM | END_HEADERS, outlet.id, grpc.trailers(status, text))
         else:
-            block = grpc.trailers(status, text) if status or text else _OK
-        last = frame(HEADERS, END_STREAM | END_HEADERS, outlet.id, block)
+            last = _OK_HEAD + _ID.pack(outlet.id) + _OK
         if outlet.unsent is not None:
             outlet.last_frame = last
             return False

@@ -151,9 +151,15 @@ class Stream(Outlet):
         self._received += end - start
         call = self.call
         complete = False
-        if call is None or self.finished:
+        if call is None or self.finished or start == end:
             pass
-        elif self._reader is None and not self._paused and self.unsent is None and _one_message(data, start, end):
+        elif (
+            # One whole message, as it nearly always is, and nothing in its way.
+            data[start : start + grpc.PREFIX_BYTES] == grpc.PREFIX.pack(0, max(0, end - start - grpc.PREFIX_BYTES))
+            and self._reader is None
+            and not self._paused
+            and self.unsent is None
+        ):
             self.idle_sweeps = -1
             complete = True
             call.message(data[start + grpc.PREFIX_BYTES : end])
@@ -253,9 +259,3 @@ class Stream(Outlet):
         ):
             self._uncredited = 0
             self._sender.output.append(window_update(self.id, uncredited))
-
-
-def _one_message(data: bytes, start: int, end: int) -> bool:
-    """Whether the data is one whole message, as it nearly always is."""
-    size = end - start - grpc.PREFIX_BYTES
-    return size >= 0 and data[start] == 0 and int.from_bytes(data[start + 1 : start + grpc.PREFIX_BYTES]) == size
