@@ -6,8 +6,10 @@ automatic prefix caching."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from struct import Struct
 
 import xxhash
 
@@ -16,7 +18,7 @@ from headrace.scheduling.slots import Matches, Slots
 
 _hash = xxhash.xxh3_64_intdigest
 
-# Entries over all endpoints. One costs about 150 bytes with its share of both tables.
+# Entries over all endpoints. One costs about 150 bytes with its share of the tables.
 MAX_ENTRIES = 1_000_000
 _FEWEST_PER_ENDPOINT = 512
 
@@ -24,12 +26,90 @@ _FEWEST_PER_ENDPOINT = 512
 def block_hashes(model: str, prompt: bytes, settings: PrefixSettings) -> list[int]:
     """The chained hashes of a prompt's whole blocks; the model's name starts the chain (caches are per adapter)."""
     size = settings.block_bytes
+    blocks = _cut(size, min(len(prompt) // size, settings.max_blocks)).unpack_from(prompt)
     chained = _hash(model.encode("utf-8", "replace"))
-    hashes = []
-    for start in range(0, min(len(prompt) // size, settings.max_blocks) * size, size):
-        chained = _hash(prompt[start : start + size], chained)
-        hashes.append(chained)
-    return hashes
+    return [chained := _hash(block, chained) for block in blocks]
+
+
+@lru_cache(maxsize=4096)
+def _cut(size: int, count: int) -> Struct:
+    """Cuts a text into so many blocks."""
+    return Struct(f"{size}s" * count)
+
+
+class _Run:
+    """The blocks that a prompt has brought to an endpoint, in their order, behind `parent`, which was known there."""
+
+    __slots__ = ("blocks", "parent")
+
+    def __init__(self, blocks: list[int], parent: int | None) -> None:
+        self.blocks = blocks
+        self.parent = parent
+
+
+class _Cache:
+    """What one endpoint is thought to hold. A prompt costs as much as it brings: of what is known already, only the
+    run of its last block is moved. Blocks that others follow stay as long as these do, for they need them."""
+
+    __slots__ = ("_followers", "_runs", "homes", "mask")
+
+    def __init__(self, mask: int) -> None:
+        self.mask = mask
+        # Each block, and the run that it is in.
+        self.homes: dict[int, _Run] = {}
+        # Least recently used first.
+        self._runs: OrderedDict[_Run, None] = OrderedDict()
+        # How many runs follow a block.
+        self._followers: Counter[int] = Counter()
+
+    def use(self, hashes: Sequence[int]) -> list[int]:
+        """A prompt of these blocks was sent there. Gives those that it brings."""
+        homes = self.homes
+        new = [block for block in hashes if block not in homes]
+        if not new:
+            if hashes:
+                self._runs.move_to_end(homes[hashes[-1]])
+            return new
+        parent = hashes[hashes.index(new[0]) - 1] if new[0] != hashes[0] else None
+        if parent is not None:
+            self._followers[parent] += 1
+        run = _Run(new, parent)
+        self._runs[run] = None
+        homes.update(dict.fromkeys(new, run))
+        return new
+
+    def forget(self, count: int) -> list[int]:
+        """Forget so many blocks, of what is least recently used the last ones first. Gives them."""
+        gone: list[int] = []
+        followers = self._followers
+        while len(gone) < count and self._runs:
+            run = next(iter(self._runs))
+            blocks = run.blocks
+            while blocks and len(gone) < count and blocks[-1] not in followers:
+                gone.append(blocks.pop())
+            if blocks:
+                if blocks[-1] in followers:
+                    # What follows is used more recently than this.
+                    self._runs.move_to_end(run)
+                continue
+            del self._runs[run]
+            if run.parent is not None:
+                followers[run.parent] -= 1
+                if not followers[run.parent]:
+                    del followers[run.parent]
+        for block in gone:
+            del self.homes[block]
+        return gone
+
+    def blocks(self) -> list[int]:
+        """All of them, least recently used first."""
+        return [block for run in self._runs for block in reversed(run.blocks)]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.homes.clear()
+        self._runs.clear()
+        self._followers.clear()
 
 
 class PrefixIndex:
@@ -40,9 +120,7 @@ class PrefixIndex:
         self._slots = slots if slots is not None else Slots()
         self._max_entries = max_entries
         self._masks: dict[int, int] = {}
-        self._used: dict[str, OrderedDict[int, None]] = {}
-        # Of each endpoint, the set that has it alone.
-        self._bits: dict[str, int] = {}
+        self._caches: dict[str, _Cache] = {}
 
     def __len__(self) -> int:
         """How many distinct blocks are known."""
@@ -52,31 +130,28 @@ class PrefixIndex:
         """Other settings from now on. Where blocks get another size, those known mean nothing and are forgotten."""
         if settings.block_bytes != self.settings.block_bytes:
             self._masks.clear()
-            for used in self._used.values():
-                used.clear()
+            for cache in self._caches.values():
+                cache.clear()
         self.settings = settings
 
     def add(self, key: str) -> None:
         """An endpoint joins, with nothing cached."""
-        if key in self._bits:
-            return
-        self._bits[key] = 1 << self._slots.take(key)
-        self._used[key] = OrderedDict()
+        if key not in self._caches:
+            self._caches[key] = _Cache(1 << self._slots.take(key))
 
     def remove(self, key: str) -> None:
         """An endpoint leaves; its slot may be given to another."""
-        bit = self._bits.pop(key, None)
-        if bit is None:
-            return
-        for block in self._used.pop(key):
-            self._clear(block, bit)
-        self._slots.release(key)
+        cache = self._caches.pop(key, None)
+        if cache is not None:
+            self._clear(cache.homes, cache.mask)
+            self._slots.release(key)
 
     def empty(self, key: str) -> None:
         """An endpoint's cache was emptied."""
-        if key in self._bits:
-            self.remove(key)
-            self.add(key)
+        cache = self._caches.get(key)
+        if cache is not None:
+            self._clear(cache.homes, cache.mask)
+            cache.clear()
 
     def matches(self, hashes: Sequence[int]) -> Matches:
         """How many of the first blocks each endpoint should have; endpoints with none are left out."""
@@ -99,26 +174,25 @@ class PrefixIndex:
         return Matches(groups, slots)
 
     def insert(self, hashes: Sequence[int], key: str, *, cache_tokens: int = 0) -> None:
-        """A prompt was sent to an endpoint. Its last blocks are forgotten first: they need the ones before them.
+        """A prompt of these blocks, each there once, was sent to an endpoint. Its last blocks are forgotten first: they
+        need the ones before them.
 
         `cache_tokens`: how many tokens its KV cache holds, 0 where that is not known."""
-        used = self._used.get(key)
-        if used is None:
+        cache = self._caches.get(key)
+        if cache is None:
             return
-        mask = self._bits[key]
-        masks = self._masks
-        for block in reversed(hashes):
-            if block in used:
-                used.move_to_end(block)
-            else:
-                used[block] = None
+        masks, mask = self._masks, cache.mask
+        new = cache.use(hashes)
+        if masks.keys().isdisjoint(new):
+            masks.update(dict.fromkeys(new, mask))
+        else:
+            for block in new:
                 masks[block] = masks.get(block, 0) | mask
         limit = min(
-            self.settings.capacity(cache_tokens), max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._bits))
+            self.settings.capacity(cache_tokens), max(_FEWEST_PER_ENDPOINT, self._max_entries // len(self._caches))
         )
-        while len(used) > limit:
-            block, _ = used.popitem(last=False)
-            self._clear(block, mask)
+        if len(cache.homes) > limit:
+            self._clear(cache.forget(len(cache.homes) - limit), mask)
 
     def prepare(self, facts: Facts, states: Sequence[EndpointState]) -> None:
         """How much of the prompt each endpoint should have."""
@@ -134,19 +208,24 @@ class PrefixIndex:
 
     def endpoints(self) -> list[str]:
         """Those that are known."""
-        return list(self._used)
+        return list(self._caches)
 
     def blocks(self, key: str) -> list[int]:
         """What an endpoint is thought to hold, least recently used first."""
-        return list(self._used.get(key, ()))
+        cache = self._caches.get(key)
+        return cache.blocks() if cache is not None else []
 
     def entries(self, key: str) -> int:
         """How many blocks an endpoint is thought to hold."""
-        return len(self._used.get(key, ()))
+        cache = self._caches.get(key)
+        return len(cache.homes) if cache is not None else 0
 
-    def _clear(self, block: int, mask: int) -> None:
-        left = self._masks[block] & ~mask
-        if left:
-            self._masks[block] = left
-        else:
-            del self._masks[block]
+    def _clear(self, blocks: Iterable[int], mask: int) -> None:
+        """These blocks are no longer in the caches of this set."""
+        masks = self._masks
+        for block in blocks:
+            left = masks[block] & ~mask
+            if left:
+                masks[block] = left
+            else:
+                del masks[block]

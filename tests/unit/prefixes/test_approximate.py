@@ -74,6 +74,38 @@ def test_memory_is_bounded(prompts: list[tuple[int, bytes]]) -> None:
     assert len(index) == 0
 
 
+@given(st.lists(st.text("ab", min_size=1, max_size=6).map(lambda text: text.encode().ljust(24, b"c")), max_size=40))
+def test_what_is_forgotten_is_an_end_of_what_was_used_least(prompts: list[bytes]) -> None:
+    index = PrefixIndex(PrefixSettings(block_bytes=1, max_blocks=24, blocks_per_endpoint=60))
+    index.add("e")
+    sent = [block_hashes("m", prompt, index.settings) for prompt in prompts]
+    for number, hashes in enumerate(sent):
+        index.insert(hashes, "e")
+        known = set(index.blocks("e"))
+        assert len(known) == index.entries("e") == len(index) <= 60
+        assert sorted(known) == sorted(index.blocks("e"))
+        for earlier in sent[: number + 1]:
+            # The blocks that are known of a prompt are its first ones.
+            length = index.matches(earlier).get("e", 0)
+            assert [block in known for block in earlier] == [True] * length + [False] * (len(earlier) - length)
+        # The last two prompts fit, and the blocks that are shared with them.
+        for latest in sent[max(0, number - 1) : number + 1]:
+            assert index.matches(latest).get("e", 0) == len(latest)
+
+
+def test_what_is_used_again_outlives_what_is_not() -> None:
+    index = PrefixIndex(PrefixSettings(blocks_per_endpoint=6))
+    index.add("e")
+    system, one, two, three = [1, 2], [1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 7, 8]
+    index.insert(one, "e")
+    index.insert(two, "e")
+    index.insert(one, "e")
+    index.insert(three, "e")
+    assert [index.matches(hashes).get("e") for hashes in (system, one, two, three)] == [2, 4, 2, 4]
+    index.empty("e")
+    assert (index.blocks("e"), len(index), bool(index.matches(one))) == ([], 0, False)
+
+
 def test_the_total_is_shared_among_the_endpoints() -> None:
     index = PrefixIndex(PrefixSettings(block_bytes=4, max_blocks=5000), max_entries=2048)
     for number in range(4):
