@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,13 @@ async def start_envoy(
     name: str = "envoy",
     log_level: str = "warning",
     concurrency: int = 1,
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[Envoy]:
     """Run Envoy with `config` (a bootstrap as a dict; `admin` is filled in) until the block ends.
 
     Yields when the admin page says LIVE, that is when the first configuration, xDS included, is in place.
-    `directory` takes the configuration and the log `<name>.log`. Raises RuntimeError with the log's end if Envoy
-    exits or never gets ready."""
+    `prefix` goes before Envoy's command. `directory` takes the configuration and the log `<name>.log`. Raises
+    RuntimeError with the log's end if Envoy exits or never gets ready."""
     binary = envoy_binary()
     if not binary.exists():
         raise FileNotFoundError(f"{binary} is missing: build it, or name an Envoy in HEADRACE_TEST_ENVOY")
@@ -85,7 +86,7 @@ async def start_envoy(
     config_file.write_text(json.dumps({"admin": admin, **config}, indent=1))
     with log.open("wb") as log_stream:
         process = await asyncio.create_subprocess_exec(
-            str(binary),
+            *(*prefix, str(binary)),
             *("-c", str(config_file), "--admin-address-path", str(address_file)),
             *("--concurrency", str(concurrency), "--disable-hot-restart", "--log-level", log_level),
             stdout=log_stream,
