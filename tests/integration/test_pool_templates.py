@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from .apiserver import ApiServer
-from .roles import refusals, render, run_role, validate
+from .roles import Run, play, refusals, render, run_role, validate
 
 ROLE = "inference_pool"
 POOLS: list[dict[str, Any]] = [
@@ -35,6 +35,8 @@ VARIABLES: dict[str, Any] = {
     "inference_pool_image": "example.com/headrace:1",
     # Its CRD is not on the API server of these tests.
     "inference_pool_backend_tls_policy": False,
+    # Of the whole cluster: what one test makes there, others would find.
+    "inference_pool_priority_class": "",
     "__inference_pool_public": {"ca": "", "fingerprint": "f"},
 }
 
@@ -97,6 +99,56 @@ def test_a_pool_gets_a_new_configuration_once(api: ApiServer, tmp_path: Path) ->
     assert run("--check", "--diff", inference_pool_picker_config=config) == 0
     assert run(inference_pool_picker_config=config) == 0
     assert template() == after
+
+
+def test_pickers_go_before_others_by_a_class_that_is_made_once(api: ApiServer, tmp_path: Path) -> None:
+    namespace, name = "ranked", "headrace-endpoint-picker"
+    api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    pool = {"name": "llama", "picker": "llama-epp", "selector": {"app": "m"}, "namespace": namespace}
+    given = {**VARIABLES, "inference_pool_pools": [pool], "inference_pool_certificate": "none"}
+    tags = ("--tags", "inference_pool_picker")
+
+    def run(chosen: str, *arguments: str) -> Run:
+        return run_role(api, tmp_path, ROLE, given | {"inference_pool_priority_class": chosen}, *tags, *arguments)
+
+    def pod() -> dict[str, Any]:
+        return dict(api.get("deployment", "llama-epp", "-n", namespace)["spec"]["template"]["spec"])
+
+    lesser = {"kind": "User", "name": "lesser", "apiGroup": "rbac.authorization.k8s.io"}
+    view = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-reader"}
+    rights = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch"]}]
+    rbac = "rbac.authorization.k8s.io/v1"
+    api.apply(
+        {"apiVersion": rbac, "kind": "ClusterRole", "metadata": {"name": "cluster-reader"}, "rules": rights},
+        {
+            "apiVersion": rbac,
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "lesser"},
+            "roleRef": view,
+            "subjects": [lesser],
+        },
+    )
+    assert run(name, "--check").changed == 2
+    named = given | {"inference_pool_priority_class": name}
+    refused = play(tmp_path / f"{ROLE}.yml", named, *tags, environment={"K8S_AUTH_IMPERSONATE_USER": "lesser"})
+    assert refused.returncode != 0
+    assert "create and patch on priorityclasses" in refused.said, refused.output
+
+    assert run(name).changed == 2
+    made = api.get("priorityclass", name)
+    assert (made["value"], made["preemptionPolicy"]) == (1_000_000, "Never")
+    assert made["metadata"]["labels"]["app.kubernetes.io/part-of"] == "headrace"
+    assert pod()["priorityClassName"] == name
+    assert pod()["containers"][0]["resources"]["requests"]["cpu"] == "500m"
+    assert run(name, "--check").changed == run(name).changed == 0
+
+    missing_class = run("somebodys")
+    assert missing_class.returncode != 0
+    assert "no PriorityClass somebodys" in missing_class.said
+    assert run("system-cluster-critical").changed == 1
+    assert pod()["priorityClassName"] == "system-cluster-critical"
+    assert run("").changed == 1
+    assert "priorityClassName" not in pod()
 
 
 def test_replicas_find_each_other_and_know_each_other_by_certificate(objects: list[dict[str, Any]]) -> None:
