@@ -152,6 +152,7 @@ conformance: $(STAMP) binaries ## Run the upstream conformance suite of Inferenc
 .PHONY: bench
 bench: $(STAMP) $(ENVOY) ## Measure the picker's decision and its transports (needs Go), the gateway controller's translation, and time to first token by configuration
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.frames
 	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.translation
 	$(BIN)/python -m benchmarks.routing

@@ -54,18 +54,16 @@ class Calls:
 class ExtProcCall:
     """A stream of `envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    __slots__ = ("_calls", "_kind", "_next", "_over", "_service", "_session", "_step_due", "_stream", "_task")
+    _kind = ""
+    _task: asyncio.Task[None] | None = None
+    _step_due = _over = False
+    _next = Next.MESSAGE
 
     def __init__(self, calls: Calls, service: ExtProcService, observed: bool, stream: Stream) -> None:
         self._calls = calls
         self._service = service
         self._session = service.session(observed=observed)
         self._stream = stream
-        self._kind = ""
-        self._task: asyncio.Task[None] | None = None
-        self._step_due = False
-        self._next = Next.MESSAGE
-        self._over = False
 
     def message(self, message: bytes) -> None:
         """A ProcessingRequest."""

@@ -51,6 +51,15 @@ class Next(Enum):
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
 
+    # What a session begins with. They are the class's: most sessions change few of them.
+    _entry: InFlight | None = None
+    # What is to be picked for, when what has to be waited for is there.
+    _needed: PickNeeded | None = None
+    _covers_response = _response_seen = _streaming = False
+    _totals: ResponseTotals | None = None
+    # When a request's body has to be complete, by the pool's clock.
+    _body_due: float | None = None
+
     def __init__(
         self, director: Director, pool: PoolState, settings: ConversationSettings, *, observed: bool = False
     ) -> None:
@@ -60,16 +69,7 @@ class StreamSession:
         if observed:
             pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
-        self._entry: InFlight | None = None
-        # What is to be picked for, when what has to be waited for is there.
-        self._needed: PickNeeded | None = None
-        self._covers_response = False
-        self._response_seen = False
-        self._streaming = False
-        self._totals: ResponseTotals | None = None
         self._body_seconds = settings.body_seconds
-        # When a request's body has to be complete, by the pool's clock.
-        self._body_due: float | None = None
 
     @property
     def observing(self) -> bool:
@@ -153,7 +153,7 @@ class StreamSession:
         stream = self._stream
         while stream.events:
             for event in stream.take_events():
-                if isinstance(event, PickNeeded):
+                if type(event) is PickNeeded:
                     pick = self.director.decide_at_once(event)
                     if pick is None:
                         self._needed = event
@@ -186,10 +186,10 @@ class StreamSession:
 
     def _note(self, event: Event) -> None:
         pool = self.pool
-        if isinstance(event, RequestObserved):
-            self._entry = pool.observed(event.request_id, event.destination, event.flow)
-        elif isinstance(event, ResponseChunk):
+        if isinstance(event, ResponseChunk):
             self._note_chunk(event)
+        elif isinstance(event, RequestObserved):
+            self._entry = pool.observed(event.request_id, event.destination, event.flow)
         elif isinstance(event, ResponseStarted):
             self._response_seen = True
             self._streaming = event.streaming

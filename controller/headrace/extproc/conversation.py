@@ -65,27 +65,25 @@ class _Site(Enum):
 class Conversation:
     """The state machine of one ext_proc stream that picks."""
 
+    # What a conversation begins with. They are the class's: most conversations change few of them.
+    _phase = _Phase.START
+    _site = _Site.HEADERS
+    # Without a protocol_config (older gateways) the protocol's own mode is meant.
+    _request_mode = _response_mode = BodyMode.FULL_DUPLEX_STREAMED
+    _headers = NO_HEADERS
+    _subset: tuple[str, ...] | None = None
+    # "" before the request's headers.
+    request_id = ""
+    _headers_seen = _request_id_is_new = _body_ended = _trailers_ended = False
+    # Made when it is needed: most conversations end with the request.
+    _response: ResponsePhase | None = None
+    _model = ""
+    _backlog: tuple[Message, ...] = ()
+
     def __init__(self, settings: ConversationSettings) -> None:
         self._settings = settings
         self.events: list[Event] = []
-        self._phase = _Phase.START
-        self._site = _Site.HEADERS
-        # Without a protocol_config (older gateways) the protocol's own mode is meant.
-        self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._headers = NO_HEADERS
-        self._headers_seen = False
-        self._subset: tuple[str, ...] | None = None
-        # "" before the request's headers.
-        self.request_id = ""
-        self._request_id_is_new = False
         self._body = RequestBody(settings)
-        self._body_ended = False
-        self._trailers_ended = False
-        # Made when it is needed: most conversations end with the request.
-        self._response: ResponsePhase | None = None
-        self._model = ""
-        self._backlog: list[Message] = []
         # Of a long body.
         self.work = Work()
 
@@ -94,7 +92,7 @@ class Conversation:
 
         Raises MalformedMessage or ProtocolViolation, both the proxy's fault; the conversation is over then."""
         if self._phase is _Phase.PICKING:
-            self._backlog.append(message)
+            self._backlog += (message,)
             return []
         if self.work.steps is not None:
             return [*self.work.finish(), *self.handle(message)]
@@ -118,7 +116,7 @@ class Conversation:
         else:
             self._phase = _Phase.FORWARDING
             out = self._picked(outcome)
-        backlog, self._backlog = self._backlog, []
+        backlog, self._backlog = self._backlog, ()
         for message in backlog:
             out += self.handle(message)
         return out
@@ -213,13 +211,13 @@ class Conversation:
     def _read(self) -> list[bytes]:
         whole = self._request_mode is not BodyMode.BUFFERED_PARTIAL or self._body_ended
         try:
-            facts = self._body.facts(self._headers, whole=whole)
+            facts = self._body.facts(self._headers.known, whole=whole)
         except UnreadableBody as error:
             return [self._refuse_here(Refusal(400, RefusalReason.BAD_REQUEST, str(error)))]
         return self._ask(facts)
 
     def _name_request(self) -> None:
-        known = self._headers.get(http.REQUEST_ID, "")
+        known = self._headers.known.get(http.REQUEST_ID, "")
         self._request_id_is_new = not known
         self.request_id = known or self._settings.new_request_id()
 
@@ -250,19 +248,15 @@ class Conversation:
         return [answers.UNCHANGED[Kind.REQUEST_TRAILERS] + metadata]
 
     def _picked_in_duplex(self, destination: str) -> list[bytes]:
-        out: list[bytes] = []
-        if self._headers_seen:
-            if self._request_id_is_new or self._trailers_ended:
-                mutation, metadata = self._pick_template(destination)
-                if not self._trailers_ended:
-                    mutation += answers.set_content_length(self._body.size)
-                out.append(answers.request_headers(mutation) + metadata)
-            else:
-                out.append(self._settings.templates.answer(destination, self._body.size))
-        out += self._body.send_on(self.work, trailers=self._trailers_ended)
-        if not self._headers_seen and out:
-            out[0] += self._settings.templates.of(destination)[1]
-        return out
+        body = self._body.send_on(self.work, trailers=self._trailers_ended)
+        if not self._headers_seen:
+            return [body[0] + self._settings.templates.of(destination)[1], *body[1:]] if body else []
+        if not self._request_id_is_new and not self._trailers_ended:
+            return [self._settings.templates.answer(destination, self._body.size), *body]
+        mutation, metadata = self._pick_template(destination)
+        if not self._trailers_ended:
+            mutation += answers.set_content_length(self._body.size)
+        return [answers.request_headers(mutation) + metadata, *body]
 
     def _pick_template(self, destination: str) -> tuple[bytes, bytes]:
         mutation, metadata = self._settings.templates.of(destination)
@@ -311,16 +305,18 @@ class Conversation:
             message, self._response_mode, conformance=self._settings.conformance_hooks
         )
 
-    def _on_response_body(self, message: Message) -> list[bytes]:
-        return self._response_phase().body(message, self._response_mode)
-
-    def _on_response_trailers(self, message: Message) -> list[bytes]:
-        return self._response_phase().trailers()
-
     def _response_phase(self) -> ResponsePhase:
         if self._response is None:
             self._response = ResponsePhase(self.events, self._settings.responses)
         return self._response
+
+
+def _response_body(conversation: Conversation, message: Message) -> list[bytes]:
+    return conversation._response_phase().body(message, conversation._response_mode)
+
+
+def _response_trailers(conversation: Conversation, message: Message) -> list[bytes]:
+    return conversation._response_phase().trailers()
 
 
 def _pass_trailers(_: Conversation, message: Message) -> list[bytes]:
@@ -335,8 +331,8 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
     (_Phase.START, Kind.REQUEST_BODY): Conversation._on_body_without_headers,
     (_Phase.START, Kind.REQUEST_TRAILERS): _pass_trailers,
     (_Phase.START, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
-    (_Phase.START, Kind.RESPONSE_BODY): Conversation._on_response_body,
-    (_Phase.START, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    (_Phase.START, Kind.RESPONSE_BODY): _response_body,
+    (_Phase.START, Kind.RESPONSE_TRAILERS): _response_trailers,
     (_Phase.COLLECTING, Kind.REQUEST_BODY): Conversation._on_request_body,
     (_Phase.COLLECTING, Kind.REQUEST_TRAILERS): Conversation._on_collected_trailers,
     # A local answer of the gateway (a timeout, a full buffer) overtakes the body.
@@ -344,11 +340,11 @@ _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[b
     (_Phase.FORWARDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
     (_Phase.FORWARDING, Kind.REQUEST_TRAILERS): _pass_trailers,
     (_Phase.FORWARDING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
-    (_Phase.FORWARDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
-    (_Phase.FORWARDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    (_Phase.FORWARDING, Kind.RESPONSE_BODY): _response_body,
+    (_Phase.FORWARDING, Kind.RESPONSE_TRAILERS): _response_trailers,
     # A model server may answer before the request has ended.
     (_Phase.RESPONDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
     (_Phase.RESPONDING, Kind.REQUEST_TRAILERS): _pass_trailers,
-    (_Phase.RESPONDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
-    (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    (_Phase.RESPONDING, Kind.RESPONSE_BODY): _response_body,
+    (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): _response_trailers,
 }
