@@ -2,9 +2,9 @@
 
     python -m benchmarks.frames [--size BYTES] [--endpoints N] [--chunks N] [--profile]
 
-All of a pick is in it but sockets and TLS: frames, header blocks, the conversation, the decision with its account, metrics
-and log, the answers. Eight streams come in one read. `--profile` shows what costs what, by CPU time. Run it in turn with
-another checkout to compare two versions: times of one run alone say little on a busy machine."""
+All of a pick is in it but sockets and TLS: frames, header blocks, the conversation, the decision with its account,
+metrics and log, the answers. Eight streams come in one read. `--profile` shows what costs what, by CPU time. Run it in
+turn with another checkout to compare two versions: times of one run alone say little on a busy machine."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class RequestBody:
             steps = self._sending(trailers=trailers)
             work.begin(steps)
             return next(steps)
-        out = answers.whole_body(Kind.REQUEST_BODY, self.joined(), end_of_stream=not trailers)
+        out = list(answers.chunks(Kind.REQUEST_BODY, self.joined(), end_of_stream=not trailers))
         if trailers:
             out.append(answers.UNCHANGED[Kind.REQUEST_TRAILERS])
         return out
