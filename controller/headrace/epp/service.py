@@ -48,6 +48,10 @@ class Next(Enum):
     END = auto()
 
 
+# To look a member up in its class costs more than all else that is done with it.
+DECISION, STEP, BODY, MESSAGE, END = Next
+
+
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
 
@@ -85,19 +89,19 @@ class StreamSession:
     def next(self) -> Next:
         """What has to come after the answers so far. At BODY, MESSAGE and END all of them were given."""
         if self._needed is not None:
-            return Next.DECISION
+            return DECISION
         machine = self._stream.machine
         if machine is None:
-            return Next.MESSAGE
+            return MESSAGE
         if machine.work.steps is not None:
-            return Next.STEP
+            return STEP
         if machine.collecting:
-            return Next.BODY
+            return BODY
         # In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
         # and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its
         # stream; the gateway takes that as "no more processing".
         ends = not self._covers_response and (self.observed or self.pool.ledger.observers_seen)
-        return Next.END if ends and machine.request_done else Next.MESSAGE
+        return END if ends and machine.request_done else MESSAGE
 
     @property
     def patience(self) -> float | None:
@@ -141,7 +145,7 @@ class StreamSession:
     async def finish(self, answers: list[bytes]) -> list[bytes]:
         """The answers so far, with all that follow before the next message."""
         while (following := self.next) in _OURS:
-            if following is Next.DECISION:
+            if following is DECISION:
                 answers += await self.decided()
             else:
                 await asyncio.sleep(0)
@@ -222,7 +226,7 @@ class StreamSession:
 
 
 # What has to come next is ours to do.
-_OURS = (Next.DECISION, Next.STEP)
+_OURS = (DECISION, STEP)
 
 
 @dataclass(eq=False)
@@ -284,7 +288,7 @@ class ExtProcService:
                 for answer in answers:
                     await context.write(answer)
                 session.sent()
-                if session.next is Next.END or raw is None:
+                if session.next is END or raw is None:
                     return
         except grpc.aio.AbortError:
             raise
