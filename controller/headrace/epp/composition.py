@@ -10,6 +10,7 @@ from random import Random
 from headrace.core import Request
 from headrace.datalayer.evidence import Origin
 from headrace.datalayer.health_watch import HealthWatch
+from headrace.datalayer.killers import Killers
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
 from headrace.datalayer.pool_state import PoolObserver, PoolState
@@ -120,6 +121,7 @@ class Components:
         self.index = PrefixIndex(config.prefix, slots=slots)
         self.precise = PreciseIndex() if kv_events else None
         self.health = HealthWatch(store, clock=clock, tells=health_filter)
+        self.killers = Killers(clock)
         built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]
         if self.precise is not None:
             built_in.append(self.precise)
@@ -134,21 +136,26 @@ class Components:
             store,
             ledger,
             clock=clock,
-            followers=[self.producers, self.accounts],
-            observers=[metrics, _Admitted(self.flow), self.health],
+            followers=[self.producers, self.accounts, self.killers],
+            observers=[metrics, _Admitted(self.flow), self.health, self.killers],
         )
-        sent = _Sent(on_pick, self.journal, self.health)
         self.director = Director(
             config,
             self.pool,
             policies=self.policies,
+            refuses=self.killers.refusal,
             admission=self.flow,
             producers=self.producers,
             memory=self.memory,
             rng=rng,
             pick_deadline=pick_deadline,
             request_producers=[TokenProducer(tokenize, self.precise)] if tokenize and self.precise is not None else [],
-            observers=[metrics.decided, self.decisions.add, sent.decided, *observers],
+            observers=[
+                metrics.decided,
+                self.decisions.add,
+                _Sent(on_pick, self.journal, self.health).decided,
+                *observers,
+            ],
             stopwatch=metrics.plugins.of_next,
         )
 
@@ -172,6 +179,7 @@ class Components:
         if self.precise is not None:
             self.precise.expire(self.pool.clock())
         self.pool.expire()
+        self.killers.expire()
         for replica in self.accounts.expire():
             logger.warning("replica %s is silent: its requests are not counted any more", replica)
             self.flow.changed()
