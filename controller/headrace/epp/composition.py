@@ -28,7 +28,7 @@ from headrace.prefixes.tokenizer import TokenProducer
 from headrace.replicas.journal import Journal
 from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import SchedulingConfig
-from headrace.scheduling.producer import Producer, Producers
+from headrace.scheduling.producer import FollowsEndpoints, Producer, Producers
 from headrace.scheduling.slots import Slots
 from headrace.scheduling.tokens import input_tokens, output_tokens
 
@@ -132,13 +132,10 @@ class Components:
         self.accounts = PeerAccounts(
             store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick, on_failure=self.health.told
         )
-        self.pool = PoolState(
-            store,
-            ledger,
-            clock=clock,
-            followers=[self.producers, self.accounts, self.killers],
-            observers=[metrics, _Admitted(self.flow), self.health, self.killers],
-        )
+        seeing: list[PoolObserver] = [metrics, _Admitted(self.flow), self.health, self.killers]
+        followers: list[FollowsEndpoints] = [self.producers, self.accounts, self.killers]
+        self.pool = PoolState(store, ledger, clock=clock, followers=followers, observers=seeing)
+        sent = _Sent(on_pick, self.journal, self.health)
         self.director = Director(
             config,
             self.pool,
@@ -150,12 +147,7 @@ class Components:
             rng=rng,
             pick_deadline=pick_deadline,
             request_producers=[TokenProducer(tokenize, self.precise)] if tokenize and self.precise is not None else [],
-            observers=[
-                metrics.decided,
-                self.decisions.add,
-                _Sent(on_pick, self.journal, self.health).decided,
-                *observers,
-            ],
+            observers=[metrics.decided, self.decisions.add, sent.decided, *observers],
             stopwatch=metrics.plugins.of_next,
         )
 
