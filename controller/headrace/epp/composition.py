@@ -10,6 +10,7 @@ from random import Random
 from headrace.core import Request
 from headrace.datalayer.evidence import Origin
 from headrace.datalayer.health_watch import HealthWatch
+from headrace.datalayer.killers import Killers
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
 from headrace.datalayer.pool_state import PoolObserver, PoolState
@@ -27,7 +28,7 @@ from headrace.prefixes.tokenizer import TokenProducer
 from headrace.replicas.journal import Journal
 from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import SchedulingConfig
-from headrace.scheduling.producer import Producer, Producers
+from headrace.scheduling.producer import FollowsEndpoints, Producer, Producers
 from headrace.scheduling.slots import Slots
 from headrace.scheduling.tokens import input_tokens, output_tokens
 
@@ -120,6 +121,7 @@ class Components:
         self.index = PrefixIndex(config.prefix, slots=slots)
         self.precise = PreciseIndex() if kv_events else None
         self.health = HealthWatch(store, clock=clock, tells=health_filter)
+        self.killers = Killers(clock)
         built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]
         if self.precise is not None:
             built_in.append(self.precise)
@@ -130,18 +132,15 @@ class Components:
         self.accounts = PeerAccounts(
             store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick, on_failure=self.health.told
         )
-        self.pool = PoolState(
-            store,
-            ledger,
-            clock=clock,
-            followers=[self.producers, self.accounts],
-            observers=[metrics, _Admitted(self.flow), self.health],
-        )
+        seeing: list[PoolObserver] = [metrics, _Admitted(self.flow), self.health, self.killers]
+        followers: list[FollowsEndpoints] = [self.producers, self.accounts, self.killers]
+        self.pool = PoolState(store, ledger, clock=clock, followers=followers, observers=seeing)
         sent = _Sent(on_pick, self.journal, self.health)
         self.director = Director(
             config,
             self.pool,
             policies=self.policies,
+            refuses=self.killers.refusal,
             admission=self.flow,
             producers=self.producers,
             memory=self.memory,
@@ -172,6 +171,7 @@ class Components:
         if self.precise is not None:
             self.precise.expire(self.pool.clock())
         self.pool.expire()
+        self.killers.expire()
         for replica in self.accounts.expire():
             logger.warning("replica %s is silent: its requests are not counted any more", replica)
             self.flow.changed()
