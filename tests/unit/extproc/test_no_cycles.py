@@ -63,7 +63,7 @@ def test_a_stream_that_ends_in_the_middle(steps: int, scans: list[weakref.ref[Bo
     for _ in range(steps):
         stream.go_on()
     assert not any(isinstance(event, PickNeeded) for event in stream.take_events())
-    ended = weakref.ref(stream._machine)  # type: ignore[arg-type]
+    ended = weakref.ref(stream.machine)
     stream.close()
     assert scans[0]() is None
     del stream, gateway
