@@ -20,6 +20,7 @@ from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
 from headrace.extproc.metadata import last_forwarded
 from headrace.flowcontrol import FlowControlConfig, FlowController
+from headrace.prediction.watch import LatencyWatch, goes_by_predictions
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.precise import PreciseIndex
@@ -113,16 +114,16 @@ class Components:
         self.metrics = metrics
         self.policies = Policies(rng, metrics.rewritten)
         self.decisions = DecisionLog(decisions_kept)
-        self.flow = FlowController(
-            flow_control, states=store.snapshot, clock=clock, rng=rng, observer=metrics.flow_control
-        )
+        states, told = store.snapshot, metrics.flow_control
+        self.flow = FlowController(flow_control, states=states, clock=clock, rng=rng, observer=told)
         self.memory = PickMemory()
         self.index = PrefixIndex(config.prefix, slots=slots)
         self.precise = PreciseIndex() if kv_events else None
         self.health = HealthWatch(store, clock=clock, tells=health_filter)
+        self.latency = LatencyWatch(store, clock=clock, wanted=goes_by_predictions(config))
         built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]
-        if self.precise is not None:
-            built_in.append(self.precise)
+        # The last one goes by what the others say of the prompt.
+        built_in += [self.latency] if self.precise is None else [self.precise, self.latency]
         self.producers = Producers(built_in, config.plugins.values())
         self.journal = Journal(replica[0], self.index, clock=clock, name=replica[1])
         ledger = Ledger(store, [self.journal])
@@ -135,7 +136,7 @@ class Components:
             ledger,
             clock=clock,
             followers=[self.producers, self.accounts],
-            observers=[metrics, _Admitted(self.flow), self.health],
+            observers=[metrics, _Admitted(self.flow), self.health, self.latency],
         )
         sent = _Sent(on_pick, self.journal, self.health)
         self.director = Director(
@@ -156,6 +157,7 @@ class Components:
         """Pick and admit by another configuration from now on. Nothing that is known or waits is lost, but for prefixes
         where blocks have another size."""
         self.director.reconfigure(config)
+        self.latency.wanted = goes_by_predictions(config)
         self.producers.configure(config.plugins.values())
         self.index.reconfigure(config.prefix)
         self.flow.reconfigure(flow_control)
