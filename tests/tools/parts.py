@@ -58,6 +58,14 @@ PARTS = {
     "lifecycle": full("test_lifecycle.py", "test_teardown.py"),
     "conformance": full("conformance"),
     "hostile": full("test_hostile.py", covers=("controller", "tests/hostile")),
+    "mutation": full(
+        "test_mutation.py",
+        covers=tuple(
+            f"{root}/{package}"
+            for root in ("controller/headrace", "tests/unit")
+            for package in ("extproc", "scheduling", "flowcontrol", "datalayer")
+        ),
+    ),
     "fuzz": full("test_fuzz.py", covers=("controller", "tests/fuzz")),
 }  # fmt: skip
 

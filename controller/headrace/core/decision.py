@@ -38,6 +38,7 @@ class RefusalReason(StrEnum):
     EVICTED = "evicted"
     EVICTED_PRIORITY = "evicted-priority"
     PICK_DEADLINE = "pick-deadline"
+    KILLS_SERVERS = "kills-servers"
     INTERNAL = "internal"
 
 

@@ -61,8 +61,8 @@ _BY_ANSWERS = (Cause.FAILURES, Cause.UNAVAILABLE)
 # Seconds until an out server is tried again without a sign that it is better.
 _OUT_SECONDS: Mapping[Cause, float] = {
     Cause.NO_PROGRESS: 30.0,
-    Cause.FAILURES: 30.0,
-    # The gateway sends what fails so to another server: a trial costs nobody an answer.
+    # The gateway sends what fails so to another server: a trial costs hardly anybody an answer.
+    Cause.FAILURES: 5.0,
     Cause.UNAVAILABLE: 5.0,
     Cause.REFUSED: 30.0,
     Cause.ASLEEP: float("inf"),

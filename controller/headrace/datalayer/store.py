@@ -6,7 +6,7 @@ in flight there: a server that is asleep or hangs may count nothing of what it w
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Set
 from itertools import islice
 from typing import NamedTuple
@@ -70,7 +70,7 @@ class EndpointRecord:
         self.last_pick_at: float | None = None
         # Models by last use, newest last; and those with requests on the way.
         self._used: OrderedDict[str, None] = OrderedDict()
-        self._models_sent: Counter[str] = Counter()
+        self._models_sent: dict[str, int] = {}
         self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)
         self._delta = 0
         # When the latest requests were sent that the last page may not have counted yet.
@@ -112,7 +112,8 @@ class EndpointRecord:
     def _name(self, model: str) -> None:
         """A request of this model is on the way."""
         if model:
-            self._models_sent[model] += 1
+            sent = self._models_sent
+            sent[model] = sent.get(model, 0) + 1
             self._used[model] = None
             self._used.move_to_end(model)
             if len(self._used) > _MOST_MODELS:

@@ -8,7 +8,7 @@ import logging
 from headrace.epp.options import add_arguments, read_options
 from headrace.epp.process import Process
 from headrace.serving import lifecycle
-from headrace.serving.memory import share_heaps
+from headrace.serving.memory import share_heap
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM; 1 where something needed is missing. Wrong flags and files raise ValueError with the fix."""
-    share_heaps()
+    share_heap()
     options = read_options(args)
     if options.verbosity >= 4:
         logging.getLogger().setLevel(logging.DEBUG)

@@ -10,6 +10,7 @@ from random import Random
 from headrace.core import Request
 from headrace.datalayer.evidence import Origin
 from headrace.datalayer.health_watch import HealthWatch
+from headrace.datalayer.killers import Killers
 from headrace.datalayer.ledger import InFlight, Ledger
 from headrace.datalayer.memory import PickMemory
 from headrace.datalayer.pool_state import PoolObserver, PoolState
@@ -28,7 +29,7 @@ from headrace.prefixes.tokenizer import TokenProducer
 from headrace.replicas.journal import Journal
 from headrace.replicas.peer_accounts import PeerAccounts
 from headrace.scheduling import SchedulingConfig
-from headrace.scheduling.producer import Producer, Producers
+from headrace.scheduling.producer import FollowsEndpoints, Producer, Producers
 from headrace.scheduling.slots import Slots
 from headrace.scheduling.tokens import input_tokens, output_tokens
 
@@ -114,12 +115,14 @@ class Components:
         self.metrics = metrics
         self.policies = Policies(rng, metrics.rewritten)
         self.decisions = DecisionLog(decisions_kept)
-        states, told = store.snapshot, metrics.flow_control
-        self.flow = FlowController(flow_control, states=states, clock=clock, rng=rng, observer=told)
+        self.flow = FlowController(
+            flow_control, states=store.snapshot, clock=clock, rng=rng, observer=metrics.flow_control
+        )
         self.memory = PickMemory()
         self.index = PrefixIndex(config.prefix, slots=slots)
         self.precise = PreciseIndex() if kv_events else None
         self.health = HealthWatch(store, clock=clock, tells=health_filter)
+        self.killers = Killers(clock)
         self.latency = LatencyWatch(store, clock=clock, wanted=goes_by_predictions(config))
         built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]
         # The last one goes by what the others say of the prompt.
@@ -131,18 +134,15 @@ class Components:
         self.accounts = PeerAccounts(
             store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick, on_failure=self.health.told
         )
-        self.pool = PoolState(
-            store,
-            ledger,
-            clock=clock,
-            followers=[self.producers, self.accounts],
-            observers=[metrics, _Admitted(self.flow), self.health, self.latency],
-        )
+        seeing: list[PoolObserver] = [metrics, _Admitted(self.flow), self.health, self.killers, self.latency]
+        followers: list[FollowsEndpoints] = [self.producers, self.accounts, self.killers]
+        self.pool = PoolState(store, ledger, clock=clock, followers=followers, observers=seeing)
         sent = _Sent(on_pick, self.journal, self.health)
         self.director = Director(
             config,
             self.pool,
             policies=self.policies,
+            refuses=self.killers.refusal,
             admission=self.flow,
             producers=self.producers,
             memory=self.memory,
@@ -174,6 +174,7 @@ class Components:
         if self.precise is not None:
             self.precise.expire(self.pool.clock())
         self.pool.expire()
+        self.killers.expire()
         for replica in self.accounts.expire():
             logger.warning("replica %s is silent: its requests are not counted any more", replica)
             self.flow.changed()

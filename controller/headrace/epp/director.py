@@ -83,7 +83,8 @@ class Admission(Protocol):
 @dataclass(eq=False)
 class Director:
     """Picks an endpoint for each request. `request_producers` prepare a request before admission, `producers` its facts
-    after it. `stopwatch` gives what measures the next decision's plugins, None for most."""
+    after it. `refuses` gives the answer to a request that is to go nowhere. `stopwatch` gives what measures the next
+    decision's plugins, None for most."""
 
     config: SchedulingConfig
     pool: PoolState
@@ -97,6 +98,7 @@ class Director:
     request_producers: Sequence[RequestProducer] = ()
     observers: Sequence[PickObserver] = ()
     stopwatch: Callable[[], Stopwatch | None] = lambda: None
+    refuses: Callable[[Request], Refusal | None] = lambda request: None
 
     def reconfigure(self, config: SchedulingConfig) -> None:
         """Pick by another configuration from now on."""
@@ -161,7 +163,8 @@ class Director:
             pick.answer = applied
             return False
         pick.request = applied
-        return True
+        pick.answer = self.refuses(applied)
+        return pick.answer is None
 
     def _admitted(self, pick: Pick, refusal: Refusal | None) -> None:
         """Admission has answered: pick, unless it refused."""

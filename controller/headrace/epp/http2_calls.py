@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NoReturn
 
-from headrace.epp.service import ExtProcService, Next
+from headrace.epp.service import BODY, DECISION, END, MESSAGE, STEP, ExtProcService, Next
 from headrace.extproc.http2 import Call, RequestHeaders, Stream, grpc
 from headrace.protocol import rpc
 from headrace.serving.health import Health
@@ -54,18 +54,16 @@ class Calls:
 class ExtProcCall:
     """A stream of `envoy.service.ext_proc.v3.ExternalProcessor`."""
 
-    __slots__ = ("_calls", "_kind", "_next", "_over", "_service", "_session", "_step_due", "_stream", "_task")
+    _kind = ""
+    _task: asyncio.Task[None] | None = None
+    _step_due = _over = False
+    _next: Next = MESSAGE
 
     def __init__(self, calls: Calls, service: ExtProcService, observed: bool, stream: Stream) -> None:
         self._calls = calls
         self._service = service
         self._session = service.session(observed=observed)
         self._stream = stream
-        self._kind = ""
-        self._task: asyncio.Task[None] | None = None
-        self._step_due = False
-        self._next = Next.MESSAGE
-        self._over = False
 
     def message(self, message: bytes) -> None:
         """A ProcessingRequest."""
@@ -80,7 +78,7 @@ class ExtProcCall:
 
     def sent(self) -> None:
         """The gateway has taken what waited: the next step may have waited for that."""
-        if self._next is Next.STEP and not self._step_due:
+        if self._next is STEP and not self._step_due:
             self._step()
 
     def ended(self) -> None:
@@ -96,7 +94,7 @@ class ExtProcCall:
     def give_up_if_late(self) -> bool:
         """Answer a request whose body does not come in time. Gives whether the next call is to be looked at."""
         session = self._session
-        if self._next is not Next.BODY:
+        if self._next is not BODY:
             return True
         if session.patience:
             return False
@@ -118,18 +116,18 @@ class ExtProcCall:
             stream.send(answer)
         following = self._next = session.next
         collecting = self._calls.collecting
-        if following is Next.BODY:
+        if following is BODY:
             if self not in collecting:
                 collecting[self] = None
                 # Its time begins now.
                 _ = session.patience
-        elif following is not Next.STEP and self in collecting:
+        elif following is not STEP and self in collecting:
             del collecting[self]
-        if following is Next.DECISION:
+        if following is DECISION:
             stream.pause()
             self._task = asyncio.create_task(self._decide())
             self._calls.keep(self._task)
-        elif following is Next.STEP:
+        elif following is STEP:
             stream.pause()
             if not stream.congested:
                 self._step_due = True
@@ -137,7 +135,7 @@ class ExtProcCall:
         else:
             if answers:
                 session.sent()
-            if following is Next.END:
+            if following is END:
                 stream.finish()
 
     def _step(self) -> None:
@@ -162,7 +160,7 @@ class ExtProcCall:
             self._answer(answers())
         except Exception as error:  # noqa: BLE001 (logged there)
             self._fail(error)
-        if not self._over and self._next not in (Next.DECISION, Next.STEP):
+        if not self._over and self._next not in (DECISION, STEP):
             self._stream.resume()
         self._stream.flush()
 

@@ -48,8 +48,21 @@ class Next(Enum):
     END = auto()
 
 
+# To look a member up in its class costs more than all else that is done with it.
+DECISION, STEP, BODY, MESSAGE, END = Next
+
+
 class StreamSession:
     """One stream's conversation and its part in the in-flight account. `end` must be called when it is over."""
+
+    # What a session begins with. They are the class's: most sessions change few of them.
+    _entry: InFlight | None = None
+    # What is to be picked for, when what has to be waited for is there.
+    _needed: PickNeeded | None = None
+    _covers_response = _response_seen = _streaming = False
+    _totals: ResponseTotals | None = None
+    # When a request's body has to be complete, by the pool's clock.
+    _body_due: float | None = None
 
     def __init__(
         self, director: Director, pool: PoolState, settings: ConversationSettings, *, observed: bool = False
@@ -60,16 +73,7 @@ class StreamSession:
         if observed:
             pool.ledger.expect_observers()
         self._stream = ExtProcStream(settings)
-        self._entry: InFlight | None = None
-        # What is to be picked for, when what has to be waited for is there.
-        self._needed: PickNeeded | None = None
-        self._covers_response = False
-        self._response_seen = False
-        self._streaming = False
-        self._totals: ResponseTotals | None = None
         self._body_seconds = settings.body_seconds
-        # When a request's body has to be complete, by the pool's clock.
-        self._body_due: float | None = None
 
     @property
     def observing(self) -> bool:
@@ -85,19 +89,19 @@ class StreamSession:
     def next(self) -> Next:
         """What has to come after the answers so far. At BODY, MESSAGE and END all of them were given."""
         if self._needed is not None:
-            return Next.DECISION
+            return DECISION
         machine = self._stream.machine
         if machine is None:
-            return Next.MESSAGE
+            return MESSAGE
         if machine.work.steps is not None:
-            return Next.STEP
+            return STEP
         if machine.collecting:
-            return Next.BODY
+            return BODY
         # In the buffered and streamed modes the gateway keeps a stream open until the response is over, needed or not,
         # and cuts the response if the picker dies. So where a second filter observes responses, the pick ends its
         # stream; the gateway takes that as "no more processing".
         ends = not self._covers_response and (self.observed or self.pool.ledger.observers_seen)
-        return Next.END if ends and machine.request_done else Next.MESSAGE
+        return END if ends and machine.request_done else MESSAGE
 
     @property
     def patience(self) -> float | None:
@@ -141,7 +145,7 @@ class StreamSession:
     async def finish(self, answers: list[bytes]) -> list[bytes]:
         """The answers so far, with all that follow before the next message."""
         while (following := self.next) in _OURS:
-            if following is Next.DECISION:
+            if following is DECISION:
                 answers += await self.decided()
             else:
                 await asyncio.sleep(0)
@@ -153,7 +157,7 @@ class StreamSession:
         stream = self._stream
         while stream.events:
             for event in stream.take_events():
-                if isinstance(event, PickNeeded):
+                if type(event) is PickNeeded:
                     pick = self.director.decide_at_once(event)
                     if pick is None:
                         self._needed = event
@@ -186,10 +190,10 @@ class StreamSession:
 
     def _note(self, event: Event) -> None:
         pool = self.pool
-        if isinstance(event, RequestObserved):
-            self._entry = pool.observed(event.request_id, event.destination, event.flow)
-        elif isinstance(event, ResponseChunk):
+        if isinstance(event, ResponseChunk):
             self._note_chunk(event)
+        elif isinstance(event, RequestObserved):
+            self._entry = pool.observed(event.request_id, event.destination, event.flow)
         elif isinstance(event, ResponseStarted):
             self._response_seen = True
             self._streaming = event.streaming
@@ -222,7 +226,7 @@ class StreamSession:
 
 
 # What has to come next is ours to do.
-_OURS = (Next.DECISION, Next.STEP)
+_OURS = (DECISION, STEP)
 
 
 @dataclass(eq=False)
@@ -284,7 +288,7 @@ class ExtProcService:
                 for answer in answers:
                     await context.write(answer)
                 session.sent()
-                if session.next is Next.END or raw is None:
+                if session.next is END or raw is None:
                     return
         except grpc.aio.AbortError:
             raise

@@ -19,6 +19,7 @@ MAX_CHUNK_BYTES = 62_000
 # ProcessingResponse: the field that answers each kind of request is one less than the request's own number.
 _OVERWRITE = b"\x18\x02"  # HeaderValueOption.append_action = OVERWRITE_IF_EXISTS_OR_ADD
 _DYNAMIC_METADATA = 8
+_ENDS = flag(2, True)  # StreamedBodyResponse.end_of_stream
 
 # CONTINUE, with nothing changed, to each kind of message.
 UNCHANGED: dict[Kind, bytes] = {kind: nested(kind - 1, b"") for kind in Kind}
@@ -135,22 +136,13 @@ def chunks(kind: Kind, body: bytes, *, end_of_stream: bool) -> Iterator[bytes]:
     size = len(body)
     if not size and not end_of_stream:
         return
-    at = 0
-    while True:
-        end = at + MAX_CHUNK_BYTES
-        last = end >= size
-        piece = body if last and not at else body[at:end]
-        yield passed_on(kind, nested(1, piece) + flag(2, last and end_of_stream))
-        if last:
-            return
-        at = end
-
-
-def whole_body(kind: Kind, body: bytes, *, end_of_stream: bool) -> list[bytes]:
-    """The same of a body that may be short, as it nearly always is."""
-    if not body or len(body) > MAX_CHUNK_BYTES:
-        return list(chunks(kind, body, end_of_stream=end_of_stream))
-    return [passed_on(kind, b"\x0a%b%b\x10\x01" % (varint(len(body)), body) if end_of_stream else nested(1, body))]
+    # A view: a piece of a long body is copied once, into its answer.
+    view = memoryview(body)
+    for at in range(0, max(1, size), MAX_CHUNK_BYTES):
+        piece = view[at : at + MAX_CHUNK_BYTES]
+        end = _ENDS if end_of_stream and at + MAX_CHUNK_BYTES >= size else b""
+        before = b"\x0a" + varint(len(piece))
+        yield b"".join((_around(kind, len(before) + len(piece) + len(end)), before, piece, end))
 
 
 def passed_on(kind: Kind, content: bytes) -> bytes:
@@ -158,14 +150,19 @@ def passed_on(kind: Kind, content: bytes) -> bytes:
 
     `content` is the serialized HttpBody: StreamedBodyResponse has the same fields under the same numbers, so it is
     nested anew without being parsed."""
+    return _around(kind, len(content)) + content
+
+
+def _around(kind: Kind, size: int) -> bytes:
+    """What comes before a StreamedBodyResponse of so many bytes."""
     # ProcessingResponse.{request,response}_body . response . body_mutation . streamed_response
-    mutation = b"\x1a" + varint(len(content))
-    size = len(mutation) + len(content)
+    mutation = b"\x1a" + varint(size)
+    size += len(mutation)
     common = b"\x1a" + varint(size)
     size += len(common)
     response = b"\x0a" + varint(size)
     size += len(response)
-    return b"".join((varint((kind - 1) << 3 | 2), varint(size), response, common, mutation, content))
+    return b"".join((varint((kind - 1) << 3 | 2), varint(size), response, common, mutation))
 
 
 _ERROR_TYPES = {

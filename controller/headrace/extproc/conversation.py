@@ -53,6 +53,13 @@ class _Phase(IntEnum):
     REFUSED = auto()
 
 
+# To look a member up in its class costs more than all else that is done with it.
+_START, _COLLECTING, _PICKING, _FORWARDING, _RESPONDING, _REFUSED = _Phase
+_DUPLEX_MODE = BodyMode.FULL_DUPLEX_STREAMED
+_CUT_MODE = BodyMode.BUFFERED_PARTIAL
+_NONE_MODE = BodyMode.NONE
+
+
 class _Site(Enum):
     """The answer that carries the pick."""
 
@@ -62,30 +69,32 @@ class _Site(Enum):
     DUPLEX = auto()
 
 
+_AT_HEADERS, _AT_BODY, _AT_TRAILERS, _AT_DUPLEX = _Site
+
+
 class Conversation:
     """The state machine of one ext_proc stream that picks."""
+
+    # What a conversation begins with. They are the class's: most conversations change few of them.
+    _phase: _Phase = _START
+    _site: _Site = _AT_HEADERS
+    # Without a protocol_config (older gateways) the protocol's own mode is meant.
+    _request_mode: BodyMode = _DUPLEX_MODE
+    _response_mode: BodyMode = _DUPLEX_MODE
+    _headers = NO_HEADERS
+    _subset: tuple[str, ...] | None = None
+    # "" before the request's headers.
+    request_id = ""
+    _headers_seen = _request_id_is_new = _body_ended = _trailers_ended = False
+    # Made when it is needed: most conversations end with the request.
+    _response: ResponsePhase | None = None
+    _model = ""
+    _backlog: tuple[Message, ...] = ()
 
     def __init__(self, settings: ConversationSettings) -> None:
         self._settings = settings
         self.events: list[Event] = []
-        self._phase = _Phase.START
-        self._site = _Site.HEADERS
-        # Without a protocol_config (older gateways) the protocol's own mode is meant.
-        self._request_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._response_mode = BodyMode.FULL_DUPLEX_STREAMED
-        self._headers = NO_HEADERS
-        self._headers_seen = False
-        self._subset: tuple[str, ...] | None = None
-        # "" before the request's headers.
-        self.request_id = ""
-        self._request_id_is_new = False
         self._body = RequestBody(settings)
-        self._body_ended = False
-        self._trailers_ended = False
-        # Made when it is needed: most conversations end with the request.
-        self._response: ResponsePhase | None = None
-        self._model = ""
-        self._backlog: list[Message] = []
         # Of a long body.
         self.work = Work()
 
@@ -93,14 +102,14 @@ class Conversation:
         """The answers to one message, in the order to send them.
 
         Raises MalformedMessage or ProtocolViolation, both the proxy's fault; the conversation is over then."""
-        if self._phase is _Phase.PICKING:
-            self._backlog.append(message)
+        if self._phase is _PICKING:
+            self._backlog += (message,)
             return []
         if self.work.steps is not None:
             return [*self.work.finish(), *self.handle(message)]
         if message.protocol_config is not None:
             self._request_mode, self._response_mode = read_config(message.protocol_config)
-        if message.kind is None or self._phase is _Phase.REFUSED:
+        if message.kind is None or self._phase is _REFUSED:
             return []
         handler = _TRANSITIONS.get((self._phase, message.kind))
         if handler is None:
@@ -111,14 +120,14 @@ class Conversation:
 
     def resume(self, outcome: Decision | Refusal) -> list[bytes]:
         """The answers once the pick that was asked for is decided, including those to messages that came meanwhile."""
-        if self._phase is not _Phase.PICKING:
+        if self._phase is not _PICKING:
             raise RuntimeError("no pick was asked for")
         if isinstance(outcome, Refusal):
             out = [self._refuse(outcome)]
         else:
-            self._phase = _Phase.FORWARDING
+            self._phase = _FORWARDING
             out = self._picked(outcome)
-        backlog, self._backlog = self._backlog, []
+        backlog, self._backlog = self._backlog, ()
         for message in backlog:
             out += self.handle(message)
         return out
@@ -126,7 +135,7 @@ class Conversation:
     @property
     def collecting(self) -> bool:
         """Whether the rest of the request's body is waited for. A gateway that buffers it waits by its own rules."""
-        return self._phase is _Phase.COLLECTING and self._request_mode is BodyMode.FULL_DUPLEX_STREAMED
+        return self._phase is _COLLECTING and self._request_mode is _DUPLEX_MODE
 
     def give_up_body(self) -> list[bytes]:
         """The answers where the rest of the request's body has not come in time."""
@@ -148,7 +157,7 @@ class Conversation:
     @property
     def request_done(self) -> bool:
         """Whether the request is picked for and nothing of it is to come that has to be answered."""
-        if self._phase is not _Phase.FORWARDING:
+        if self._phase is not _FORWARDING:
             return False
         return self._body_ended or self._trailers_ended or self._request_mode in ONE_BODY_ANSWER
 
@@ -162,8 +171,8 @@ class Conversation:
         if ended or mode in PICK_FROM_HEADERS:
             self._body_ended = ended
             return self._ask(BodyFacts())
-        self._phase = _Phase.COLLECTING
-        if mode is BodyMode.FULL_DUPLEX_STREAMED:
+        self._phase = _COLLECTING
+        if mode is _DUPLEX_MODE:
             return []
         # Buffered: the gateway sends the body only after this answer. What clients may not send goes right away.
         return [answers.request_headers(self._settings.templates.of("")[0])]
@@ -172,31 +181,31 @@ class Conversation:
         """The gateway skips request headers: the pick can only be told as metadata."""
         self._name_request()
         if self._request_mode in PICK_FROM_HEADERS:
-            self._phase = _Phase.FORWARDING
+            self._phase = _FORWARDING
             return self._on_passing_body(message)
-        self._phase = _Phase.COLLECTING
+        self._phase = _COLLECTING
         return self._on_request_body(message)
 
     def _on_request_body(self, message: Message) -> list[bytes]:
         body = http_body(message.content)
         self._body_ended = body.end_of_stream
         # A partly buffered body without its end may have been cut at the gateway's limit.
-        cut = self._request_mode is BodyMode.BUFFERED_PARTIAL and not self._body_ended
+        cut = self._request_mode is _CUT_MODE and not self._body_ended
         refusal = self._body.add(body.body, cut=cut)
         if refusal is not None:
             return [self._refuse_here(refusal)]
-        if self._request_mode is not BodyMode.FULL_DUPLEX_STREAMED:
-            return self._body_is_whole(_Site.BODY)
+        if self._request_mode is not _DUPLEX_MODE:
+            return self._body_is_whole(_AT_BODY)
         if self._body_ended:
-            return self._body_is_whole(_Site.DUPLEX)
+            return self._body_is_whole(_AT_DUPLEX)
         if self._body.is_long:
             self.work.begin(self._body.read_steps())
         return []
 
     def _on_collected_trailers(self, message: Message) -> list[bytes]:
         self._trailers_ended = True
-        duplex = self._request_mode is BodyMode.FULL_DUPLEX_STREAMED
-        return self._body_is_whole(_Site.DUPLEX if duplex else _Site.TRAILERS)
+        duplex = self._request_mode is _DUPLEX_MODE
+        return self._body_is_whole(_AT_DUPLEX if duplex else _AT_TRAILERS)
 
     def _body_is_whole(self, site: _Site) -> list[bytes]:
         self._site = site
@@ -211,24 +220,24 @@ class Conversation:
         yield self._read()
 
     def _read(self) -> list[bytes]:
-        whole = self._request_mode is not BodyMode.BUFFERED_PARTIAL or self._body_ended
+        whole = self._request_mode is not _CUT_MODE or self._body_ended
         try:
-            facts = self._body.facts(self._headers, whole=whole)
+            facts = self._body.facts(self._headers.known, whole=whole)
         except UnreadableBody as error:
             return [self._refuse_here(Refusal(400, RefusalReason.BAD_REQUEST, str(error)))]
         return self._ask(facts)
 
     def _name_request(self) -> None:
-        known = self._headers.get(http.REQUEST_ID, "")
+        known = self._headers.known.get(http.REQUEST_ID, "")
         self._request_id_is_new = not known
         self.request_id = known or self._settings.new_request_id()
 
     def _ask(self, facts: BodyFacts) -> list[bytes]:
-        self._phase = _Phase.PICKING
+        self._phase = _PICKING
         self._model = facts.model
         request = self._request(facts)
         self._headers = NO_HEADERS
-        self.events.append(PickNeeded(request, covers_response=self._response_mode is not BodyMode.NONE))
+        self.events.append(PickNeeded(request, covers_response=self._response_mode is not _NONE_MODE))
         return []
 
     def _request(self, facts: BodyFacts) -> Request:
@@ -239,30 +248,26 @@ class Conversation:
         for name, value in decision.response_headers:
             self._response_phase().mutation += answers.set_header(name, value)
         renamed = decision.model is not None and self._rename(decision.model)
-        if self._site is _Site.DUPLEX:
+        if self._site is _AT_DUPLEX:
             return self._picked_in_duplex(decision.destination)
         mutation, metadata = self._pick_template(decision.destination)
-        if self._site is _Site.HEADERS:
+        if self._site is _AT_HEADERS:
             return [answers.request_headers(mutation) + metadata]
-        if self._site is _Site.BODY:
+        if self._site is _AT_BODY:
             body = self._body.joined() if renamed else None
             return [answers.buffered_request_body(mutation, body) + metadata]
         return [answers.UNCHANGED[Kind.REQUEST_TRAILERS] + metadata]
 
     def _picked_in_duplex(self, destination: str) -> list[bytes]:
-        out: list[bytes] = []
-        if self._headers_seen:
-            if self._request_id_is_new or self._trailers_ended:
-                mutation, metadata = self._pick_template(destination)
-                if not self._trailers_ended:
-                    mutation += answers.set_content_length(self._body.size)
-                out.append(answers.request_headers(mutation) + metadata)
-            else:
-                out.append(self._settings.templates.answer(destination, self._body.size))
-        out += self._body.send_on(self.work, trailers=self._trailers_ended)
-        if not self._headers_seen and out:
-            out[0] += self._settings.templates.of(destination)[1]
-        return out
+        body = self._body.send_on(self.work, trailers=self._trailers_ended)
+        if not self._headers_seen:
+            return [body[0] + self._settings.templates.of(destination)[1], *body[1:]] if body else []
+        if not self._request_id_is_new and not self._trailers_ended:
+            return [self._settings.templates.answer(destination, self._body.size), *body]
+        mutation, metadata = self._pick_template(destination)
+        if not self._trailers_ended:
+            mutation += answers.set_content_length(self._body.size)
+        return [answers.request_headers(mutation) + metadata, *body]
 
     def _pick_template(self, destination: str) -> tuple[bytes, bytes]:
         mutation, metadata = self._settings.templates.of(destination)
@@ -298,7 +303,7 @@ class Conversation:
         return self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> bytes:
-        self._phase = _Phase.REFUSED
+        self._phase = _REFUSED
         self.close()
         return answers.immediate(refusal, ((http.REQUEST_ID, self.request_id),))
 
@@ -306,16 +311,10 @@ class Conversation:
 
     def _on_response_headers(self, message: Message) -> list[bytes]:
         self._body.drop()  # a local answer may overtake a body that was still coming
-        self._phase = _Phase.RESPONDING
+        self._phase = _RESPONDING
         return self._response_phase().headers(
             message, self._response_mode, conformance=self._settings.conformance_hooks
         )
-
-    def _on_response_body(self, message: Message) -> list[bytes]:
-        return self._response_phase().body(message, self._response_mode)
-
-    def _on_response_trailers(self, message: Message) -> list[bytes]:
-        return self._response_phase().trailers()
 
     def _response_phase(self) -> ResponsePhase:
         if self._response is None:
@@ -323,32 +322,40 @@ class Conversation:
         return self._response
 
 
+def _response_body(conversation: Conversation, message: Message) -> list[bytes]:
+    return conversation._response_phase().body(message, conversation._response_mode)
+
+
+def _response_trailers(conversation: Conversation, message: Message) -> list[bytes]:
+    return conversation._response_phase().trailers()
+
+
 def _pass_trailers(_: Conversation, message: Message) -> list[bytes]:
     return [answers.UNCHANGED[Kind.REQUEST_TRAILERS]]
 
 
-_BEFORE_PICK = frozenset((_Phase.START, _Phase.COLLECTING))
-_HOLDING = frozenset((_Phase.COLLECTING, _Phase.PICKING))
+_BEFORE_PICK = frozenset((_START, _COLLECTING))
+_HOLDING = frozenset((_COLLECTING, _PICKING))
 
 _TRANSITIONS: dict[tuple[_Phase, Kind], Callable[[Conversation, Message], list[bytes]]] = {
-    (_Phase.START, Kind.REQUEST_HEADERS): Conversation._on_request_headers,
-    (_Phase.START, Kind.REQUEST_BODY): Conversation._on_body_without_headers,
-    (_Phase.START, Kind.REQUEST_TRAILERS): _pass_trailers,
-    (_Phase.START, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
-    (_Phase.START, Kind.RESPONSE_BODY): Conversation._on_response_body,
-    (_Phase.START, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
-    (_Phase.COLLECTING, Kind.REQUEST_BODY): Conversation._on_request_body,
-    (_Phase.COLLECTING, Kind.REQUEST_TRAILERS): Conversation._on_collected_trailers,
+    (_START, Kind.REQUEST_HEADERS): Conversation._on_request_headers,
+    (_START, Kind.REQUEST_BODY): Conversation._on_body_without_headers,
+    (_START, Kind.REQUEST_TRAILERS): _pass_trailers,
+    (_START, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
+    (_START, Kind.RESPONSE_BODY): _response_body,
+    (_START, Kind.RESPONSE_TRAILERS): _response_trailers,
+    (_COLLECTING, Kind.REQUEST_BODY): Conversation._on_request_body,
+    (_COLLECTING, Kind.REQUEST_TRAILERS): Conversation._on_collected_trailers,
     # A local answer of the gateway (a timeout, a full buffer) overtakes the body.
-    (_Phase.COLLECTING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
-    (_Phase.FORWARDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
-    (_Phase.FORWARDING, Kind.REQUEST_TRAILERS): _pass_trailers,
-    (_Phase.FORWARDING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
-    (_Phase.FORWARDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
-    (_Phase.FORWARDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    (_COLLECTING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
+    (_FORWARDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
+    (_FORWARDING, Kind.REQUEST_TRAILERS): _pass_trailers,
+    (_FORWARDING, Kind.RESPONSE_HEADERS): Conversation._on_response_headers,
+    (_FORWARDING, Kind.RESPONSE_BODY): _response_body,
+    (_FORWARDING, Kind.RESPONSE_TRAILERS): _response_trailers,
     # A model server may answer before the request has ended.
-    (_Phase.RESPONDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
-    (_Phase.RESPONDING, Kind.REQUEST_TRAILERS): _pass_trailers,
-    (_Phase.RESPONDING, Kind.RESPONSE_BODY): Conversation._on_response_body,
-    (_Phase.RESPONDING, Kind.RESPONSE_TRAILERS): Conversation._on_response_trailers,
+    (_RESPONDING, Kind.REQUEST_BODY): Conversation._on_passing_body,
+    (_RESPONDING, Kind.REQUEST_TRAILERS): _pass_trailers,
+    (_RESPONDING, Kind.RESPONSE_BODY): _response_body,
+    (_RESPONDING, Kind.RESPONSE_TRAILERS): _response_trailers,
 }

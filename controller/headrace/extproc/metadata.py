@@ -24,23 +24,23 @@ _USUAL_NAMES = frozenset(_USUAL.values())
 
 
 class Headers(Mapping[str, str]):
-    """Received headers, names in lower case, without those that are `hidden`. Those of usual names are known, the
-    others are read when somebody asks for one."""
+    """Received headers, names in lower case, without those that are `hidden`. Those of usual names are `known`, also
+    hidden ones, the others are read when somebody asks for one."""
 
-    __slots__ = ("_content", "_hidden", "_known", "_whole")
+    __slots__ = ("_content", "_hidden", "_whole", "known")
 
     def __init__(self, known: dict[str, str], content: bytes, hidden: Set[str] = frozenset()) -> None:
-        self._known = known
+        self.known = known
         self._content = content
         self._hidden = hidden
         self._whole: dict[str, str] | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
-        found = self._known if name in _USUAL_NAMES else self._all()
+        found = self.known if name in _USUAL_NAMES else self._all()
         return default if name in self._hidden else found.get(name, default)
 
     def __getitem__(self, name: str) -> str:
-        found = self._known if name in _USUAL_NAMES else self._all()
+        found = self.known if name in _USUAL_NAMES else self._all()
         if name in self._hidden:
             raise KeyError(name)
         return found[name]
@@ -53,11 +53,11 @@ class Headers(Mapping[str, str]):
 
     def without(self, names: Set[str]) -> Headers:
         """The same headers but for those."""
-        return Headers(self._known, self._content, names) if not self._known.keys().isdisjoint(names) else self
+        return Headers(self.known, self._content, names) if not self.known.keys().isdisjoint(names) else self
 
     def any_of(self, names: Set[str]) -> bool:
         """Whether one of some usual names is there."""
-        return not self._known.keys().isdisjoint(names - self._hidden if self._hidden else names)
+        return not self.known.keys().isdisjoint(names - self._hidden if self._hidden else names)
 
     def _all(self) -> dict[str, str]:
         if self._whole is None:
@@ -120,7 +120,9 @@ def _value(content: bytes, at: int, end: int) -> str:
     """The value behind a header's name. Raises IndexError and ValueError."""
     if at == end:
         return ""
-    size, begin = read_varint(content, at + 1)
+    size, begin = content[at + 1], at + 2
+    if size > 127:
+        size, begin = read_varint(content, at + 1)
     if content[at] not in b"\x12\x1a" or begin + size != end:
         raise MalformedMessage("not as usual")
     # A text that is no UTF-8 is protobuf's to refuse.

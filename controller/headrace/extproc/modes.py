@@ -68,7 +68,9 @@ def http_body(content: bytes) -> HttpBody:
         return _LAST_EMPTY
     if content[:1] == b"\x0a":
         with contextlib.suppress(IndexError, MalformedMessage):
-            size, at = read_varint(content, 1)
+            size, at = content[1], 2
+            if size > 127:
+                size, at = read_varint(content, 1)
             end = at + size
             if end == len(content):
                 return HttpBody(content[at:end])

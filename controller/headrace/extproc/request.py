@@ -27,8 +27,8 @@ def request_of(
     headers = received.without(hidden)
     return Request(
         request_id=request_id,
-        method=headers.get(http.METHOD, "POST"),
-        path=headers.get(http.PATH, "/"),
+        method=received.known.get(http.METHOD, "POST"),
+        path=received.known.get(http.PATH, "/"),
         headers=headers,
         model=facts.model,
         prompt=facts.prompt,

@@ -21,6 +21,7 @@ from headrace.extproc.wire import Kind
 from headrace.extproc.work import Work
 from headrace.protocol import http
 
+_BODY = Kind.REQUEST_BODY
 # Of a body that is read at once.
 _MOST_BRACKETS = 4096
 # Of longer bodies nobody asks for the tokens: see prefixes.tokenizer.
@@ -150,7 +151,7 @@ class RequestBody:
             steps = self._sending(trailers=trailers)
             work.begin(steps)
             return next(steps)
-        out = answers.whole_body(Kind.REQUEST_BODY, self.joined(), end_of_stream=not trailers)
+        out = list(answers.chunks(_BODY, self.joined(), end_of_stream=not trailers))
         if trailers:
             out.append(answers.UNCHANGED[Kind.REQUEST_TRAILERS])
         return out
@@ -161,12 +162,12 @@ class RequestBody:
         out: list[bytes] = []
         piece = next(pieces)
         for following in pieces:
-            out += answers.chunks(Kind.REQUEST_BODY, piece, end_of_stream=False)
+            out += answers.chunks(_BODY, piece, end_of_stream=False)
             if len(out) >= _ANSWERS_A_STEP:
                 yield out
                 out = []
             piece = following
-        out += answers.chunks(Kind.REQUEST_BODY, piece, end_of_stream=not trailers)
+        out += answers.chunks(_BODY, piece, end_of_stream=not trailers)
         if trailers:
             out.append(answers.UNCHANGED[Kind.REQUEST_TRAILERS])
         yield out

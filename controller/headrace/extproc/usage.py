@@ -50,6 +50,11 @@ class UsageMeter:
         """The next piece of the body."""
         if self._held is None:
             return
+        if self._events and not self._kept and piece.endswith(b"\n"):
+            # Whole lines, as nearly always: nothing of them is kept.
+            if _MARK.search(piece):
+                self._read_lines(piece)
+            return
         self._take(piece)
         if not self._held.hold(len(self._kept)):
             self.close()

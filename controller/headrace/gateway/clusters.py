@@ -23,7 +23,6 @@ from headrace.xds.envoy.type.metadata.v3 import metadata_pb2
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS = "envoy.transport_sockets.tls"
-# Envoy's own limits of 1024 are far below one stream for each running request.
 _NO_LIMIT = 1 << 20
 # A starting Envoy waits this long for a controller that does not answer, and then serves its other routes.
 _FIRST_FETCH_SECONDS = 2.0
@@ -84,7 +83,7 @@ def pool_cluster(pool: Pool, template: cluster_pb2.Cluster | None, name: str) ->
     cluster.ClearField("eds_cluster_config")
     cluster.eds_cluster_config.service_name = names.pool_cluster_name(names.pool_key(pool))
     _from_controller(cluster.eds_cluster_config.eds_config)
-    cluster.circuit_breakers.CopyFrom(_unlimited())
+    cluster.circuit_breakers.CopyFrom(unlimited())
     cluster.load_balancing_policy.CopyFrom(_override_host())
     if pool.app_protocol == H2C:
         _force_http2(cluster)
@@ -104,7 +103,7 @@ def picker_cluster(
         type=cluster_pb2.Cluster.EDS,
         connect_timeout=seconds(_CONNECT_SECONDS),
         lb_policy=cluster_pb2.Cluster.LEAST_REQUEST,
-        circuit_breakers=_unlimited(),
+        circuit_breakers=unlimited(),
     )
     cluster.eds_cluster_config.service_name = names.picker_endpoints_name(key)
     _from_controller(cluster.eds_cluster_config.eds_config)
@@ -192,7 +191,8 @@ def _from_controller(source: config_source_pb2.ConfigSource) -> None:
     source.api_config_source.grpc_services.add().envoy_grpc.cluster_name = names.DISCOVERY_CLUSTER
 
 
-def _unlimited() -> circuit_breaker_pb2.CircuitBreakers:
+def unlimited() -> circuit_breaker_pb2.CircuitBreakers:
+    """No limits: Envoy's own of 1024 are far below one stream for each running request."""
     limit = number(_NO_LIMIT)
     thresholds = circuit_breaker_pb2.CircuitBreakers.Thresholds(
         max_connections=limit, max_pending_requests=limit, max_requests=limit, max_retries=limit

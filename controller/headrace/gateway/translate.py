@@ -19,9 +19,10 @@ from google.protobuf.message import DecodeError
 from headrace.core import Pool
 from headrace.gateway import filters, model_routing, names
 from headrace.gateway.backend_filters import InvalidFilter, header_changes
-from headrace.gateway.clusters import former_picker_cluster, number, picker_cluster, pool_cluster, retry_elsewhere
+from headrace.gateway.clusters import former_picker_cluster, number, picker_cluster, pool_cluster
 from headrace.gateway.names import PoolKey
 from headrace.gateway.protocol.extension_pb2 import PostTranslateModifyRequest, PostTranslateModifyResponse
+from headrace.gateway.retries import bound_failures, retry_policy
 from headrace.gateway.snapshot import Backend, Snapshot, backends_of
 from headrace.gateway.trust import find_trust
 from headrace.gateway.xds_names import RuleName, parse_route_name
@@ -31,10 +32,6 @@ from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
 from headrace.xds.envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from headrace.xds.envoy.config.route.v3 import route_components_pb2, route_pb2
 from headrace.xds.envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-
-# For the ordered fallback of a pick: each retry goes to the next endpoint of the list. Only before a response began.
-_RETRY_ON = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
-_RETRIES = 2
 
 _Weight: TypeAlias = route_components_pb2.WeightedCluster.ClusterWeight
 _Manager: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
@@ -173,12 +170,7 @@ class _Work:
             # Envoy's own is 15 s for the whole answer: it would cut a long one. Its idle timeout stays.
             route.route.timeout.SetInParent()
         if not route.route.HasField("retry_policy"):
-            policy = route.route.retry_policy
-            policy.retry_on = _RETRY_ON
-            policy.num_retries.value = _RETRIES
-            policy.retriable_status_codes.append(503)
-            # Past the end of the pick's list any endpoint may be chosen: not again the one that has just failed.
-            retry_elsewhere(policy)
+            route.route.retry_policy.CopyFrom(retry_policy())
         # A retry needs the whole body once more: a listener of Envoy Gateway keeps 32 KiB.
         buffered = any(plan.body_mode is filters.BodyMode.BUFFERED for plan in plans)
         wanted = filters.BUFFER_LIMIT_BYTES if buffered else filters.RETRY_LIMIT_BYTES
@@ -297,7 +289,8 @@ class _Work:
         name = names.pool_cluster_name(key)
         if name in self._made:
             name = f"{name}/policy/{sha256(content).hexdigest()[:12]}"
-        self._made[name] = pool_cluster(pool, kept, name)
+        self._made[name] = made = pool_cluster(pool, kept, name)
+        bound_failures(made)
         self._variants[(key, content)] = name
         return name
 

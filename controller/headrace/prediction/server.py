@@ -139,7 +139,7 @@ class ServerModel:
 
 
 def _goes_on(before: Work, after: Work) -> bool:
-    """Whether counters went forward, by numbers that a server can count. Hits of the cache are counted before the rest."""
+    """Whether counters went forward, by numbers that a server can count. Cache hits are counted before the rest."""
     grown = [late - early for early, late in zip(before, after, strict=True)]
     return all(0 <= grown[at] <= _MOST_COUNTED for at in (0, 2, 3, 4)) and abs(grown[1]) <= _MOST_COUNTED
 

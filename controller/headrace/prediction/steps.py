@@ -115,7 +115,9 @@ class Factors:
 def makes_sense(window: Window) -> bool:
     """Whether a window can be learnt from. Servers write its numbers, and may write anything."""
     seconds, *done = window
-    return 0 < seconds <= _LONGEST_WINDOW and all(0 <= value <= _MOST_TOKENS * seconds for value in done) and window.steps >= 1
+    if not 0 < seconds <= _LONGEST_WINDOW or window.steps < 1:
+        return False
+    return all(0 <= value <= _MOST_TOKENS * seconds for value in done)
 
 
 def _expected(window: Window) -> Vector:

@@ -65,12 +65,26 @@ class _Cache:
     def use(self, hashes: Sequence[int]) -> list[int]:
         """A prompt of these blocks was sent there. Gives those that it brings."""
         homes = self.homes
-        new = [block for block in hashes if block not in homes]
+        # A block is not there without those before it.
+        known, count = 0, len(hashes)
+        if count and hashes[-1] in homes:
+            known = count
+        while known < count:
+            middle = (known + count) // 2
+            if hashes[middle] in homes:
+                known = middle + 1
+            else:
+                count = middle
+        new = list(hashes[known:])
         if not new:
             if hashes:
                 self._runs.move_to_end(homes[hashes[-1]])
             return new
-        parent = hashes[hashes.index(new[0]) - 1] if new[0] != hashes[0] else None
+        return self.bring(new, hashes[known - 1] if known else None)
+
+    def bring(self, new: list[int], parent: int | None) -> list[int]:
+        """These blocks come, behind the parent. Gives them."""
+        homes = self.homes
         if parent is not None:
             self._followers[parent] += 1
         run = _Run(new, parent)
@@ -97,9 +111,7 @@ class _Cache:
                 followers[run.parent] -= 1
                 if not followers[run.parent]:
                     del followers[run.parent]
-        for block in gone:
-            del self.homes[block]
-        return gone
+        return [block for block in gone if self.homes.pop(block, None) is not None]
 
     def blocks(self) -> list[int]:
         """All of them, least recently used first."""
@@ -174,15 +186,30 @@ class PrefixIndex:
         return Matches(groups, slots)
 
     def insert(self, hashes: Sequence[int], key: str, *, cache_tokens: int = 0) -> None:
-        """A prompt of these blocks, each there once, was sent to an endpoint. Its last blocks are forgotten first: they
-        need the ones before them.
+        """A prompt of these blocks was sent to an endpoint. Its last blocks are forgotten first: they need the ones
+        before them.
 
         `cache_tokens`: how many tokens its KV cache holds, 0 where that is not known."""
         cache = self._caches.get(key)
+        if cache is not None:
+            self._take(cache, cache.use(hashes), cache_tokens)
+
+    def insert_told(self, blocks: Iterable[int], key: str, *, cache_tokens: int = 0) -> None:
+        """The same of what another replica tells: blocks of several prompts, perhaps."""
+        cache = self._caches.get(key)
         if cache is None:
             return
+        told = list(dict.fromkeys(blocks))
+        new = [block for block in told if block not in cache.homes]
+        if not new:
+            cache.use(told)
+            return
+        before = told[: told.index(new[0])]
+        self._take(cache, cache.bring(new, before[-1] if before else None), cache_tokens)
+
+    def _take(self, cache: _Cache, new: list[int], cache_tokens: int) -> None:
+        """These blocks have come to a cache; what it has no room for goes."""
         masks, mask = self._masks, cache.mask
-        new = cache.use(hashes)
         if masks.keys().isdisjoint(new):
             masks.update(dict.fromkeys(new, mask))
         else:

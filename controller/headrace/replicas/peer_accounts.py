@@ -233,7 +233,7 @@ class PeerAccounts:
         record = self.store.get(sent.endpoint)
         if record is not None:
             tokens = record.metrics.cache_tokens if record.metrics is not None else 0
-            self.index.insert(list(dict.fromkeys(sent.blocks)), sent.endpoint, cache_tokens=tokens)
+            self.index.insert_told(sent.blocks, sent.endpoint, cache_tokens=tokens)
 
 
 def _entry(replica: str, told: messages.Started, now: float) -> InFlight:

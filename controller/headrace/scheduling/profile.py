@@ -17,6 +17,7 @@ from headrace.scheduling.pickers import MaxScorePicker
 from headrace.scheduling.plugin import Filter, Picker, Scorer, TakesNotes
 from headrace.scheduling.quick import MOST_SHOWN, QuickProfile, quick_way
 from headrace.scheduling.scorers import KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer
+from headrace.scheduling.slots import Matches
 
 _SUBSET = SubsetFilter()
 
@@ -75,6 +76,8 @@ class Stopwatch(Protocol):
 
 def run(profile: Profile, states: Sequence[EndpointState], facts: Facts, stopwatch: Stopwatch | None = None) -> Outcome:
     """Pick among `states` for one request."""
+    if isinstance(facts.prefix_matches, Matches):
+        facts.prefix_matches = facts.prefix_matches.one_by_one()
     kept: Sequence[EndpointState] = _SUBSET.keep(states, facts)
     if not kept:
         return Outcome(reason="no endpoint is ready" if not states else "no ready endpoint is in the gateway's subset")

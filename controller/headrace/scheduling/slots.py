@@ -72,6 +72,15 @@ class Matches(Mapping[str, int]):
     def __bool__(self) -> bool:
         return bool(self.groups)
 
+    def one_by_one(self) -> dict[str, int]:
+        """The same as a dictionary, for those who ask for every endpoint."""
+        found: dict[str, int] = {}
+        for length, members in self.groups:
+            for key, slot in self.slots.items():
+                if members >> slot & 1:
+                    found[key] = length
+        return found
+
 
 def any_of(members: int, rng: Random) -> int:
     """The slot of one endpoint of a set that has some, each as likely. Without a choice `rng` is not asked."""

@@ -15,15 +15,19 @@ _EVERY_SECONDS = 20.0
 _MORE, _WORTH = 1.05, 0.03
 # Rounds: an hour.
 _LONGEST_WAIT = 180
-# Of malloc.h. Each thread of gRPC would have a heap of its own, and what is free in one is of no use to the others.
-_M_ARENA_MAX, _HEAPS = -8, 2
+# Of malloc.h. Each thread would have a heap of its own, and what is free in one is of no use to the others.
+_M_ARENA_MAX, _HEAPS = -8, 1
+# What is as long as this is mapped by itself, and given back when it is freed. The C library would raise this to the
+# length of the longest body so far, and small things that stay would keep the holes that long ones leave in the heap.
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 256 << 10
 
 
-def share_heaps() -> None:
-    """Have all threads use the same few heaps. Call it before there are any."""
-    limit = getattr(ctypes.CDLL(None), "mallopt", None)
-    if limit is not None:
-        limit(_M_ARENA_MAX, _HEAPS)
+def share_heap() -> None:
+    """Have all threads use one heap, without what is long. Call it before there are threads."""
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_ARENA_MAX, _HEAPS)
+        option(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def settle() -> None:

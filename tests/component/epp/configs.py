@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from headrace.gateway.clusters import unlimited
+from headrace.gateway.retries import bound_failures, retry_policy
+from headrace.xds.envoy.config.cluster.v3 import cluster_pb2
+
 _TYPES = "type.googleapis.com/envoy.extensions"
 _HCM = f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _EXT_PROC = f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor"
@@ -69,7 +76,7 @@ def pool_config(
 
     `mode` is the picking filter's processing mode; `observe` adds the observation filter after it, `say_observed` tells
     the picker so in the pick's gRPC metadata, `observe_bodies` shows it the responses' bodies; `before` are HTTP
-    filters that come first; `retry` is the route's retry policy."""
+    filters that come first; `retry` replaces the route's retry policy, which is the gateway's."""
     metadata = {
         "receiving_namespaces": {"untyped": ["envoy.lb"]},
         "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
@@ -113,7 +120,7 @@ def pool_config(
             }
         )
     filters.append({"name": "router", "typed_config": {"@type": _ROUTER}})
-    route: dict[str, Any] = {"cluster": "pool", "timeout": "0s", **({"retry_policy": dict(retry)} if retry else {})}
+    route: dict[str, Any] = {"cluster": "pool", "timeout": "0s", "retry_policy": dict(retry or _json(retry_policy()))}
     manager = {
         "@type": _HCM,
         "stat_prefix": "pool",
@@ -186,9 +193,9 @@ def pool_config(
         "name": "pool",
         "type": "STATIC",
         "connect_timeout": "300s",
-        "circuit_breakers": breakers,
         "load_assignment": _assignment("pool", endpoints),
         "load_balancing_policy": {"policies": [{"typed_extension_config": override_host}]},
+        **_json(_bounds()),
     }
     return {"static_resources": {"listeners": [listener], "clusters": [pool, epp]}}
 
@@ -202,6 +209,18 @@ def set_metadata_filter(namespace: str, value: Mapping[str, Any]) -> dict[str, A
             "metadata": [{"metadata_namespace": namespace, "value": dict(value)}],
         },
     }
+
+
+def _bounds() -> cluster_pb2.Cluster:
+    """What the gateway's cluster of a pool has of breakers and outliers."""
+    cluster = cluster_pb2.Cluster()
+    cluster.circuit_breakers.CopyFrom(unlimited())
+    bound_failures(cluster)
+    return cluster
+
+
+def _json(message: Message) -> dict[str, Any]:
+    return dict(MessageToDict(message, preserving_proto_field_name=True))
 
 
 def _assignment(cluster: str, endpoints: Sequence[str]) -> dict[str, Any]:

@@ -263,6 +263,18 @@ def test_a_server_that_only_fails_is_out(status: int) -> None:
     assert world.health(b)[0] is Health.GOOD
 
 
+def test_an_alarm_says_what_most_of_a_sick_pool_have() -> None:
+    world = World(2)
+    assert world.watch.alarm() == ""
+    for key in world.keys:
+        world.page(key, asleep=True)
+        world.run(TURN_SECONDS)
+        sick = [world.health(key)[0] for key in world.keys] == [Health.OUT] * 2
+        assert (world.watch.alarm() != "") == sick
+    assert "of 2 endpoints" in world.watch.alarm()
+    assert f"2 of them: {Cause.ASLEEP.value}" in world.watch.alarm()
+
+
 def test_the_page_tells_that_prompts_are_computed() -> None:
     world = World(2)
     a, _ = world.keys

@@ -313,6 +313,25 @@ def test_whatever_happens_the_account_comes_out_even(steps: list[tuple[str, int,
     assert all(state.in_flight == 0 and state.in_flight_bytes == 0 for state in store.snapshot())
 
 
+def test_who_listens_is_told_of_what_another_replica_picked_and_we_describe() -> None:
+    class Heard(list[tuple[str, InFlight]]):
+        def started(self, entry: InFlight) -> None:
+            self.append(("started", entry))
+
+        def changed(self, entry: InFlight) -> None:
+            self.append(("changed", entry))
+
+        def finished(self, entry: InFlight) -> None:
+            self.append(("finished", entry))
+
+    store, _ = store_of(1)
+    heard = Heard()
+    ledger = Ledger(store, [heard])
+    entry = InFlight("r", K1, "m", 1, 0.0, attached=True, record=store.get(K1))
+    ledger.described(entry)
+    assert heard == [("started", entry)]
+
+
 def test_what_a_server_no_longer_has_and_nobody_observes_is_over() -> None:
     store, ledger = store_of(2)
     record = store.get(K1)

@@ -228,6 +228,7 @@ def test_a_refusal_is_an_immediate_answer_and_the_end(mode: BodyMode) -> None:
         gateway.send(m.body("request_body", b"{}", True))
     immediate = gateway.answers[-1].immediate_response
     assert immediate.status.code == 429
+    assert immediate.details == "endpoint_picker_rejected_saturated"
     headers = m.set_headers(immediate.headers)
     assert headers["content-type"] == "application/json"
     assert headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"

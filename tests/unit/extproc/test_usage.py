@@ -81,6 +81,12 @@ def test_of_a_long_body_the_end_is_enough(size: int) -> None:
     assert read(json.dumps(body).encode(), events=False, cuts=[1 << 17, 1 << 18, 1 << 20]) == FULL
 
 
+@pytest.mark.parametrize(("size", "usage"), [((256 << 10) - 300, FULL), (256 << 10, None)])
+def test_a_body_of_up_to_256_kib_is_kept_whole(size: int, usage: Usage | None) -> None:
+    body = {"usage": OPENAI, "data": "x" * size}
+    assert read(json.dumps(body).encode(), events=False, cuts=[1 << 17, 1 << 18]) == usage
+
+
 @pytest.mark.parametrize(
     "reported",
     [None, 7, [], {}, {"prompt_tokens": "9"}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": 1e9}],

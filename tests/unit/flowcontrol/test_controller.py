@@ -253,12 +253,13 @@ async def test_without_the_gate_negative_priorities_are_shed_from_full_endpoints
         assert (refusal.status, refusal.reason) == (429, RefusalReason.SATURATED)
 
 
-async def test_admitters_have_the_last_word_on_negative_priorities_only() -> None:
+@pytest.mark.parametrize("enabled", [False, True])
+async def test_admitters_have_the_last_word_on_negative_priorities_only(enabled: bool) -> None:
     always = ProbabilisticAdmitter(k=1e12)
     pool = Pool(2, admitters=(always,))
     pool.states = lambda: [state(1, waiting=2)]  # type: ignore[method-assign]
     pool.flow = FlowController(
-        settings(enabled=False, admitters=(always,)),
+        settings(enabled=enabled, admitters=(always,)),
         states=pool.states,
         clock=lambda: 0.0,
         rng=Random(1),

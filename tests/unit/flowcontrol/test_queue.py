@@ -227,6 +227,9 @@ def test_bands_of_clients_are_forgotten_and_configured_ones_are_not() -> None:
     made = queue(bands={7: BandConfig()})
     made.offer(request(priority=3), 0.0)
     drain(made, 1.0)
+    # From when the last one left, not from when the first one came.
+    made.expire(BAND_IDLE_SECONDS + 0.5)
+    assert sorted(made._priorities) == [3, 7]
     made.expire(BAND_IDLE_SECONDS + 2.0)
     assert made._priorities == [7]
 

@@ -311,8 +311,32 @@ def test_a_retry_policy_of_the_route_stays():
     found = o.snapshot([o.pool("a")], http_routes=[o.route("r", [o.pool_ref("a")])], services=[o.service()])
     result = translate(o.hook_input([given], [RULE]), found)
     assert o.routes_in(result.response)[NAME].route.retry_policy.num_retries.value == 7
-    ours = run([o.pool_ref("a")])
-    assert o.routes_in(ours.response)[NAME].route.retry_policy.num_retries.value == 2
+    ours = o.routes_in(run([o.pool_ref("a")]).response)[NAME].route.retry_policy
+    assert (ours.num_retries.value, list(ours.retriable_status_codes)) == (1, [500, 503])
+    # What a server has begun to work on is not sent to another.
+    assert set(ours.retry_on.split(",")) == {
+        "connect-failure",
+        "refused-stream",
+        "reset-before-request",
+        "retriable-status-codes",
+    }
+
+
+def test_retries_have_a_budget_and_the_gateways_own_choice_passes_by_what_fails():
+    made = o.clusters_in(run([o.pool_ref("a")]).response)[A]
+    (thresholds,) = made.circuit_breakers.thresholds
+    assert not thresholds.HasField("max_retries")
+    budget = thresholds.retry_budget
+    assert (budget.budget_percent.value, budget.min_retry_concurrency.value) == (20.0, 3)
+    outliers = made.outlier_detection
+    assert outliers.max_ejection_percent.value == 50
+    assert outliers.base_ejection_time.ToSeconds() == outliers.max_ejection_time.ToSeconds() == 2
+    # A policy of the rule's own stays.
+    template = cluster_pb2.Cluster(name=RULE)
+    template.outlier_detection.consecutive_5xx.value = 9
+    found = o.snapshot([o.pool("a")], http_routes=[o.route("r", [o.pool_ref("a")])], services=[o.service()])
+    kept = o.clusters_in(translate(o.hook_input([o.xds_route(NAME)], [template]), found).response)[A]
+    assert kept.outlier_detection == template.outlier_detection
 
 
 def test_missing_picker_service_leaves_the_decision_to_the_failure_mode():

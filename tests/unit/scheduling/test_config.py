@@ -23,6 +23,12 @@ from .states import facts, state
 HEAD = {"apiVersion": "inference.networking.x-k8s.io/v1alpha1", "kind": "EndpointPickerConfig"}
 
 
+@pytest.mark.parametrize("kind", [None, "", "EndpointPicker", "endpointpickerconfig"])
+def test_another_kind_is_refused(kind: object) -> None:
+    with pytest.raises(InvalidConfig, match="kind"):
+        read_config({**HEAD, "kind": kind})
+
+
 def test_a_reference_file() -> None:
     config = read_config(
         {

@@ -79,6 +79,7 @@ KEPT: list[tuple[Filter, list[dict[str, Any]], dict[str, Any], list[int]]] = [
     (PrefixCacheAffinityFilter(), [{}, {}, {}], {"matches": {K1: 8, K2: 7}, "blocks": 10}, [1]),
     (PrefixCacheAffinityFilter(), [{}, {}], {"matches": {K1: 7}, "blocks": 10}, [1, 2]),
     (PrefixCacheAffinityFilter(), [{}, {}], {}, [1, 2]),
+    (PrefixCacheAffinityFilter(), [{}, {}], {"matches": {K1: 1}, "blocks": 1}, [1]),
     (PrefixCacheAffinityFilter(0.0), [{}, {}], {"matches": {K1: 9}, "blocks": 9}, [1, 2]),
     # unless its tokens in flight take over 18 s longer than another's: at 15928 a second, more than 286704
     (
@@ -134,6 +135,29 @@ def test_what_is_kept(
     candidates = [state(number, **fields) for number, fields in enumerate(states, 1)]
     found = step.keep(candidates, facts(**request_facts))
     assert [s.key for s in found] == [f"10.0.0.{number}:8000" for number in kept]
+
+
+@pytest.mark.parametrize(
+    ("detector", "states", "saturation"),
+    [
+        (UtilizationDetector(), [], 1.0),
+        (UtilizationDetector(), [{"waiting": 2}, {"kv_usage": 0.2}], (2 / 5 + 0.2 / 0.8) / 2),
+        (UtilizationDetector(), [{"waiting": 9, "fresh": False}, {}], 0.5),
+        (ConcurrencyDetector(max_requests=10), [], 1.0),
+        (ConcurrencyDetector(max_requests=10), [{"in_flight": 3}, {"in_flight": 4}], 7 / 20),
+        (ConcurrencyDetector("tokens", max_tokens=100), [{"in_flight_tokens": 30}, {}, {}], 30 / 300),
+        (
+            ConcurrencyDetector("hybrid", max_requests=10, max_tokens=100),
+            [{"in_flight": 3, "in_flight_tokens": 10}, {"in_flight": 1, "in_flight_tokens": 70}],
+            (0.3 + 0.7) / 2,
+        ),
+    ],
+)
+def test_saturation(
+    detector: UtilizationDetector | ConcurrencyDetector, states: list[dict[str, Any]], saturation: float
+) -> None:
+    candidates = [state(number, **fields) for number, fields in enumerate(states, 1)]
+    assert detector.saturation(candidates) == pytest.approx(saturation)
 
 
 def test_labels() -> None:

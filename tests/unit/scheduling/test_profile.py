@@ -69,6 +69,11 @@ def test_an_adapters_requests_stay_where_it_is() -> None:
     homes = [state(n, max_adapters=1, resident_adapters=frozenset({"third"})) for n in (7, 8)]
     assert keep([turns, *homes], asked) == homes
     assert keep([turns, homes[0]], asked) == [turns]
+    # Where more adapters take turns than there are slots, no slot is at rest.
+    third, fourth = frozenset({"third"}), frozenset({"fourth"})
+    crowded = state(9, max_adapters=1, resident_adapters=OTHER | third, running_adapters=OTHER | third)
+    taken = state(10, max_adapters=1, resident_adapters=fourth, running_adapters=fourth)
+    assert keep([crowded, taken], asked) == [crowded, taken]
     # What is not known to be an adapter passes.
     assert keep([running, free, full], facts(model="adapter")) == [running, free, full]
 

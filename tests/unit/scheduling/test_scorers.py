@@ -56,6 +56,7 @@ TABLE: list[tuple[Scorer, list[dict[str, Any]], dict[str, Any], list[float]]] = 
     (PrefixCacheScorer(), [{}, {}], {"matches": {K1: 3, K2: 4}, "blocks": 4}, [0.75, 1.0]),
     (PrefixCacheScorer(), [{}, {}], {"matches": {K2: 1}, "blocks": 4}, [0.0, 0.25]),
     (PrefixCacheScorer(), [{}], {}, [0.0]),
+    (PrefixCacheScorer(), [{}], {"matches": {K1: 1}}, [0.0]),
     # (1 - w) * ratio + w * min(1, tokens / 8192)^2
     (PrefixCacheScorer(match_length_weight=0.5), [{}], {"matches": {K1: 64}, "blocks": 128}, [0.5 * 0.5 + 0.5 * 0.25]),
     (PrefixCacheScorer(match_length_weight=1.0), [{}], {"matches": {K1: 256}, "blocks": 256}, [1.0]),

@@ -36,6 +36,16 @@ def test_literals_are_what_hpack_reads(fields: list[tuple[bytes, bytes]]) -> Non
     assert [tuple(field) for field in Decoder().decode(raw, raw=True)] == fields
 
 
+@pytest.mark.parametrize(
+    ("size", "encoded"),
+    [(126, "7e"), (127, "7f00"), (253, "7f7e"), (254, "7f7f"), (255, "7f8001"), (16_511, "7f808001")],
+)
+def test_lengths_take_as_few_bytes_as_they_can(size: int, encoded: str) -> None:
+    """RFC 7541, 5.1, with seven bits of the first byte."""
+    text = b"a" * size
+    assert grpc.literal(b"", text) == b"\0\0" + bytes.fromhex(encoded) + text
+
+
 @pytest.mark.parametrize("message", ["", "plain", "100 % ä\n", "x" * 5000])
 def test_trailers(message: str) -> None:
     decoded = dict(Decoder().decode(grpc.trailers(grpc.INTERNAL, message)))
@@ -106,6 +116,16 @@ def test_a_block_is_put_together(size: int, pieces: int) -> None:
     assert found is not None
     assert not reader.open
     assert (found.stream_id, found.content, found.end_stream, found.depends_on) == (3, content, False, -1)
+
+
+def test_a_block_has_at_most_eight_continuations() -> None:
+    reader = BlockReader(100)
+    reader.headers(0, 1, b"x", 0, 1)
+    for _ in range(8):
+        assert reader.continuation(0, 1, b"x", 0, 1) is None
+    with pytest.raises(frames.ConnectionFault) as caught:
+        reader.continuation(frames.END_HEADERS, 1, b"x", 0, 1)
+    assert caught.value.code == frames.ENHANCE_YOUR_CALM
 
 
 def test_a_block_with_padding_and_priority() -> None:
