@@ -42,6 +42,13 @@ class Engine:
     # What grows while the server works, added up; and how many answers have begun.
     progress: tuple[Series, ...] = ()
     first_tokens: tuple[Series, ...] = ()
+    # Steps of the engine, tokens of prompts and how many of them the cache had, tokens written, and the seconds that
+    # all answers have waited for their first token.
+    steps: tuple[Series, ...] = ()
+    prompt: tuple[Series, ...] = ()
+    cached: tuple[Series, ...] = ()
+    written: tuple[Series, ...] = ()
+    waited: tuple[Series, ...] = ()
     # 0 while the server sleeps.
     awake: tuple[Series, ...] = ()
     # Further metrics, by the name the configuration gives them.
@@ -52,7 +59,8 @@ class Engine:
         """Every series that is read for its value."""
         values = (*self.waiting, *self.running, *self.kv_usage, *self.block_size, *self.num_blocks)
         health = (*self.progress, *self.first_tokens, *self.awake)
-        return (*values, *health, *(series for _, series in self.custom))
+        work = (*self.steps, *self.prompt, *self.cached, *self.written, *self.waited)
+        return (*values, *health, *work, *(series for _, series in self.custom))
 
 
 def _trt(metric: str, kind: str, value: str) -> tuple[Series, ...]:
@@ -81,6 +89,11 @@ ENGINES: Mapping[str, Engine] = {
                 "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:request_success_total"
             ),
             first_tokens=(Series("vllm:time_to_first_token_seconds_count"),),
+            steps=(Series("vllm:iteration_tokens_total_count"),),
+            prompt=(Series("vllm:prompt_tokens_total"),),
+            cached=(Series("vllm:prefix_cache_hits_total"),),
+            written=(Series("vllm:generation_tokens_total"),),
+            waited=(Series("vllm:time_to_first_token_seconds_sum"),),
             awake=(Series("vllm:engine_sleep_state", (("sleep_state", "awake"),)),),
         ),
         Engine(
@@ -217,6 +230,11 @@ class _EngineConfig(Parameters, frozen=True):
             path=known.path if known is not None else "/metrics",
             progress=known.progress if known is not None else (),
             first_tokens=known.first_tokens if known is not None else (),
+            steps=known.steps if known is not None else (),
+            prompt=known.prompt if known is not None else (),
+            cached=known.cached if known is not None else (),
+            written=known.written if known is not None else (),
+            waited=known.waited if known is not None else (),
             awake=known.awake if known is not None else (),
             custom=tuple((metric.attribute_key, metric.metric_spec[0]) for metric in self.custom_metrics),
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 from headrace.config.limits import ByteBudget
 from headrace.datalayer.engines import Engine, Series
@@ -21,6 +22,17 @@ from headrace.datalayer.exposition import DEFAULT_LIMITS, PageLimits, PageReader
 
 class NoMetrics(ValueError):  # noqa: N818
     """A page without any of the series that are looked for."""
+
+
+class Work(NamedTuple):
+    """What a server has done so far: steps of its engine, prompt tokens that its cache did not have, tokens written,
+    answers begun, and the seconds that these had waited for their first token, in all."""
+
+    steps: float
+    prompt: float
+    written: float
+    first_tokens: float
+    waited: float
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class ServerMetrics:
     # A number that grows with what the server does, and how many answers have begun; None where the page does not say.
     progress: float | None = None
     first_tokens: float | None = None
+    work: Work | None = None
     asleep: bool = False
     # Metrics that the configuration names beyond the usual ones, by its own name for them.
     custom: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -164,6 +177,7 @@ class MetricsReader:
             or (_count(rows, engine.num_blocks) or 0),
             progress=_sum(rows, *((series,) for series in engine.progress)),
             first_tokens=_sum(rows, engine.first_tokens),
+            work=_work(rows, engine),
             asleep=_sum(rows, engine.awake) == 0.0,
             custom=_custom(rows, engine),
         )
@@ -202,6 +216,15 @@ def _count(rows: _Rows, candidates: Iterable[Series]) -> int | None:
 def _sum(rows: _Rows, *all_of: Sequence[Series]) -> float | None:
     values = [value for candidates in all_of for value in _matching(rows, candidates)]
     return sum(values) if values else None
+
+
+def _work(rows: _Rows, engine: Engine) -> Work | None:
+    wanted = (engine.steps, engine.prompt, engine.written, engine.first_tokens, engine.waited)
+    found = [value for series in wanted if (value := _sum(rows, series)) is not None]
+    if len(found) < len(wanted):
+        return None
+    steps, prompt, *others = found
+    return Work(steps, prompt - (_sum(rows, engine.cached) or 0.0), *others)
 
 
 def _share(rows: _Rows, candidates: Iterable[Series]) -> float | None:

@@ -21,6 +21,7 @@ from headrace.epp.metrics import Metrics
 from headrace.epp.policies import Policies
 from headrace.extproc.metadata import last_forwarded
 from headrace.flowcontrol import FlowControlConfig, FlowController
+from headrace.prediction.watch import LatencyWatch, goes_by_predictions
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.prefixes.kv_events import Batch
 from headrace.prefixes.precise import PreciseIndex
@@ -122,9 +123,10 @@ class Components:
         self.precise = PreciseIndex() if kv_events else None
         self.health = HealthWatch(store, clock=clock, tells=health_filter)
         self.killers = Killers(clock)
+        self.latency = LatencyWatch(store, clock=clock, wanted=goes_by_predictions(config))
         built_in: list[Producer] = [store.adapters, self.index, self.memory, self.health]
-        if self.precise is not None:
-            built_in.append(self.precise)
+        # The last one goes by what the others say of the prompt.
+        built_in += [self.latency] if self.precise is None else [self.precise, self.latency]
         self.producers = Producers(built_in, config.plugins.values())
         self.journal = Journal(replica[0], self.index, clock=clock, name=replica[1])
         ledger = Ledger(store, [self.journal])
@@ -132,7 +134,7 @@ class Components:
         self.accounts = PeerAccounts(
             store, ledger, self.index, me=replica[0], clock=clock, on_pick=on_pick, on_failure=self.health.told
         )
-        seeing: list[PoolObserver] = [metrics, _Admitted(self.flow), self.health, self.killers]
+        seeing: list[PoolObserver] = [metrics, _Admitted(self.flow), self.health, self.killers, self.latency]
         followers: list[FollowsEndpoints] = [self.producers, self.accounts, self.killers]
         self.pool = PoolState(store, ledger, clock=clock, followers=followers, observers=seeing)
         sent = _Sent(on_pick, self.journal, self.health)
@@ -155,6 +157,7 @@ class Components:
         """Pick and admit by another configuration from now on. Nothing that is known or waits is lost, but for prefixes
         where blocks have another size."""
         self.director.reconfigure(config)
+        self.latency.wanted = goes_by_predictions(config)
         self.producers.configure(config.plugins.values())
         self.index.reconfigure(config.prefix)
         self.flow.reconfigure(flow_control)

@@ -14,11 +14,13 @@ from headrace.datalayer.health import SUSPECT
 from headrace.epp.director import Pick
 from headrace.scheduling import Outcome, Profile, explain
 from headrace.scheduling.health import VERDICT
+from headrace.scheduling.latency import PREDICTED, Predicted, Predictions
 
 # Of endpoints that were not good.
 _MOST_SHOWN = 64
 _MOST_TEXT = 256
 _NONE: Mapping[str, int] = MappingProxyType({})
+_NOT_PREDICTED: Mapping[str, Predicted] = MappingProxyType({})
 
 
 # Of what a request says, as it is kept: enough for its path without the query.
@@ -46,6 +48,7 @@ class _Kept(NamedTuple):
     seconds: float
     # Of the endpoints that were not good then, how many requests they might have at once.
     verdict: Mapping[str, int]
+    predicted: Mapping[str, Predicted]
 
     def as_json(self) -> dict[str, Any]:
         """The record for people."""
@@ -67,6 +70,7 @@ class _Kept(NamedTuple):
             "winner_pod": self.endpoint.pod_name if self.endpoint is not None else "",
             "fallbacks": list(outcome.picks[1:]),
             "reason": reason or explain(self.profile, outcome),
+            "predicted": self._prediction(),
             "refused": None if refusal is None else {"status": refusal.status, "reason": refusal.reason.value},
             "candidate_count": outcome.candidate_count,
             "not_good": {key: _standing(allowed) for key, allowed in islice(self.verdict.items(), _MOST_SHOWN)},
@@ -76,11 +80,25 @@ class _Kept(NamedTuple):
                     "total": round(weighed.totals[at], 6),
                     "scores": {name: round(values[at], 6) for name, values in weighed.scores.items()},
                     "prefix_blocks_matched": self.prefix_matches.get(key, 0),
+                    **(
+                        {"first_token_seconds": round(self.predicted[key].first_token, 4)}
+                        if key in self.predicted
+                        else {}
+                    ),
                 }
                 for at, key in enumerate(weighed.candidates)
             ],
             "decision_seconds": round(self.seconds, 6),
         }
+
+    def _prediction(self) -> str:
+        """In words, what the request was predicted to wait; "" where nothing was predicted."""
+        winner = self.predicted.get(self.outcome.picks[0]) if self.outcome.picks else None
+        if winner is None:
+            return ""
+        parts = f"{winner.queue:.2f} queue, {winner.prefill:.2f} prefill, {winner.decode:.2f} decode"
+        best = min(one.first_token for one in self.predicted.values())
+        return f"first token in {winner.first_token:.2f} s: {parts}; the soonest anywhere is {best:.2f}"
 
 
 class DecisionLog:
@@ -95,10 +113,12 @@ class DecisionLog:
         if answer is None:
             return
         record = entry.record if entry is not None else None
-        blocks, matches, verdict = 0, _NONE, _NONE
+        blocks, matches, verdict, predicted = 0, _NONE, _NONE, _NOT_PREDICTED
         if facts is not None:
             blocks, matches = facts.prefix_blocks, facts.prefix_matches
             verdict = facts.attributes.get(VERDICT, _NONE)
+            predictions: Predictions | None = facts.attributes.get(PREDICTED)
+            predicted = _NOT_PREDICTED if predictions is None else predictions.found
         self._kept.append(
             _Kept(
                 time.time(),
@@ -117,6 +137,7 @@ class DecisionLog:
                 answer if isinstance(answer, Refusal) else None,
                 pick.seconds,
                 verdict,
+                predicted,
             )
         )
 

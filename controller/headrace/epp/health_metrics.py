@@ -1,4 +1,4 @@
-"""The servers' health, as metrics."""
+"""The servers' health, and what is predicted of them, as metrics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from prometheus_client.registry import Collector
 
 from headrace.datalayer.health import Health
 from headrace.datalayer.health_watch import HealthWatch
+from headrace.prediction.watch import LatencyWatch
 from headrace.serving.metrics import gauges
 
 
 @dataclass(eq=False)
 class HealthCollector(Collector):
-    """What each endpoint is taken for, and how often that changed."""
+    """What each endpoint is taken for, and how often that changed. Where a profile goes by predictions: what is learnt
+    of each endpoint, and how wrong they are."""
 
     health: HealthWatch
+    latency: LatencyWatch
 
     def collect(self) -> Iterable[Metric]:
         """The gauges and the counter."""
@@ -35,3 +38,14 @@ class HealthCollector(Collector):
         for labels, count in self.health.changes.items():
             changes.add_metric(labels, count)
         yield changes
+
+        if self.latency.wanted:
+            text = "The mean error of predicted times to the first token, over the mean time."
+            yield gauges("headrace_epp_predicted_first_token_error_ratio", text, {(): self.latency.errors.ratio})
+            learnt = {
+                (key, part): seconds
+                for key, times in self.latency.step_times()
+                for part, seconds in times._asdict().items()
+            }
+            text = "What a step of an engine is thought to take: itself, for each prompt token, for each token written."
+            yield gauges("headrace_epp_learnt_step_seconds", text, learnt, "endpoint", "part")

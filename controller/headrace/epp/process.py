@@ -94,7 +94,7 @@ class Process:
         pool, flow = self._parts.pool, self._parts.flow
         registry = self._metrics.registry
         registry.register(PoolCollector(self._metrics.pool_name, pool.store, pool.ledger, self._parts.index))
-        registry.register(HealthCollector(self._parts.health))
+        registry.register(HealthCollector(self._parts.health, self._parts.latency))
         registry.register(FlowControlCollector(self._metrics.flow_control, flow.waiting, flow.saturation))
         self._scraper = Scraper(
             pool.store,

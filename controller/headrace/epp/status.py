@@ -73,7 +73,7 @@ def endpoint_list(parts: Components) -> dict[str, Any]:
     """Every endpoint, as the picker sees it now."""
     pool = parts.pool
     now = pool.clock()
-    listed = []
+    listed, steps = [], dict(parts.latency.step_times())
     for state in pool.store.snapshot():
         record = pool.store.get(state.key)
         server = parts.health.ward.get(state.key)
@@ -98,6 +98,7 @@ def endpoint_list(parts: Components) -> dict[str, Any]:
                 "metrics_age_seconds": age,
                 "metrics_error": record.scrape_error if record is not None else "",
                 "prefix_blocks": parts.index.entries(state.key),
+                "step_seconds": steps[state.key]._asdict() if state.key in steps else None,
                 "health": server.health.value if server is not None else "",
                 "health_reason": server.cause.value if server is not None else "",
                 "health_seconds": round(now - server.since, 3) if server is not None else None,

@@ -27,7 +27,7 @@ PLUGINS = (
     accepted(
         "latency-slo-admitter",
         ignored=("latencyPredictionInfoProducerName",),
-        note="it sheds nothing: nothing predicts latencies",
+        note="it sheds nothing yet",
     ),
     # Eviction order is fixed: lowest negative priority first, newest first.
     accepted("eviction-sheddable-filter"),

@@ -40,6 +40,7 @@ SERVICE_LABEL = "kubernetes.io/service-name"
 HOLD_LABEL = "headrace.dev/replacement"
 PART_OF_LABEL = "app.kubernetes.io/part-of"
 COMPONENT_LABEL = "app.kubernetes.io/component"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
 
 # A replacement, as field manager, source of events and header of its own requests.
 REPLACEMENT = "headrace-replace"

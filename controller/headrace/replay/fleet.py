@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import xxhash
 
 from headrace.core import Endpoint
-from headrace.datalayer.metrics_page import ServerMetrics
+from headrace.datalayer.metrics_page import ServerMetrics, Work
 from headrace.replay.traces import BLOCK_TOKENS, Arrival
 from headrace.simulator.engine import Engine, EngineSettings, StepReport
 from headrace.simulator.request import Limits, Phase
@@ -44,6 +44,7 @@ class Server:
         self._in_batch: frozenset[str] = frozenset()
         self._adapters: set[str] = set()
         self._open: dict[EngineSequence, None] = {}
+        self._work = Work(0, 0, 0, 0, 0)
 
     def add(self, arrival: Arrival, now: float) -> EngineSequence:
         """Queue a request; `start` it afterwards."""
@@ -72,9 +73,17 @@ class Server:
         if report.adapters:
             self._in_batch = frozenset(report.adapters)
             self._adapters |= self._in_batch
+        steps, prompt, written, first_tokens, waited = self._work
+        for sequence in report.started_sequences:
+            prompt -= 0 if sequence.num_preemptions else sequence.num_prefix_hits
         for sequence in report.generated:
+            if sequence.num_output_tokens == 1:
+                prompt += len(sequence.prompt)
+                first_tokens += 1
+                waited += now - sequence.arrival
             if sequence.phase is Phase.FINISHED:
                 del self._open[sequence]
+        self._work = Work(steps + 1, prompt, written + len(report.generated), first_tokens, waited)
         return report, self.engine.due
 
     def metrics(self) -> ServerMetrics:
@@ -89,6 +98,7 @@ class Server:
             known_adapters=frozenset(self._adapters),
             block_size=settings.block_size,
             num_blocks=settings.num_gpu_blocks,
+            work=self._work,
         )
 
     def seconds_to_first_token(self, arrival: Arrival) -> float:

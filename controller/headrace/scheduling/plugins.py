@@ -7,21 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from msgspec import field
-
 from headrace.config.decode import (
     InvalidConfig,
     OverZero,
     Parameters,
     Refused,
-    Share,
     T,
     decode,
 )
 from headrace.config.plugins import PluginType, accepted, built_in, plugin, refused
 from headrace.protocol import http
 from headrace.protocol.objects import ROLE_LABEL
-from headrace.scheduling import affinity, filters, handlers, health, labels, pickers, saturation, scorers
+from headrace.scheduling import affinity, filters, handlers, health, labels, latency, pickers, saturation, scorers
 from headrace.scheduling.prefix import PrefixParameters
 
 
@@ -72,10 +69,6 @@ def _part(given: object, wanted: type[T], at: str) -> T:
     return decode({} if given is None else given, wanted, at)
 
 
-class _SloHeadroom(Parameters, frozen=True):
-    epsilon: Share = field(default=0.01, name="epsilonExploreNeg")
-
-
 def _role(values: tuple[str, ...], no_label: bool) -> Callable[[Any], labels.ByLabelFilter]:
     return lambda _: labels.ByLabelFilter(ROLE_LABEL, frozenset(values), no_label)
 
@@ -109,6 +102,10 @@ PLUGINS = (
     plugin(scorers.PrefixCacheScorer, ignored=_PRODUCERS),
     plugin(scorers.TokenLoadScorer, ignored=_PRODUCERS),
     plugin(scorers.NoHitLruScorer, ignored=_PRODUCERS),
+    plugin(
+        latency.LatencyScorer,
+        ignored=(*_PRODUCERS, "compositeKVWeight", "compositeQueueWeight", "compositePrefixWeight"),
+    ),
     PluginType(
         affinity.SessionAffinityScorer.type_name, _Session, lambda asked: affinity.SessionAffinityScorer(asked.kept())
     ),
@@ -122,12 +119,7 @@ PLUGINS = (
     plugin(filters.AdapterAffinityFilter),
     plugin(health.HealthFilter),
     plugin(filters.PrefixCacheAffinityFilter, ignored=_PRODUCERS),
-    accepted(
-        "slo-headroom-tier-filter",
-        _SloHeadroom,
-        ignored=_PRODUCERS,
-        note="it keeps all endpoints: nothing predicts latencies",
-    ),
+    plugin(latency.SloHeadroomTierFilter, ignored=_PRODUCERS),
     plugin(labels.ByLabelFilter),
     plugin(labels.LabelSelectorFilter, had=("by-label-selector",)),
     *(PluginType(name, make=_role(*role)) for name, role in labels.ROLES.items()),
@@ -142,6 +134,7 @@ PLUGINS = (
     plugin(handlers.HeaderProfileHandler, _header_profile),
     accepted("approx-prefix-cache-producer", PrefixParameters, had=("prefix-cache-plugin",)),
     built_in("inflight-load-producer"),
+    built_in("predicted-latency-producer", "it learns from the servers' own metrics, and calls no sidecar"),
     built_in("session-id-producer"),
     built_in("openai-parser"),
     built_in("anthropic-parser"),
@@ -168,10 +161,7 @@ PLUGINS = (
         " endpoint of its own",
         "data-parallel-profile-handler",
     ),
-    *refused(
-        "it needs a latency predictor, and there is none here: leave it out",
-        *("latency-scorer", "predicted-latency-producer", "predicted-latency-scorer"),
-    ),
+    *refused("use latency-scorer", "predicted-latency-scorer"),
     *refused(
         "what it goes by is not known here: leave it out",
         *("mm-embeddings-cache-producer", "mm-embeddings-cache-scorer", "dcgm-data-source", "dcgm-extractor"),

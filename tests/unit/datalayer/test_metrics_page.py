@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.config.decode import decode
 from headrace.datalayer.engines import ENGINES, EngineParameters, Series, engine_of, parse_series
 from headrace.datalayer.exposition import CostlyPage, PageLimits
-from headrace.datalayer.metrics_page import MetricsReader, NoMetrics, ServerMetrics, _label_pairs, parse_page
+from headrace.datalayer.metrics_page import MetricsReader, NoMetrics, ServerMetrics, Work, _label_pairs, parse_page
 
 VLLM = ENGINES["vllm"]
 # The page of a vLLM 0.32.0 with four LoRA adapters (two at a time), 8 requests running and 16 waiting.
@@ -34,6 +34,7 @@ def test_a_real_page() -> None:
         num_blocks=16384,
         progress=3803.0,
         first_tokens=36.0,
+        work=Work(steps=251.0, prompt=1942.0, written=1833.0, first_tokens=36.0, waited=36.361109018325806),
     )
 
 

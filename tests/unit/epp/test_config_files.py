@@ -20,6 +20,7 @@ from headrace.flowcontrol.limits import PriorityHoldback, StaticLimit
 from headrace.flowcontrol.ordering import EarliestDeadlineFirst, SloDeadline
 from headrace.prefixes.kv_settings import KvEventsSettings
 from headrace.scheduling import default_profile
+from headrace.scheduling.latency import SloHeadroomTierFilter
 from headrace.scheduling.pickers import WeightedRandomPicker
 from headrace.scheduling.saturation import ConcurrencyDetector, UtilizationDetector
 
@@ -95,7 +96,7 @@ def test_flow_control_of_llm_d() -> None:
     assert config.engines.of({"llm-d.ai/engine-type": "sglang"}).name == "sglang"
 
 
-def test_what_only_predicted_latencies_would_change_is_said() -> None:
+def test_what_is_not_done_by_predicted_latencies_is_said() -> None:
     names = ["slo-headroom-tier-filter", "latency-slo-admitter", "queue-scorer"]
     config = parse(
         {
@@ -106,8 +107,9 @@ def test_what_only_predicted_latencies_would_change_is_said() -> None:
             "schedulingProfiles": [{"name": "p", "plugins": [{"pluginRef": name} for name in (names[0], names[2])]}],
         }
     )
-    assert [note.partition(":")[0] for note in config.notes] == names[:2]
-    assert (config.flow_control.admitters, config.scheduling.profile.filters) == ((), ())
+    assert [note.partition(":")[0] for note in config.notes] == names[1:2]
+    assert config.flow_control.admitters == ()
+    assert config.scheduling.profile.filters == (SloHeadroomTierFilter(epsilon=0.1),)
 
 
 def test_the_servers_own_events_of_llm_d() -> None:

@@ -1,0 +1,1 @@
+"""How long a request would wait at each endpoint, learnt from what the endpoints show of themselves."""
