@@ -43,8 +43,7 @@ def full(*names: str, covers: tuple[str, ...] = STACK) -> Part:
 PARTS = {
     "long": Part(("-n3", "tests/component", "tests/unit"), ("controller", "plugins", "tests/unit"), profile="long"),
     "slow": Part(("-n3", "tests/integration", "-m", "slow"), (*STACK, "tests/integration")),
-    "versions": full("test_versions.py"),
-    "upgrade": full("test_upgrade.py"),
+    "upgrade": full("test_versions.py", "test_upgrade.py"),
     "replacement": full("test_replacement.py"),
     "kinds": full("test_replacement_kinds.py", "test_adapters.py"),
     "picker": full(
