@@ -175,6 +175,7 @@ class Components:
             self.precise.expire(self.pool.clock())
         self.pool.expire()
         self.killers.expire()
+        self.latency.expire()
         for replica in self.accounts.expire():
             logger.warning("replica %s is silent: its requests are not counted any more", replica)
             self.flow.changed()

@@ -111,6 +111,12 @@ class LatencyWatch(PoolObserver):
     def unobserved(self, entry: InFlight) -> None:
         self._drop(entry.endpoint, entry)
 
+    def expire(self) -> None:
+        """Forget requests whose end nobody has told: another replica accounts for them. Call it about once a second."""
+        for server in self._servers.values():
+            for entry in [entry for entry in server.queue.prompts if entry.over]:
+                server.queue.drop(entry)
+
     def _drop(self, key: str, entry: InFlight) -> None:
         server = self._servers.get(key)
         if server is not None:

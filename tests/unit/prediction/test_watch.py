@@ -78,6 +78,18 @@ def test_a_first_token_and_an_end_are_noticed() -> None:
     assert server.queue.tokens == 0
 
 
+def test_a_request_that_another_replica_accounts_for_is_forgotten() -> None:
+    parts = picker(1)
+    pick = parts.director.decide_at_once(needed(prompt=b"x" * 4000))
+    assert pick is not None
+    assert pick.entry is not None
+    parts.pool.ledger.superseded(pick.entry)
+    (server,) = parts.latency._servers.values()
+    assert len(server.queue) == 1
+    parts.expire()
+    assert not server.queue
+
+
 def test_pages_tell_what_answers_waited_and_the_error_follows() -> None:
     parts = picker(1)
     clock = parts.pool.clock
