@@ -19,6 +19,7 @@ from headrace.epp.health_metrics import HealthCollector
 from headrace.epp.metrics import Metrics as PickerMetrics
 from headrace.epp.metrics import PoolCollector
 from headrace.gateway.metrics import Metrics as GatewayMetrics
+from headrace.prediction.watch import LatencyWatch
 from headrace.prefixes.approximate import PrefixIndex
 from headrace.scheduling.config import PrefixSettings
 
@@ -287,7 +288,7 @@ def known() -> set[str]:
     collector = PoolCollector("pool", store, Ledger(store), PrefixIndex(PrefixSettings()))
     picker.registry.register(collector)
     health = HealthWatch(store, clock=lambda: 0.0)
-    picker.registry.register(HealthCollector(health))
+    picker.registry.register(HealthCollector(health, LatencyWatch(store, clock=lambda: 0.0, wanted=True)))
     families: list[Metric] = [*picker.registry.collect(), *GatewayMetrics().registry.collect()]
     kinds = {family.name: family.type for family in families}
     page = (Path(__file__).resolve().parents[2] / "data/vllm-0.32.0-metrics.txt").read_text()
