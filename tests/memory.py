@@ -31,6 +31,12 @@ class MemoryGroup:
         return int((self.path / self.peak_file).read_text())
 
 
+def resident(pid: int) -> int:
+    """The bytes of memory that a process has."""
+    line = next(one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS"))
+    return int(line.split()[1]) << 10
+
+
 @contextlib.contextmanager
 def memory_group(limit: int) -> Iterator[MemoryGroup]:
     """A group of at most `limit` bytes, swap included. Skips the test where none can be made.

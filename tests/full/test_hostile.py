@@ -20,7 +20,7 @@ import pytest
 from ..hostile.ordinary import Ordinary, asking
 from ..hostile.relatives import ROWS, relatives
 from ..hostile.world import GATEWAY_BYTES, PICKER_BYTES, World, running
-from ..memory import memory_group
+from ..memory import memory_group, resident
 from .files import all_open_files
 
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "300"))
@@ -46,12 +46,6 @@ def many_files() -> Iterator[None]:
     """Each hostile stream is a connection."""
     with all_open_files():
         yield
-
-
-def resident(pid: int) -> int:
-    """A process's memory."""
-    line = next(one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS"))
-    return int(line.split()[1]) << 10
 
 
 def made(folder: Path) -> Path:

@@ -22,8 +22,8 @@ def main() -> None:
     found.mkdir(exist_ok=True)
     with atheris.instrument_imports(include=["headrace", "yaml", "json"]):
         target = importlib.import_module(f"tests.fuzz.{name}").target
-        seeds = importlib.import_module("tests.fuzz.seeds").SEEDS[name]
-    for number, seed in enumerate(seeds()):
+        known = importlib.import_module("tests.fuzz.seeds")
+    for number, seed in enumerate([*known.SEEDS[name](), *known.kept(name)]):
         (corpus / f"seed-{number}").write_bytes(seed)
     atheris.Setup([sys.argv[0], *FLAGS, f"-artifact_prefix={found}/", *flags, str(corpus)], target)
     atheris.Fuzz()

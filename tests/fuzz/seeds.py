@@ -1,7 +1,9 @@
-"""Where fuzzing starts from: real pages, real configuration files, and requests as gateways and servers write them."""
+"""Where fuzzing starts from: real pages, real configuration files, requests as gateways and servers write them, and
+what fuzzing has found of use before."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from ..unit.extproc.test_usage import BODIES, STREAMS
 TESTS = Path(__file__).parents[1]
 PAGES = (TESTS / "unit/datalayer/data/vllm-0.32.0-under-load.txt", TESTS / "data/vllm-0.32.0-metrics.txt")
 CONFIGS = TESTS / "unit/epp/configs"
+CORPORA = Path(__file__).parent / "corpora"
 
 
 def ext_proc() -> Iterator[bytes]:
@@ -148,3 +151,9 @@ SEEDS = {
     "kv_events": kv_events,
     "http2": http2,
 }
+
+
+def kept(target: str) -> list[bytes]:
+    """Inputs of earlier runs that reach code which the seeds do not, and inputs that once failed."""
+    path = CORPORA / f"{target}.txt"
+    return [base64.b64decode(line) for line in path.read_text().splitlines()] if path.exists() else []

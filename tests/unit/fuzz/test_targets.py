@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ...fuzz import body_scan, config_file, ext_proc, http2, kv_events, metrics_page, responses
-from ...fuzz.seeds import SEEDS
+from ...fuzz.seeds import CORPORA, SEEDS, kept
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "ext_proc": ext_proc.target,
@@ -28,6 +28,19 @@ def test_seeds(name: str) -> None:
     assert len(set(seeds)) > 10
     for seed in seeds:
         TARGETS[name](seed)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_was_found_before(name: str) -> None:
+    inputs = kept(name)
+    assert inputs
+    for one in inputs:
+        TARGETS[name](one)
+
+
+def test_what_is_kept_is_small_and_of_a_target() -> None:
+    assert {path.stem for path in CORPORA.iterdir()} == set(TARGETS)
+    assert sum(path.stat().st_size for path in CORPORA.iterdir()) < 100_000
 
 
 @pytest.mark.parametrize("name", TARGETS)
