@@ -154,8 +154,12 @@ def text_of(answer):
             for choice in choices
         )
         model = parts[0].get("model", "")
+        aborted = any(choice.get("finish_reason") == "abort" for choice in choices)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise Failed("{}: no completion ({!r}): {}".format(what, error, answer["body"][:500])) from error
+    # A server that is told to end does this to what it is answering, with status 200.
+    if aborted:
+        raise Failed(f"{what}: finish_reason abort: the server cut the answer")
     if not text.strip():
         raise Failed("{}: the completion is empty: {}".format(what, answer["body"][:500]))
     if model != answer["model"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 DEFAULT_NAMESPACE = "default"
 DEFAULT_PORT = 8000
 DEFAULT_PICKER_PORT = 9002
+DEFAULT_STARTUP_SECONDS = 600
 
 Values = Mapping[str, Any]
 
@@ -32,6 +34,7 @@ def stack_problems(values: Values) -> Iterator[str]:
     yield from pools_without_parts(values)
     yield from duplicate_names(values)
     yield from routes_to_nowhere(values)
+    yield from requests_not_kept(values)
     yield from wrong_place(values, shutil.which, os.path.exists)
 
 
@@ -215,6 +218,73 @@ def routes_to_nowhere(values: Values) -> Iterator[str]:
                 f"{here}.backends: there is no pool {target[2]} ({target[1]}) in namespace {target[0]} in "
                 f"inference_pool_pools. Fix: {fix}"
             )
+
+
+def requests_not_kept(values: Values) -> Iterator[str]:
+    """Groups that scale to zero behind a picker that does not keep requests until a first server is ready."""
+    pools = {
+        (_namespace(entry, values, "inference_pool"), entry.get("name")): entry
+        for entry in _entries(values, "inference_pool_pools")
+    }
+    for group in _entries(values, "vllm_model_server_groups"):
+        scaling = group.get("autoscaling") or values.get("vllm_model_server_autoscaling") or {}
+        if not isinstance(scaling, dict) or str(scaling.get("min", 1)) != "0" or not scaling.get("pool"):
+            continue
+        key = (_namespace(group, values, "vllm_model_server"), scaling["pool"])
+        here = f"vllm_model_server_groups[{group.get('name')}].autoscaling"
+        if key not in pools:
+            close = _nearest(key[1], [name for _, name in pools])
+            yield f"{here}.pool: there is no pool {key[1]} in namespace {key[0]} in inference_pool_pools. Fix: {close}"
+            continue
+        startup = group.get("startup_seconds", values.get("vllm_model_server_startup_seconds", DEFAULT_STARTUP_SECONDS))
+        yield from _not_kept(values, key, pools[key], here, float(startup))
+
+
+def _not_kept(
+    values: Values, key: tuple[Any, Any], pool: Mapping[str, Any], here: str, startup: float
+) -> Iterator[str]:
+    config = pool.get("picker_config", values.get("inference_pool_picker_config"))
+    config = config if isinstance(config, dict) else {}
+    flow = config.get("flowControl") or {}
+    # 0 is for ever; what is left out is as long as a request may wait at all.
+    ttl = duration_seconds(flow.get("noEndpointRequestTTL", flow.get("defaultRequestTTL", "60s")))
+    if "flowControl" not in (config.get("featureGates") or []):
+        problem = "its picker does not keep requests"
+    elif ttl is not None and (ttl == 0 or ttl > startup):
+        problem = ""
+    else:
+        problem = f"its picker keeps requests for {ttl:g} s" if ttl is not None else "its time to live is no duration"
+    if problem:
+        yield (
+            f"{here}.min: 0, and a server of the group may take {startup:g} s to start, but of pool {key[1]} "
+            f"{problem}. "
+            f"Fix: give inference_pool_pools[{key[1]}].picker_config featureGates: [flowControl] and "
+            f"flowControl: {{noEndpointRequestTTL: {startup * 1.5:.0f}s}}, or set min to 1."
+        )
+    for route in _entries(values, "inference_gateway_routes"):
+        namespace = _namespace(route, values, "inference_gateway")
+        for rule in route.get("rules") or []:
+            limit = duration_seconds(rule.get("timeout") or "0s") if isinstance(rule, dict) else 0
+            leads = any(
+                (backend.get("namespace", namespace), backend.get("pool")) == key
+                for backend in (rule.get("backends") or [] if isinstance(rule, dict) else [])
+                if isinstance(backend, dict)
+            )
+            if leads and limit and limit <= startup:
+                yield (
+                    f"inference_gateway_routes[{route.get('name')}].rules.timeout: {rule['timeout']}, but pool "
+                    f"{key[1]} may have no server, and one takes up to {startup:g} s to start. "
+                    "Fix: a longer timeout, or none."
+                )
+
+
+def duration_seconds(text: Any) -> float | None:
+    """A duration such as `1m30s` in seconds; None where it is none."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", str(text))
+    if "".join(number + unit for number, unit in parts) != str(text):
+        return 0.0 if str(text) == "0" else None
+    return sum(float(number) * units[unit] for number, unit in parts)
 
 
 def wrong_place(values: Values, which: Callable[[str], str | None], exists: Callable[[str], bool]) -> Iterator[str]:

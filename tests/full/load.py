@@ -2,7 +2,7 @@
 
 Requests start on a fixed schedule (open loop): a server that slows down gets no fewer. Every second one is streamed.
 An answer is whole if its framing is (Content-Length or the last chunk), its status 200, and it has every token that
-was asked for; a stream has to end with `[DONE]` as well."""
+was asked for; a stream has to end with `[DONE]` as well, and none may end by `abort`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 _READ_SECONDS = 60.0
+ABORTED = "finish_reason abort: the server cut the answer"
+
+
+def aborted(part: dict[str, Any]) -> bool:
+    """Whether an answer, or a part of a stream, says that it was cut: a server that ends says so with status 200."""
+    return any(choice.get("finish_reason") == "abort" for choice in part["choices"])
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,18 @@ class Load:
         if status != 200:
             return 0, f"status {status}: {content[:200]!r}"
         if not stream:
-            tokens = json.loads(content)["usage"]["completion_tokens"]
+            answer = json.loads(content)
+            if aborted(answer):
+                return 1, ABORTED
+            tokens = answer["usage"]["completion_tokens"]
             return 1, "" if tokens == 8 else f"{tokens} tokens of 8"
         data = [line[5:].strip() for line in content.split(b"\n") if line.startswith(b"data:")]
         if not data or data[-1] != b"[DONE]":
             return len(data), f"the stream has {len(data)} events, the last is not [DONE]"
-        tokens = sum(bool(choice.get("text")) for one in data[:-1] for choice in json.loads(one)["choices"])
+        parts = [json.loads(one) for one in data[:-1]]
+        if any(map(aborted, parts)):
+            return len(data), ABORTED
+        tokens = sum(bool(choice.get("text")) for part in parts for choice in part["choices"])
         if tokens < self.stream_tokens:
             return len(data), f"{tokens} tokens of {self.stream_tokens} in the stream"
         return len(data), ""

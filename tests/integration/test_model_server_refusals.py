@@ -55,6 +55,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"vllm_model_server_groups": [{"name": "n" * 47, "model": "m", "autoscaling": KEDA}]},
         ["a name of at most 46 characters"],
     ),
+    "pool-alone": (group(autoscaling={**KEDA, "pool": "p"}), ["pool goes with picker"]),
+    "zero": (group(autoscaling={**KEDA, "min": 0}), ["min 0 needs both"]),
     "both": (group(replicas=3, autoscaling={"by": "hpa", "max": 4}), ["the number is the scaler's"]),
     "one-volume": (
         group(replicas=2, cache_size="1Gi", cache_access_mode="ReadWriteOnce"),
@@ -70,6 +72,7 @@ FINE = {
     "plain": group(),
     "scaled": group(autoscaling={"by": "hpa", "max": 4}),
     "keda": {"vllm_model_server_groups": [{"name": "n" * 46, "model": "m", "autoscaling": KEDA}]},
+    "zero-kept": group(autoscaling={**KEDA, "min": 0, "pool": "p", "picker": "p-epp"}),
     "sglang": group(engine="sglang", image="i", served_model_names=["a"], adapters=[{"name": "a", "source": "b"}]),
     "split": group(gpus=8, pipeline_parallel=2, data_parallel=2),
     "digest": {**group(image=DIGEST), "vllm_model_server_require_digest": True},

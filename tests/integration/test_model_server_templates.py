@@ -40,10 +40,22 @@ GROUPS: list[dict[str, Any]] = [
     {
         "name": "hpa",
         "model": "m",
-        "autoscaling": {"by": "hpa", "min": 2, "max": 6, "waiting_requests": 3},
+        "autoscaling": {"by": "hpa", "min": 2, "max": 6, "waiting_requests": 3, "pool": "llama"},
         "cache_claim": "models",
     },
-    {"name": "keda", "model": "m", "autoscaling": {"by": "keda", "min": 0, "max": 4, "prometheus": "http://p:9090"}},
+    {
+        "name": "keda",
+        "model": "m",
+        "autoscaling": {
+            "by": "keda",
+            "min": 0,
+            "max": 4,
+            "prometheus": "http://p:9090",
+            "pool": "llama",
+            "picker": "llama-epp",
+            "saturation": 0.7,
+        },
+    },
     {
         "name": "sglang",
         "engine": "sglang",
@@ -248,7 +260,30 @@ def test_a_scaler_owns_the_number_of_replicas(objects: Objects) -> None:
     assert (hpa["minReplicas"], hpa["maxReplicas"]) == (2, 6)
     assert hpa["metrics"][0]["pods"]["metric"]["name"] == "vllm:num_requests_waiting"
     assert hpa["metrics"][0]["pods"]["target"]["averageValue"] == "3"
+    others = {one["external"]["metric"]["name"]: one["external"]["target"] for one in hpa["metrics"][1:]}
+    assert others == {
+        "inference_extension_flow_control_queue_size": {"type": "AverageValue", "averageValue": "3"},
+        "inference_pool_average_running_requests": {"type": "Value", "value": "64"},
+        "inference_extension_flow_control_pool_saturation": {"type": "Value", "value": "0.8"},
+    }
     keda = objects["ScaledObject", "keda"]["spec"]
+    assert keda["minReplicaCount"] == 0
+    queries = {one["metadata"]["query"].partition("{")[0]: one for one in keda["triggers"][1:]}
+    assert {name: one["metadata"]["threshold"] for name, one in queries.items()} == {
+        "sum(inference_extension_flow_control_queue_size": "5",
+        "sum(headrace_epp_ledger_requests": "64",
+        "max(inference_extension_flow_control_pool_saturation": "0.7",
+    }
+    for one in queries.values():
+        pods = re.search('pod=~"([^"]+)"', one["metadata"]["query"])
+        assert pods is not None
+        assert re.fullmatch(pods[1], "llama-epp-758c5b6f8-zzzzz")
+        assert not re.fullmatch(pods[1], "llama-epp-green-758c5b6f8-zzzzz")
+    # An empty pool is full: that alone must not start a server.
+    full = queries["max(inference_extension_flow_control_pool_saturation"]
+    assert full["metricType"] == "Value"
+    assert float(full["metadata"]["activationThreshold"]) > 1000
+    assert len(objects["ScaledObject", "keda.long"]["spec"]["triggers"]) == 1
     assert keda["scaleTargetRef"]["name"] == "keda"
     assert keda["triggers"][0]["metadata"] == {
         "serverAddress": "http://p:9090",

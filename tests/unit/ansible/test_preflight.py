@@ -171,6 +171,43 @@ def test_wrong_input_is_named_with_its_fix(
     assert any(names in one and fix in one for one in found), found
 
 
+KEEPS = {"featureGates": ["flowControl"], "flowControl": {"noEndpointRequestTTL": "15m"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "timeout", "pool", "says"),
+    [
+        (KEEPS, None, "llama", ""),
+        (KEEPS, "20m", "llama", ""),
+        (KEEPS | {"flowControl": {"noEndpointRequestTTL": "0s"}}, None, "llama", ""),
+        (KEEPS | {"featureGates": []}, None, "llama", "does not keep requests"),
+        (None, None, "llama", "does not keep requests"),
+        (KEEPS | {"flowControl": {"noEndpointRequestTTL": "9m"}}, None, "llama", "for 540 s"),
+        (KEEPS | {"flowControl": {}}, None, "llama", "for 60 s"),
+        (KEEPS | {"flowControl": {"noEndpointRequestTTL": "soon"}}, None, "llama", "no duration"),
+        (KEEPS, "5m", "llama", "inference_gateway_routes[route].rules.timeout: 5m"),
+        (KEEPS, None, "lama", "did you mean llama"),
+    ],
+)
+def test_a_group_that_scales_to_zero_has_a_picker_that_keeps_requests(
+    preflight: ModuleType, config: dict[str, Any] | None, timeout: str | None, pool: str, says: str
+) -> None:
+    rule = {"backends": [{"pool": "llama"}]} | ({"timeout": timeout} if timeout else {})
+    pools: list[dict[str, Any]] = [{"name": "llama", "picker": "llama-epp"}]
+    if config:
+        pools[0]["picker_config"] = config
+    values = {
+        "vllm_model_server_groups": [
+            {"name": "llama", "autoscaling": {"by": "keda", "min": 0, "max": 2, "pool": pool, "picker": "llama-epp"}}
+        ],
+        "inference_pool_pools": pools,
+        "inference_gateway_routes": [{"name": "route", "rules": [rule]}],
+    }
+    found = list(preflight.stack_checks.requests_not_kept(values))
+    assert len(found) == bool(says)
+    assert not says or (says in found[0] and "Fix: " in found[0])
+
+
 def test_every_problem_is_told_at_once(problems: Callable[[dict[str, Any]], list[str]]) -> None:
     values = changed("inference_pool_pools.0.picker", None)
     values["vllm_model_server_port"] = 0

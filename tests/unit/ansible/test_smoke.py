@@ -26,6 +26,7 @@ class Gateway:
         self.model = ""
         self.text = "water"
         self.done = True
+        self.finish_reason = "stop"
         self.asked: list[tuple[str, dict[str, Any]]] = []
         gateway = self
 
@@ -36,6 +37,7 @@ class Gateway:
                 chat = "chat" in self.path
                 kind = ("delta" if body["stream"] else "message") if chat else "text"
                 choice = {"text": gateway.text} if kind == "text" else {kind: {"content": gateway.text}}
+                choice["finish_reason"] = gateway.finish_reason
                 part = json.dumps({"model": gateway.model or body["model"], "choices": [choice]})
                 answer = f"data: {part}\n\n" + ("data: [DONE]\n\n" if gateway.done else "") if body["stream"] else part
                 self.send_response(gateway.status)
@@ -98,6 +100,7 @@ def test_every_kind_of_request_is_sent_to_the_routes_path(smoke: ModuleType, gat
         ("model", "other", "of model 'other'"),
         ("text", "", "empty"),
         ("done", False, "cut"),
+        ("finish_reason", "abort", "cut the answer"),
     ],
 )
 def test_a_wrong_answer_fails(smoke: ModuleType, gateway: Gateway, attribute: str, value: Any, says: str) -> None:
