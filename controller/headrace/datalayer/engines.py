@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.config.decode import Parameters, Refused, Text
 from headrace.protocol.objects import ENGINE_LABELS
@@ -215,9 +215,10 @@ class _EngineConfig(Parameters, frozen=True):
             raise Refused("queuedRequestsSpec", "name at least one of the metrics a pick goes by")
 
     def engine(self) -> Engine:
-        known = ENGINES.get(self.name)
-        return Engine(
-            name=self.name,
+        # What a configuration cannot name is as the engine of this name has it.
+        known = ENGINES.get(self.name) or Engine(self.name, (), (), ())
+        return replace(
+            known,
             waiting=self.queued_requests_spec,
             running=self.running_requests_spec,
             kv_usage=self.kv_usage_spec,
@@ -227,15 +228,6 @@ class _EngineConfig(Parameters, frozen=True):
             num_blocks_label=self.cache_num_blocks_label_name or "num_gpu_blocks",
             block_size=self.cache_block_size_spec,
             num_blocks=self.cache_num_blocks_spec,
-            path=known.path if known is not None else "/metrics",
-            progress=known.progress if known is not None else (),
-            first_tokens=known.first_tokens if known is not None else (),
-            steps=known.steps if known is not None else (),
-            prompt=known.prompt if known is not None else (),
-            cached=known.cached if known is not None else (),
-            written=known.written if known is not None else (),
-            waited=known.waited if known is not None else (),
-            awake=known.awake if known is not None else (),
             custom=tuple((metric.attribute_key, metric.metric_spec[0]) for metric in self.custom_metrics),
         )
 

@@ -77,9 +77,8 @@ class PromptQueue(Generic[Entry]):
         `unseen` entries were sent too late for it. Gives the prompts that are computed: the oldest, for servers take
         them in their order."""
         seen = max(0, len(self.prompts) - unseen)
-        gone = [self.prompts[entry] for entry in islice(self.prompts, min(answers, seen))]
-        for entry in list(islice(self.prompts, len(gone))):
-            self.drop(entry)
+        oldest = list(islice(self.prompts, min(answers, seen)))
+        gone = [prompt for entry in oldest if (prompt := self.drop(entry))]
         seen -= len(gone)
         if not seen:
             return gone

@@ -126,7 +126,7 @@ class ServerModel:
             self._window.prompt + work.prompt - before.prompt,
             self._window.written + work.written - before.written,
         )
-        if len(self.queue) > unseen and _expected(window, self.steps.times) < _ENOUGH_SECONDS:
+        if len(self.queue) > unseen and self.steps.times.expected(window) < _ENOUGH_SECONDS:
             return
         dearer = self._weighted / self._plain if self._plain else 1.0
         window = window._replace(prompt=max(0.0, window.prompt) * dearer)
@@ -147,7 +147,3 @@ def _goes_on(before: Work, after: Work) -> bool:
 def _seconds_a_token(times: StepTimes, answers: int) -> float:
     """For each prompt token, while prompts wait and so many answers are written beside."""
     return times.prompt + (times.step + times.written * answers) / _STEP_TOKENS
-
-
-def _expected(window: Window, times: StepTimes) -> float:
-    return window.steps * times.step + window.prompt * times.prompt + window.written * times.written

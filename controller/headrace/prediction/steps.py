@@ -14,14 +14,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class StepTimes(NamedTuple):
-    """Seconds for each step, for each prompt token, and for each token written."""
-
-    step: float
-    prompt: float
-    written: float
-
-
 class Window(NamedTuple):
     """What a server did between two pages while it was busy."""
 
@@ -29,6 +21,18 @@ class Window(NamedTuple):
     steps: float
     prompt: float
     written: float
+
+
+class StepTimes(NamedTuple):
+    """Seconds for each step, for each prompt token, and for each token written."""
+
+    step: float
+    prompt: float
+    written: float
+
+    def expected(self, window: Window) -> float:
+        """The seconds that a window's work should have taken."""
+        return window.steps * self.step + window.prompt * self.prompt + window.written * self.written
 
 
 # An 8B model in 16 bits on one A100: only where nothing has been learnt yet. See simulator/timing.py.
@@ -149,8 +153,7 @@ class ServerSteps:
     def add(self, window: Window, now: float) -> None:
         """Learn from a window that has ended now."""
         self.idle(now)
-        expected = sum(part * factor for part, factor in zip(_expected(window), self.factors, strict=True))
-        long = _TOO_LONG * expected / window.seconds
+        long = _TOO_LONG * self.times.expected(window) / window.seconds
         self.sums.add(window, min(1.0, long * long))
         self.group.add(window)
         self.factors = self.sums.solve(self.group.factors)

@@ -20,23 +20,26 @@ def window(rng: Random, times: StepTimes = TRUE, slower: float = 1.0) -> Window:
     return Window(slower * seconds, steps, prompt, steps * answers)
 
 
-def test_times_are_learnt() -> None:
-    rng, steps, now = Random(1), ServerSteps(Group()), 0.0
+def learn(steps: ServerSteps) -> None:
+    """Let it see a hundred windows, one after the other."""
+    rng, now = Random(1), 0.0
     for _ in range(100):
         one = window(rng)
         now += one.seconds
         steps.add(one, now)
+
+
+def test_times_are_learnt() -> None:
+    steps = ServerSteps(Group())
+    learn(steps)
     assert list(steps.times) == pytest.approx(list(TRUE), rel=0.25)
 
 
 def test_a_new_server_is_like_its_group() -> None:
-    rng, group, now = Random(1), Group(), 0.0
+    group = Group()
     known, new = ServerSteps(group), ServerSteps(group)
     assert new.times == PRIOR
-    for _ in range(100):
-        one = window(rng)
-        now += one.seconds
-        known.add(one, now)
+    learn(known)
     assert list(new.times) == pytest.approx(list(TRUE), rel=0.25)
 
 
